@@ -12,8 +12,8 @@
 #define LOOPSERVE_CONCAT_INNER_(a, b) a##b
 #define LOOPSERVE_CONCAT_(a, b) LOOPSERVE_CONCAT_INNER_(a, b)
 
-#define RETURN_IF_ERROR(expr)                                  \
-  do {                                                         \
+#define RETURN_IF_ERROR(expr)                                         \
+  do {                                                                \
     if (absl::Status status_ = (expr); !status_.ok()) return status_; \
   } while (false)
 

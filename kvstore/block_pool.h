@@ -1,0 +1,109 @@
+// KvBlockPool: the paged KV memory of one worker, in blocks of fixed size.
+//
+// The pool hands out *logical* block ids; block i lies at the same index in the arena of every
+// tensor-parallel rank, each of which holds its own range of KV heads. Blocks are reference counted
+// through BlockHandle, so a prefix shared by several sessions exists once and is freed when its
+// last holder lets go.
+//
+// Thread rule: all calls are safe from any thread. Reading and writing the bytes of a block is the
+// holder's business: a block is written by one owner (the step that fills it, or a restore) before
+// anybody else gets a handle to it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/ids.h"
+#include "kvstore/kv_shape.h"
+#include "kvstore/memory.h"
+
+namespace loopserve::kvstore {
+
+// One rank's share of the pool: `num_blocks` blocks of `shape` (its own heads only).
+struct KvArena {
+  KvShape shape;
+  int32_t first_kv_head = 0;  // of the logical block's heads, the first that lies here
+  uint32_t num_blocks = 0;
+  std::byte* base = nullptr;  // device memory
+
+  std::byte* block(common::BlockId id) const { return base + id.value() * shape.block_bytes(); }
+};
+
+class KvBlockPool;
+
+// Shared ownership of one block. Copying adds a reference. Must not outlive its pool.
+class BlockHandle {
+ public:
+  BlockHandle() = default;
+  BlockHandle(const BlockHandle& other);
+  BlockHandle(BlockHandle&& other) noexcept;
+  BlockHandle& operator=(BlockHandle other) noexcept;
+  ~BlockHandle();
+
+  explicit operator bool() const { return pool_ != nullptr; }
+  common::BlockId id() const { return id_; }
+
+ private:
+  friend class KvBlockPool;
+  BlockHandle(KvBlockPool* pool, common::BlockId id) : pool_(pool), id_(id) {}
+  KvBlockPool* pool_ = nullptr;
+  common::BlockId id_;
+};
+
+class KvBlockPool final {
+ public:
+  // One rank's memory and the heads it holds. `memory` must outlive the pool.
+  struct Shard {
+    Memory* memory = nullptr;
+    int32_t first_kv_head = 0;
+    int32_t kv_heads = 0;
+  };
+
+  // Allocates `num_blocks` blocks of `shape` (all heads), split over `shards` by heads, which must
+  // cover every head once and in order. ResourceExhausted when a device has not enough memory.
+  static absl::StatusOr<std::unique_ptr<KvBlockPool>> Create(const KvShape& shape,
+                                                             uint32_t num_blocks,
+                                                             std::vector<Shard> shards);
+  ~KvBlockPool();
+
+  const KvShape& shape() const { return shape_; }
+  uint32_t num_blocks() const { return num_blocks_; }
+  uint32_t free_blocks() const;
+  int ranks() const { return static_cast<int>(arenas_.size()); }
+  const KvArena& arena(int rank) const { return arenas_[static_cast<size_t>(rank)]; }
+
+  // A fresh block held once, or nothing when all are in use. Its bytes are undefined.
+  std::optional<BlockHandle> Allocate();
+  // How many handles exist for the block.
+  uint32_t use_count(common::BlockId id) const;
+
+  // Copies one logical block (all heads, `shape().block_bytes()` bytes) to or from host memory,
+  // gathering or scattering the ranks' heads. Only the first `tokens` positions need be valid.
+  absl::Status ReadBlock(common::BlockId id, MutableByteSpan logical) const;
+  absl::Status WriteBlock(common::BlockId id, ByteSpan logical);
+  // Device-side copy of a whole block: copy on write of a partly filled tail.
+  absl::Status CopyBlock(common::BlockId from, common::BlockId to);
+
+ private:
+  friend class BlockHandle;
+  KvBlockPool(const KvShape& shape, uint32_t num_blocks);
+  void AddReference(common::BlockId id);
+  void Release(common::BlockId id);
+
+  const KvShape shape_;
+  const uint32_t num_blocks_;
+  std::vector<Shard> shards_;
+  std::vector<std::unique_ptr<MemoryRegion>> regions_;
+  std::vector<KvArena> arenas_;
+  mutable absl::Mutex mutex_;
+  std::vector<uint32_t> use_counts_ ABSL_GUARDED_BY(mutex_);
+  std::vector<uint32_t> free_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace loopserve::kvstore

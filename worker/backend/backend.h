@@ -1,0 +1,143 @@
+// Backend: the operations a transformer is written in, on one device.
+//
+// Ops are coarse (a matrix product, an attention over a whole step), so a virtual call costs
+// nothing beside its work. Every op is *row independent*: the result of a row is bit-identical
+// whatever other rows share the call, so continuous batching, chunked prefill and a restored cache
+// cannot change a greedy answer. The conformance suite holds every backend to that and to the
+// reference backend.
+//
+// Activations are float32; keys and values are rounded to the arena's dtype when appended.
+//
+// Thread rule: one backend belongs to one rank's thread, which makes all calls; inside, an op may
+// use the backend's own threads. Errors: InvalidArgument for shapes that do not fit, Unimplemented
+// for a dtype or plan that Supports() denies, ResourceExhausted for memory. Ops may be
+// asynchronous; Synchronize() waits and returns the first error.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/ids.h"
+#include "kvstore/block_pool.h"
+#include "kvstore/memory.h"
+#include "worker/backend/attention_plan.h"
+#include "worker/backend/tensor.h"
+#include "worker/backend/weight_types.h"
+
+namespace loopserve::worker {
+
+// Rows [begin, end) of a weight matrix: a shard of its outputs.
+struct RowRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+// A weight matrix in the backend's own packing: [rows, cols], one row per output.
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t cols() const = 0;
+  virtual size_t resident_bytes() const = 0;
+};
+
+// Owned activations.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual TensorView view() = 0;  // the full capacity; take Rows() of it
+};
+
+// cos and sin of position * inv_freq[i], for positions 0 ... max_positions - 1.
+class RopeTable {
+ public:
+  virtual ~RopeTable() = default;
+};
+
+struct RopeSpec {
+  std::vector<double> inv_freq;  // [rotated dims / 2]
+  // true: pairs (2i, 2i + 1) rotate, as arch-llama GGUF files store Q and K. false: (i, i + d/2).
+  bool interleaved = true;
+  double scale = 1.0;  // cos and sin are multiplied by it (YaRN's attention factor)
+  int64_t max_positions = 0;
+};
+
+struct AttentionArgs {
+  int32_t layer = 0;
+  int32_t q_heads = 0;  // of this shard; a multiple of the arena's kv_heads
+  float scale = 0;      // 1 / sqrt(head_dim), usually
+  TensorView q;         // [rows, q_heads * head_dim], rotated
+  const kvstore::KvArena* kv = nullptr;
+  std::span<const AttentionSequence> sequences;
+  TensorView out;  // [rows, q_heads * head_dim]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  // "cpu/avx512-vnni", "reference": what was chosen on this machine, for logs and reports.
+  virtual std::string_view name() const = 0;
+  virtual kvstore::Memory& memory() = 0;
+  virtual bool Supports(WeightType type) const = 0;
+
+  // --- Weights
+  // Takes the rows of `weight` into the backend's packing. The view may be unmapped afterwards
+  // unless Matrix keeps reading it, in which case the backend documents so.
+  virtual absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
+                                                             RowRange rows) = 0;
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols) = 0;
+  virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) = 0;
+
+  // --- Ops. t = rows of the step.
+  // out[t, :] = row tokens[t] of `table`.
+  virtual absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
+                                 TensorView out) = 0;
+  // out = x / sqrt(mean(x^2) + eps) * weight; weight is one row. out may be x.
+  virtual absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) = 0;
+  // residual += x, then out = RmsNorm(residual).
+  virtual absl::Status AddRmsNorm(TensorView residual, TensorView x, TensorView weight, float eps,
+                                  TensorView out) = 0;
+  // outs[i][t, n] = sum_k x[t, k] * weights[i][n, k]. Several weights share one pass over x.
+  virtual absl::Status MatMul(TensorView x, std::span<const Matrix* const> weights,
+                              std::span<const TensorView> outs) = 0;
+  // x[t, :] += bias, one row.
+  virtual absl::Status AddBias(TensorView x, TensorView bias) = 0;
+  // Rotates each head of x [t, heads * head_dim] in place by its row's position.
+  virtual absl::Status Rope(TensorView x, int32_t heads, std::span<const int32_t> positions,
+                            const RopeTable& table) = 0;
+  // Writes the new rows' keys and values [t, kv_heads * head_dim] to their slots of `layer`.
+  virtual absl::Status AppendKv(int32_t layer, TensorView k, TensorView v,
+                                std::span<const AttentionSequence> sequences,
+                                const kvstore::KvArena& kv) = 0;
+  virtual absl::Status Attention(const AttentionArgs& args) = 0;
+  // gate = silu(gate) * up.
+  virtual absl::Status SiluMul(TensorView gate, TensorView up) = 0;
+  // residual += x.
+  virtual absl::Status Add(TensorView residual, TensorView x) = 0;
+  // out[i, :] = x[rows[i], :].
+  virtual absl::Status GatherRows(TensorView x, std::span<const int32_t> rows, TensorView out) = 0;
+  // Host copies, for logits and for the communicator of a host backend.
+  virtual absl::Status CopyToHost(TensorView from, std::span<float> to) = 0;
+  virtual absl::Status CopyFromHost(std::span<const float> from, TensorView to) = 0;
+  virtual absl::Status Synchronize() = 0;
+};
+
+struct BackendOptions {
+  std::string_view name = "auto";  // "auto", "cpu" or "reference"
+  int threads = 0;                 // of this rank; 0: all cores
+  // Instruction set of the cpu backend, to test each one a machine has: "auto", "avx512-vnni",
+  // "avx2", "portable".
+  std::string_view isa = "auto";
+};
+
+// The backends of this build, in the order they are tried (registry.cc). NotFound for an unknown
+// name; FailedPrecondition when the machine lacks what the named one needs.
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& options);
+
+}  // namespace loopserve::worker

@@ -1,0 +1,43 @@
+// Communicator: how the ranks of one tensor-parallel group exchange activations in a step.
+//
+// Default sharding splits every matrix by its *outputs* and gathers, never splits a sum, so any
+// number of ranks computes bit-identical activations; AllReduceSum serves backends whose links make
+// input-sharding worth its rounding.
+//
+// Thread rule: each rank's thread calls its own communicator, all ranks in the same order; Abort
+// may be called from any thread. After an abort every pending and later call on every rank returns
+// the abort's status: no rank waits for a dead one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "worker/backend/tensor.h"
+
+namespace loopserve::worker {
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  // Columns [offset of rank r, + local.cols) of `full` become rank r's `local`, on every rank.
+  // The ranks' widths may differ and add up to full.cols.
+  virtual absl::Status AllGatherCols(TensorView local, TensorView full) = 0;
+  // Sums elementwise in rank order; every rank gets the same bits.
+  virtual absl::Status AllReduceSum(TensorView x) = 0;
+  virtual absl::Status Broadcast(TensorView x, int root) = 0;
+  virtual absl::Status Barrier() = 0;
+  virtual void Abort(absl::Status why) = 0;
+};
+
+// Ranks as threads of this process over shared memory; element r is rank r's. A rank that waits
+// longer than `timeout` for another aborts the group with DeadlineExceeded.
+std::vector<std::unique_ptr<Communicator>> CreateThreadCommunicators(int size,
+                                                                     absl::Duration timeout);
+
+}  // namespace loopserve::worker

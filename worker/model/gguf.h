@@ -1,0 +1,65 @@
+// GgufFile: a GGUF v3 model file, memory-mapped and checked.
+//
+// Opening reads the header, every key and every tensor's description and verifies all of it against
+// the file's size before anything is used: counts, lengths, types, alignment, overlap, duplicates.
+// The bytes of tensors are then views into the mapping. A damaged or hostile file gives
+// InvalidArgument (with the byte offset or the key's name), never a crash.
+//
+// Thread rule: immutable after Open; all calls are safe from any thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "worker/backend/weight_types.h"
+
+namespace loopserve::worker {
+
+class GgufFile final {
+ public:
+  struct Tensor {
+    std::string name;
+    std::vector<int64_t> dims;  // dims[0] is the row length, as in the file
+    WeightView view;            // rows = product of dims[1..]
+  };
+
+  // NotFound, PermissionDenied for the path; InvalidArgument for the contents.
+  static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path);
+  // The same checks on bytes in memory, which must outlive the object.
+  static absl::StatusOr<std::unique_ptr<GgufFile>> Parse(std::span<const std::byte> bytes);
+  ~GgufFile();
+
+  // Metadata. NotFound when the key is absent, InvalidArgument when it has another type. Any
+  // integer type of the file widens to the asked one if the value fits.
+  absl::StatusOr<int64_t> GetInt(std::string_view key) const;
+  absl::StatusOr<double> GetFloat(std::string_view key) const;
+  absl::StatusOr<bool> GetBool(std::string_view key) const;
+  absl::StatusOr<std::string> GetString(std::string_view key) const;
+  absl::StatusOr<std::vector<std::string>> GetStrings(std::string_view key) const;
+  absl::StatusOr<std::vector<int32_t>> GetInts(std::string_view key) const;
+  absl::StatusOr<std::vector<float>> GetFloats(std::string_view key) const;
+  bool Has(std::string_view key) const;
+
+  // Null when there is no such tensor.
+  const Tensor* FindTensor(std::string_view name) const;
+  const std::vector<Tensor>& tensors() const { return tensors_; }
+  uint64_t file_bytes() const { return bytes_.size(); }
+
+ private:
+  GgufFile() = default;
+  struct Value;
+  class Parser;
+  std::span<const std::byte> bytes_;
+  void* mapping_ = nullptr;
+  absl::flat_hash_map<std::string, std::unique_ptr<Value>> values_;
+  std::vector<Tensor> tensors_;
+  absl::flat_hash_map<std::string, size_t> tensor_index_;
+};
+
+}  // namespace loopserve::worker
