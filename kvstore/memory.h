@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
-#include <string_view>
+#include "absl/strings/string_view.h"
 
 #include "absl/status/statusor.h"
 
@@ -28,7 +28,7 @@ class MemoryRegion {
 class Memory {
  public:
   virtual ~Memory() = default;
-  virtual std::string_view name() const = 0;
+  virtual absl::string_view name() const = 0;
   virtual bool host_addressable() const = 0;
   // ResourceExhausted when the device has not that much left. Aligned to 64 bytes.
   virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(size_t bytes) = 0;

@@ -17,8 +17,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string_view>
 #include <vector>
+#include "absl/strings/string_view.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -82,7 +82,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
   // "cpu/avx512-vnni", "reference": what was chosen on this machine, for logs and reports.
-  virtual std::string_view name() const = 0;
+  virtual absl::string_view name() const = 0;
   virtual kvstore::Memory& memory() = 0;
   virtual bool Supports(WeightType type) const = 0;
 
@@ -129,11 +129,11 @@ class Backend {
 };
 
 struct BackendOptions {
-  std::string_view name = "auto";  // "auto", "cpu" or "reference"
-  int threads = 0;                 // of this rank; 0: all cores
+  absl::string_view name = "auto";  // "auto", "cpu" or "reference"
+  int threads = 0;                  // of this rank; 0: all cores
   // Instruction set of the cpu backend, to test each one a machine has: "auto", "avx512-vnni",
   // "avx2", "portable".
-  std::string_view isa = "auto";
+  absl::string_view isa = "auto";
 };
 
 // The backends of this build, in the order they are tried (registry.cc). NotFound for an unknown

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <string_view>
+#include "absl/strings/string_view.h"
 
 #include "absl/status/status.h"
 
@@ -27,10 +27,10 @@ enum class WeightType : uint8_t {
 
 struct WeightTypeInfo {
   WeightType type;
-  uint32_t gguf_id;       // ggml_type in the file
-  std::string_view name;  // "Q4_1"
-  int32_t block_values;   // values per block
-  int32_t block_bytes;    // bytes per block
+  uint32_t gguf_id;        // ggml_type in the file
+  absl::string_view name;  // "Q4_1"
+  int32_t block_values;    // values per block
+  int32_t block_bytes;     // bytes per block
 };
 
 const WeightTypeInfo& InfoOf(WeightType type);

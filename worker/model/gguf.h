@@ -12,8 +12,8 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
+#include "absl/strings/string_view.h"
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
@@ -37,17 +37,17 @@ class GgufFile final {
 
   // Metadata. NotFound when the key is absent, InvalidArgument when it has another type. Any
   // integer type of the file widens to the asked one if the value fits.
-  absl::StatusOr<int64_t> GetInt(std::string_view key) const;
-  absl::StatusOr<double> GetFloat(std::string_view key) const;
-  absl::StatusOr<bool> GetBool(std::string_view key) const;
-  absl::StatusOr<std::string> GetString(std::string_view key) const;
-  absl::StatusOr<std::vector<std::string>> GetStrings(std::string_view key) const;
-  absl::StatusOr<std::vector<int32_t>> GetInts(std::string_view key) const;
-  absl::StatusOr<std::vector<float>> GetFloats(std::string_view key) const;
-  bool Has(std::string_view key) const;
+  absl::StatusOr<int64_t> GetInt(absl::string_view key) const;
+  absl::StatusOr<double> GetFloat(absl::string_view key) const;
+  absl::StatusOr<bool> GetBool(absl::string_view key) const;
+  absl::StatusOr<std::string> GetString(absl::string_view key) const;
+  absl::StatusOr<std::vector<std::string>> GetStrings(absl::string_view key) const;
+  absl::StatusOr<std::vector<int32_t>> GetInts(absl::string_view key) const;
+  absl::StatusOr<std::vector<float>> GetFloats(absl::string_view key) const;
+  bool Has(absl::string_view key) const;
 
   // Null when there is no such tensor.
-  const Tensor* FindTensor(std::string_view name) const;
+  const Tensor* FindTensor(absl::string_view name) const;
   const std::vector<Tensor>& tensors() const { return tensors_; }
   uint64_t file_bytes() const { return bytes_.size(); }
 
