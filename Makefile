@@ -1,0 +1,68 @@
+# LoopServe's front door. Every target sets up what it needs; nothing else has to be typed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PRESET ?= release
+JOBS ?= $(shell nproc)
+export NINJA_STATUS := [%f/%t %es]
+BIN := build/bin
+PYTEST := build/venv/bin/pytest -q -p no:cacheprovider
+
+.PHONY: help setup build model demo test test-unit test-py test-asan test-tsan lint format bench \
+        bench-kernels check-reference clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup:
+	@.ci/setup && .ci/tools
+
+build: setup ## Build everything; the executables land in build/bin/
+	@cmake --preset $(PRESET) >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }
+	@ninja -C build/$(PRESET) -j$(JOBS)
+	@ln -sfn $(PRESET)/bin build/bin
+
+model: setup ## Get SmolLM2-135M-Instruct (98 MB), cached in ~/.cache/loopserve
+	@.ci/model
+
+demo: build model ## Hold a conversation through router, workers and KV store (JSON=1: as JSON)
+	@$(BIN)/loopserve demo $(if $(JSON),--json)
+
+test: build model test-unit test-py ## Run every test suite
+
+test-unit:
+	@LOOPSERVE_MODEL=$$(.ci/model) ctest --test-dir build/$(PRESET) --output-on-failure -j$(JOBS)
+
+test-py:
+	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin $(PYTEST) tests
+
+test-asan: ## Unit and conformance suites under address and undefined-behaviour sanitizers
+	@$(MAKE) --no-print-directory sanitized PRESET=asan
+
+test-tsan: ## Unit and conformance suites under the thread sanitizer
+	@$(MAKE) --no-print-directory sanitized PRESET=tsan
+
+sanitized: setup model
+	@cmake --preset $(PRESET) >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }
+	@ninja -C build/$(PRESET) -j$(JOBS)
+	@LOOPSERVE_MODEL=$$(.ci/model) \
+	  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  TSAN_OPTIONS="suppressions=$(CURDIR)/.ci/tsan.supp second_deadlock_stack=1" \
+	  ctest --test-dir build/$(PRESET) --output-on-failure -j$(JOBS)
+
+lint: setup ## Formatting, clang-tidy (with thread-safety analysis), protos, YAML
+	@.ci/lint
+
+format: setup ## Format all C++ sources
+	@git ls-files '*.h' '*.cc' | xargs clang-format-14 -i
+
+bench: build model ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
+	@build/venv/bin/python bench/engine_bench.py
+
+bench-kernels: build ## Each CPU kernel against its roofline
+	@$(BIN)/kernels_bench
+
+check-reference: build model ## Logits and tokens against llama.cpp and a float64 reference
+	@build/venv/bin/python bench/reference/check.py
+
+clean: ## Remove everything that was built
+	rm -rf build
