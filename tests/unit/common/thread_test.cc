@@ -1,0 +1,55 @@
+#include "common/thread.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "absl/synchronization/notification.h"
+
+namespace loopserve::common {
+namespace {
+
+TEST(ThreadPool, RunsEverythingBeforeItStops) {
+  std::atomic<int> ran = 0;
+  {
+    ThreadPool pool("test", 3);
+    for (int i = 0; i < 100; ++i) EXPECT_TRUE(pool.Submit([&] { ++ran; }));
+  }
+  EXPECT_EQ(ran, 100);
+}
+
+TEST(ThreadPool, RefusesWhenFullAndAfterStop) {
+  absl::Notification started;
+  absl::Notification release;
+  ThreadPool pool("test", 1, 1);
+  ASSERT_TRUE(pool.Submit([&] {
+    started.Notify();
+    release.WaitForNotification();
+  }));
+  started.WaitForNotification();
+  EXPECT_TRUE(pool.Submit([] {}));
+  EXPECT_FALSE(pool.Submit([] {}));
+  release.Notify();
+  pool.Stop();
+  EXPECT_FALSE(pool.Submit([] {}));
+}
+
+TEST(BoundedQueue, PopEndsAfterClose) {
+  BoundedQueue<int> queue(2);
+  EXPECT_TRUE(queue.TryPush(1));
+  EXPECT_TRUE(queue.TryPush(2));
+  EXPECT_FALSE(queue.TryPush(3));
+  queue.Close();
+  EXPECT_FALSE(queue.TryPush(4));
+  EXPECT_EQ(queue.Pop(), 1);
+  EXPECT_EQ(queue.Pop(), 2);
+  EXPECT_EQ(queue.Pop(), std::nullopt);
+}
+
+TEST(BoundedQueue, PopTimesOut) {
+  BoundedQueue<int> queue(1);
+  EXPECT_EQ(queue.Pop(absl::ZeroDuration()), std::nullopt);
+}
+
+}  // namespace
+}  // namespace loopserve::common
