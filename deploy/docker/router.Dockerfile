@@ -1,0 +1,30 @@
+# The front door: sessions, placement, streaming.
+#   docker build -f deploy/docker/router.Dockerfile -t loopserve/router .      (from the repository's root)
+
+# The build stage is the same text in all three files, so it is built once.
+FROM debian:bookworm-slim AS build
+ENV DEBIAN_FRONTEND=noninteractive
+RUN apt-get update && apt-get install -y --no-install-recommends bash ca-certificates make && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY .ci/ .ci/
+RUN apt-get update && .ci/setup && rm -rf /var/lib/apt/lists/*
+COPY . .
+RUN make build
+# Beside each executable, the packages that hold its shared libraries: all that the last stage installs.
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+RUN mkdir /out; for exe in loopserve-router loopserve-worker loopserve-kvstore; do \
+      install -s "build/bin/$exe" "/out/$exe"; \
+      ldd "/out/$exe" | awk '/=> \//{print $1}' | while read -r lib; do dpkg -S "*/$lib" | cut -d: -f1; done \
+        | sort -u > "/out/$exe.packages"; \
+    done
+
+FROM debian:bookworm-slim
+COPY --from=build /out/loopserve-router.packages /tmp/packages
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive xargs apt-get install -y --no-install-recommends < /tmp/packages \
+    && rm -rf /var/lib/apt/lists/* /tmp/packages
+COPY --from=build /out/loopserve-router /usr/local/bin/
+USER 65532:65532
+EXPOSE 8001 8002 8003
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/loopserve-router"]
