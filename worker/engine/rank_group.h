@@ -1,0 +1,80 @@
+// RankGroup: the tensor-parallel ranks of one model, as threads of this process.
+//
+// Each rank has its own Backend, Communicator and Model shard, and its arena of the KvBlockPool.
+// Run executes one step on all ranks in lockstep; the caller (the engine's leader) has made every
+// decision already, ranks only execute. A group of one rank is the ordinary case, not a special
+// one.
+//
+// A rank that fails, or that does not finish within `step_timeout`, aborts the step on all ranks:
+// Run then returns the cause, and the group heals itself at the next Run (fresh communicators;
+// weights stay). While a stalled rank has not come back, Run returns Unavailable, at once.
+//
+// Thread rule: one thread calls Run. The accessors are safe from any thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/log.h"
+#include "kvstore/block_pool.h"
+#include "worker/backend/backend.h"
+#include "worker/comm/communicator.h"
+#include "worker/engine/step.h"
+#include "worker/model/gguf.h"
+#include "worker/model/model.h"
+
+namespace loopserve::worker {
+
+struct RankGroupOptions {
+  int tp = 1;
+  int threads = 0;  // of the whole group; 0: all cores
+  std::string backend = "auto";
+  std::string isa = "auto";
+  int32_t block_tokens = 32;
+  kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
+  uint64_t kv_device_bytes = uint64_t{1} << 30;
+  ModelOptions model;
+  absl::Duration step_timeout = absl::Seconds(120);
+  // Bytes the machine can give; unset: what the system reports (MemAvailable, container limit).
+  std::optional<uint64_t> available_bytes;
+};
+
+class RankGroup {
+ public:
+  // Loads the model on every rank and makes the pool. The need is predicted before anything is
+  // loaded: ResourceExhausted with both numbers and the way out when it does not fit.
+  // InvalidArgument for more ranks than KV heads, or a pool of less than one block.
+  static absl::StatusOr<std::unique_ptr<RankGroup>> Create(const GgufFile& file,
+                                                           const RankGroupOptions& options,
+                                                           common::Logger& log);
+
+  // The same from given parts: for ranks that fail on purpose.
+  struct Rank {
+    std::unique_ptr<Backend> backend;
+    std::unique_ptr<Model> model;
+  };
+  static absl::StatusOr<std::unique_ptr<RankGroup>> Assemble(
+      std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,
+      absl::Duration step_timeout, common::Logger& log);
+
+  virtual ~RankGroup() = default;
+
+  // Logits [plan.logit_rows, vocab] in host memory, valid until the next Run.
+  virtual absl::StatusOr<StepResult> Run(const StepPlan& plan) = 0;
+
+  virtual int size() const = 0;
+  virtual const ModelConfig& config() const = 0;
+  virtual kvstore::KvBlockPool& pool() = 0;
+  virtual std::string backend_name() const = 0;
+  virtual size_t resident_bytes() const = 0;
+  // Whether the rank took part in the last step.
+  virtual bool rank_up(int rank) const = 0;
+};
+
+}  // namespace loopserve::worker

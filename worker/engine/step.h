@@ -1,0 +1,34 @@
+// One step of the engine: what the leader decided, and what came back. Identical on every rank.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/ids.h"
+#include "worker/backend/attention_plan.h"
+#include "worker/backend/tensor.h"
+
+namespace loopserve::worker {
+
+struct StepPlan {
+  // One sequence's rows: its tokens at positions [kv_tokens - rows, kv_tokens).
+  struct Part {
+    int64_t rows = 0;
+    int64_t kv_tokens = 0;                // after this step
+    std::vector<common::BlockId> blocks;  // that hold positions [0, kv_tokens)
+    const LinePlan* lines = nullptr;      // from the KV policy; null: dense
+    const WorkingSet* working_set = nullptr;
+  };
+  std::vector<Part> parts;              // in row order
+  std::vector<common::TokenId> tokens;  // [rows]
+  std::vector<int32_t> positions;       // [rows]
+  std::vector<int32_t> logit_rows;      // ascending
+};
+
+struct StepResult {
+  TensorView logits;    // [logit_rows, vocab]
+  absl::Duration skew;  // between the first and the last rank finishing
+};
+
+}  // namespace loopserve::worker

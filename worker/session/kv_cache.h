@@ -1,0 +1,88 @@
+// KvCache: finds, brings back and keeps the KV of token sequences for the engine.
+//
+// It stands over the device's blocks (DeviceCache over KvBlockPool) and the tiers (KvStore):
+//
+//   Acquire   blocks for a sequence: shared ones for the cached prefix, fresh ones for the rest
+//   Restore   what a tier holds beyond the device, in the background, into the fresh blocks
+//   Keep      at the end: register the blocks on the device and save them to the tiers
+//
+// All KV named here is content addressed: it knows no sessions.
+//
+// Thread rule: all calls are safe from any thread. Acquire, Allocate and Keep do not block on I/O;
+// Restore, Forget, Park and Prefetch may, and belong on an I/O thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/ids.h"
+#include "common/log.h"
+#include "kvstore/block_key.h"
+#include "kvstore/block_pool.h"
+#include "kvstore/store.h"
+#include "worker/session/device_cache.h"
+
+namespace loopserve::worker {
+
+// The blocks of one sequence and how many of its first tokens' KV they hold.
+struct AcquiredKv {
+  std::vector<kvstore::BlockHandle> blocks;
+  int64_t device_tokens = 0;
+};
+
+class KvCache final {
+ public:
+  // `store` may be null: the device is then the only place. All must outlive the cache.
+  KvCache(std::string model_fingerprint, kvstore::KvBlockPool& pool, kvstore::KvStore* store);
+
+  kvstore::KvBlockPool& pool() { return pool_; }
+  DeviceCache& device() { return device_; }
+  bool has_store() const { return store_ != nullptr; }
+
+  // The key before the first token of everything in a namespace.
+  kvstore::BlockKey Root(const std::string& cache_namespace) const;
+
+  // Blocks for all of `tokens`, the longest cached prefix (at most all but the last token, whose
+  // logits are still wanted) among them; with `use_cache` false all are fresh. Nothing when too few
+  // blocks can be freed while `reserve` more stay free; no block is then held.
+  absl::StatusOr<std::optional<AcquiredKv>> Acquire(const kvstore::BlockKey& root,
+                                                    std::span<const common::TokenId> tokens,
+                                                    bool use_cache, int64_t reserve);
+  // One more block, evicting unreferenced ones if need be; nothing when there is none.
+  std::optional<kvstore::BlockHandle> Allocate();
+  // Blocks that could be allocated now.
+  int64_t available_blocks() const;
+
+  // Looks up what the tiers hold of `tokens` (all but the last) beyond `device_tokens` and loads it
+  // into `blocks`. `done` is called exactly once, maybe before this returns. Only blocks from
+  // device_tokens / block_tokens on are written, and only when the result is longer.
+  void Restore(const kvstore::BlockKey& root, std::vector<common::TokenId> tokens,
+               int64_t device_tokens, std::vector<kvstore::BlockHandle> blocks,
+               kvstore::KvStore::RestoreDone done);
+
+  // `blocks` hold the KV of `tokens`. Registers them on the device and, if `save`, saves them to
+  // the tiers in the background; `saved` runs when that is over (and the blocks are let go).
+  void Keep(const kvstore::BlockKey& root, std::vector<common::TokenId> tokens,
+            std::vector<kvstore::BlockHandle> blocks, bool save,
+            absl::AnyInvocable<void()> saved = nullptr);
+
+  absl::Status Forget(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
+  void Park(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
+  void Prefetch(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
+
+ private:
+  const std::string model_fingerprint_;
+  const std::string layout_;
+  kvstore::KvBlockPool& pool_;
+  kvstore::KvStore* const store_;
+  DeviceCache device_;
+};
+
+}  // namespace loopserve::worker

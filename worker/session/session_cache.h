@@ -1,0 +1,186 @@
+// SessionCache: the sessions this worker owns, and the rules of owning one.
+//
+// A session is an append-only log of token ids with turn boundaries (kvstore::SessionRecord). The
+// durable copy lies in the SessionLog; the cache keeps the most recently used ones in memory. The
+// epoch of a SessionRef is the fencing token: an older one is refused with STALE_EPOCH, a newer one
+// than memory's makes the cache read the record again and claim it by writing it back, so that the
+// former owner can no longer commit.
+//
+// One claim at a time: a turn or an operation that changes the session holds it; another one
+// meanwhile gets SESSION_BUSY with RetryInfo. A claim under a newer epoch does not wait for an
+// older one: that one's commit fails instead.
+//
+// Thread rule: all calls are safe from any thread. Every call may block on the log's I/O, so none
+// belongs on a gRPC callback thread or on the step loop.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/ids.h"
+#include "common/log.h"
+#include "kvstore/session_log.h"
+#include "kvstore/store.h"
+#include "worker/session/accounting.h"
+#include "worker/session/kv_cache.h"
+
+namespace loopserve::worker {
+
+using RenderTokens =
+    absl::AnyInvocable<absl::StatusOr<std::vector<common::TokenId>>(const kvstore::SessionRecord&)>;
+
+enum class SessionState { kActive, kIdle, kParked, kExpired };
+
+struct SessionInfo {
+  common::SessionRef ref;
+  SessionState state = SessionState::kIdle;
+  bool resident = false;  // in this worker's memory, not only known from the log
+  uint64_t turns = 0;
+  uint64_t tokens = 0;
+  std::string tenant;
+  absl::Time created;  // InfinitePast where the log's listing does not tell
+  absl::Time used;
+  int64_t ttl_seconds = 0;
+};
+
+struct OpenRequest {
+  common::SessionRef ref;
+  bool create = false;  // no record is looked for
+  std::string tenant;
+  std::string cache_namespace;
+  int64_t ttl_seconds = 0;
+  std::string turn_id;
+  std::optional<uint64_t> base_turn;
+};
+
+// What a finished turn adds to the log.
+struct TurnCommit {
+  std::string turn_id;
+  std::vector<common::TokenId> prompt;  // the new ones only
+  std::vector<common::TokenId> answer;
+  std::string finish_reason;
+  std::string answer_text;
+  PromptAccounting accounting;
+};
+
+class SessionCache final {
+ private:
+  struct Entry;
+
+ public:
+  struct Options {
+    std::string model;  // ModelConfig::fingerprint
+    size_t max_resident = 4096;
+    absl::Duration busy_retry_after = absl::Milliseconds(200);
+  };
+
+  // `log`, `kv` and `clock` must outlive the cache.
+  SessionCache(Options options, kvstore::SessionLog& log, KvCache& kv, const common::Clock& clock,
+               common::Logger& logger);
+  ~SessionCache();
+
+  // A claimed session. Destruction without Commit leaves the session as it was.
+  class Claim {
+   public:
+    Claim() = default;
+    Claim(Claim&& other) noexcept;
+    Claim& operator=(Claim&& other) noexcept;
+    ~Claim();
+
+    const kvstore::SessionRecord& record() const;
+    // The turn that OpenRequest::turn_id names, when it was committed before.
+    const kvstore::TurnRecord* replay() const;
+    // Whether this worker has computed or restored the session's KV before (tells an evicted
+    // prefix from one that was never here).
+    bool was_resident() const;
+    // Time since the end of the last turn; nothing for a first turn.
+    std::optional<absl::Duration> return_gap() const;
+    // Appends the turn and writes the record durably; then the claim is over. STALE_EPOCH when
+    // somebody else owns the session by now: the log is unchanged.
+    absl::Status Commit(TurnCommit commit);
+    // Ends the claim without a change.
+    void Release();
+
+   private:
+    friend class SessionCache;
+    Claim(SessionCache* cache, std::shared_ptr<Entry> entry);
+    SessionCache* cache_ = nullptr;
+    std::shared_ptr<Entry> entry_;  // shared with the cache's table, which a newer epoch replaces
+    size_t replay_turn_ = SIZE_MAX;
+  };
+
+  // For a turn. SESSION_NOT_FOUND, STALE_EPOCH, SESSION_BUSY, TURN_MISMATCH, MODEL_NOT_FOUND (the
+  // record was made with another model), SESSION_EXISTS (create, but it is there already).
+  absl::StatusOr<Claim> Open(const OpenRequest& request);
+
+  struct CreateRequest {
+    common::SessionRef ref;
+    std::string tenant;
+    std::string cache_namespace;
+    int64_t ttl_seconds = 0;
+  };
+  // SESSION_EXISTS. Durable when it returns.
+  absl::StatusOr<SessionInfo> Create(const CreateRequest& request);
+  // Reads only: no claim, so a running turn does not disturb it. Epoch is checked against memory's.
+  absl::StatusOr<SessionInfo> Get(const common::SessionRef& ref);
+  absl::StatusOr<SessionInfo> SetTtl(const common::SessionRef& ref, int64_t ttl_seconds);
+  // Erases the record, and its KV from every tier.
+  absl::Status Delete(const common::SessionRef& ref);
+  // A new session with the first `at_turn` turns (default: all); shares all KV, copies none.
+  absl::StatusOr<SessionInfo> Fork(const common::SessionRef& ref, const common::SessionRef& new_ref,
+                                   std::optional<uint64_t> at_turn);
+  // Keeps turns [0, to_turn).
+  absl::StatusOr<SessionInfo> Rewind(const common::SessionRef& ref, uint64_t to_turn);
+  // Moves the KV out of device and host memory and forgets the session here; the log keeps it.
+  absl::StatusOr<SessionInfo> Park(const common::SessionRef& ref);
+  // A turn is about to come: claims the record and prefetches its KV in the background.
+  absl::Status Resume(const common::SessionRef& ref);
+  // Parks every session that no turn holds; returns how many.
+  size_t ParkAll();
+  // Everything known here: resident sessions and the log's.
+  absl::StatusOr<std::vector<SessionInfo>> List();
+  // Deletes what has outlived its ttl; returns how many.
+  size_t SweepExpired();
+
+  struct Counts {
+    size_t active = 0;  // a turn runs
+    size_t idle = 0;    // resident, between turns
+  };
+  Counts counts() const;
+
+ private:
+  friend class Claim;
+  absl::StatusOr<Claim> ClaimExisting(const common::SessionRef& ref);
+  absl::StatusOr<std::shared_ptr<Entry>> Reserve(const common::SessionRef& ref, bool& loaded);
+  absl::Status Load(const common::SessionRef& ref, Entry& entry);
+  absl::Status WriteBack(const kvstore::SessionRecord& record, const std::shared_ptr<Entry>& entry);
+  void Unclaim(const std::shared_ptr<Entry>& entry);
+  void Remove(const std::shared_ptr<Entry>& entry) ABSL_LOCKS_EXCLUDED(mutex_);
+  void TrimLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Expired(const kvstore::SessionRecord& record) const;
+  SessionInfo InfoLocked(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const Options options_;
+  kvstore::SessionLog& log_;
+  KvCache& kv_;
+  const common::Clock& clock_;
+  common::Logger& logger_;
+  mutable absl::Mutex mutex_;
+  absl::flat_hash_map<std::string, std::shared_ptr<Entry>> entries_ ABSL_GUARDED_BY(mutex_);
+  std::list<std::string> lru_ ABSL_GUARDED_BY(mutex_);  // most recently used first
+};
+
+}  // namespace loopserve::worker
