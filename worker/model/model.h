@@ -64,6 +64,7 @@ struct StepBatch {
 struct ModelOptions {
   int64_t max_step_tokens = 512;  // rows of the largest step: sizes the scratch activations
   int64_t max_logit_rows = 64;
+  int64_t max_positions = 0;  // longest sequence that will run; 0: the model's whole context
 };
 
 class Model {
@@ -79,16 +80,20 @@ class Model {
 };
 
 // Reads and checks the file's metadata: InvalidArgument with the key's name for what is missing or
-// out of range, Unimplemented for an architecture that models.def does not list.
+// out of range, Unimplemented for an architecture that models.def does not list and for a feature
+// that its implementation lacks. Computes the fingerprint, so it reads the weights too.
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file);
 
 // The shape of one logical KV block of this model (all heads).
 kvstore::KvShape KvShapeOf(const ModelConfig& config, kvstore::KvDtype dtype, int32_t block_tokens);
 
-// Loads one rank's shard; `file` must outlive the model if the backend says so. Architecture
-// lookup through models.def.
-absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ShardSpec& shard,
-                                                 Backend& backend, const ModelOptions& options);
+// Loads one rank's shard; `config` is what ReadModelConfig made of the same file, read once for all
+// ranks. `file` must outlive the model if the backend says so. InvalidArgument for a tensor that is
+// missing, superfluous or of the wrong shape, and for more ranks than KV heads; Unimplemented for a
+// weight type that the backend does not support.
+absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelConfig& config,
+                                                 const ShardSpec& shard, Backend& backend,
+                                                 const ModelOptions& options);
 
 // Bytes that loading will need on one rank, predicted from the metadata before any of it is read.
 struct MemoryEstimate {
