@@ -77,21 +77,19 @@ class Sampler final {
   void Accept(common::TokenId token);
 
  private:
-  void ApplyBias(std::span<const common::TokenId> banned);
-  void ApplyPenalties();
-  common::TokenId Greedy() const;
-  common::TokenId Draw(uint64_t position);
-  void FillLogprobs(SampledToken& out) const;
-
-  const SamplingParams params_;
-  const uint64_t seed_;
   struct Seen {
     bool in_context = false;
     uint32_t generated = 0;
   };
+  bool Adjusts() const;
+  void Adjust(std::span<const float> logits, std::span<const common::TokenId> banned);
+  common::TokenId Draw(std::span<const float> scores, uint64_t position);
+
+  const SamplingParams params_;
+  const uint64_t seed_;
   absl::flat_hash_map<common::TokenId, Seen> seen_;
-  std::vector<float> scores_;             // scratch: adjusted logits
-  std::vector<common::TokenId> indices_;  // scratch: candidates
+  std::vector<float> scores_;                // scratch: adjusted logits
+  std::vector<common::TokenId> candidates_;  // scratch
 };
 
 // Uniform in [0, 1): a pure function of its arguments.
