@@ -1,0 +1,60 @@
+#include "worker/config.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+
+namespace loopserve::worker {
+
+void WorkerConfig::Declare(common::FlagSet& flags) {
+  flags.Add("id", &id, "Stable name of this worker; sessions are pinned to it");
+  flags.Add("listen", &listen, "gRPC address (port 0: any)");
+  flags.Add("metrics-listen", &metrics_listen, "Address of /metrics (port 0: any)");
+  flags.Add("model", &model, "GGUF file to serve");
+  flags.Add("model-name", &model_name, "Name under which it is served (default: from the file)");
+  flags.Add("backend", &backend, "auto, cpu or reference");
+  flags.Add("tp", &tp, "Tensor-parallel ranks");
+  flags.Add("threads", &threads, "Threads over all ranks (0: all cores)");
+  flags.AddBytes("kv-device-bytes", &kv_device_bytes, "Memory of the paged KV pool");
+  flags.AddBytes("kv-host-bytes", &kv_host_bytes, "Host tier: encoded KV between turns");
+  flags.Add("kv-disk-dir", &kv_disk_dir,
+            "Directory of the disk tier and the session records "
+            "(empty: neither survives the process)");
+  flags.AddBytes("kv-disk-bytes", &kv_disk_bytes, "Capacity of the disk tier");
+  flags.Add("kv-codec", &kv_codec, "How KV is kept between turns: bf16 (exact) or int8");
+  flags.Add("kvstore", &kvstore, "host:port of the kvstore service that workers share");
+  flags.Add("max-batch", &max_batch, "Sequences that run together");
+  flags.Add("max-queue", &max_queue, "Turns that may wait; more are refused");
+  flags.Add("max-step-tokens", &max_step_tokens, "Tokens per step: the size of a prefill chunk");
+  flags.Add("max-sessions", &max_sessions, "Session records kept in memory");
+  flags.AddDuration("drain-timeout", &drain_timeout, "How long running turns may take at stop");
+  flags.Add("log-format", &log_format, "text or json");
+  flags.Add("log-level", &log_level, "debug, info, warning or error");
+  flags.AddCheck([this] { return Check(); });
+}
+
+absl::Status WorkerConfig::Check() const {
+  const auto positive = [](absl::string_view flag, int value) {
+    return value > 0 ? absl::OkStatus()
+                     : absl::InvalidArgumentError(
+                           absl::StrCat("--", flag, " is ", value, "; it must be at least 1"));
+  };
+  if (model.empty()) {
+    return absl::InvalidArgumentError(
+        "--model is missing: name a GGUF file ('make model' gets one)");
+  }
+  if (id.empty()) return absl::InvalidArgumentError("--id is empty");
+  for (const auto& [flag, value] : {std::pair<absl::string_view, int>{"tp", tp},
+                                    {"max-batch", max_batch},
+                                    {"max-queue", max_queue},
+                                    {"max-step-tokens", max_step_tokens},
+                                    {"max-sessions", max_sessions}}) {
+    if (absl::Status status = positive(flag, value); !status.ok()) return status;
+  }
+  if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
+  if (log_format != "text" && log_format != "json") {
+    return absl::InvalidArgumentError("--log-format must be text or json");
+  }
+  return common::ParseLogLevel(log_level).status();
+}
+
+}  // namespace loopserve::worker

@@ -1,0 +1,44 @@
+// Every setting of loopserve-worker; `--help` prints the same.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/time/time.h"
+#include "common/config.h"
+
+namespace loopserve::worker {
+
+struct WorkerConfig {
+  // Address and identity.
+  std::string id = "worker-0";
+  std::string listen = "127.0.0.1:8101";
+  std::string metrics_listen = "127.0.0.1:8102";
+  // Model and compute.
+  std::string model;
+  std::string model_name;  // empty: what the file says
+  std::string backend = "auto";
+  int tp = 1;
+  int threads = 0;
+  // KV tiers.
+  uint64_t kv_device_bytes = uint64_t{1} << 30;
+  uint64_t kv_host_bytes = uint64_t{1} << 30;
+  std::string kv_disk_dir;
+  uint64_t kv_disk_bytes = uint64_t{8} << 30;
+  std::string kv_codec = "bf16";
+  std::string kvstore;
+  // Scheduling.
+  int max_batch = 32;
+  int max_queue = 64;
+  int max_step_tokens = 512;
+  int max_sessions = 4096;
+  // Life cycle and logs.
+  absl::Duration drain_timeout = absl::Seconds(30);
+  std::string log_format = "text";
+  std::string log_level = "info";
+
+  void Declare(common::FlagSet& flags);
+  absl::Status Check() const;
+};
+
+}  // namespace loopserve::worker

@@ -1,0 +1,147 @@
+// loopserve-worker: builds everything once, in order, says what it chose, and stops in reverse.
+
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/clock.h"
+#include "common/config.h"
+#include "common/lifecycle.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/units.h"
+#include "kvstore/open_session_log.h"
+#include "kvstore/store.h"
+#include "worker/config.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/rank_group.h"
+#include "worker/model/gguf.h"
+#include "worker/server.h"
+#include "worker/session/kv_cache.h"
+#include "worker/session/session_cache.h"
+#include "worker/text/gguf_vocab.h"
+
+namespace loopserve::worker {
+namespace {
+
+std::string ModelName(const WorkerConfig& config) {
+  if (!config.model_name.empty()) return config.model_name;
+  const absl::string_view path = config.model;
+  return std::string(absl::StripSuffix(path.substr(path.rfind('/') + 1), ".gguf"));
+}
+
+absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
+                                                     const GgufFile& file, common::Logger& log) {
+  RankGroupOptions options;
+  options.tp = config.tp;
+  options.threads = config.threads;
+  options.backend = config.backend;
+  options.kv_device_bytes = config.kv_device_bytes;
+  options.model.max_step_tokens = config.max_step_tokens;
+  options.model.max_logit_rows = config.max_batch;
+  return RankGroup::Create(file, options, log);
+}
+
+kvstore::StoreOptions StoreOptionsOf(const WorkerConfig& config) {
+  kvstore::StoreOptions options;
+  options.host_bytes = config.kv_host_bytes;
+  if (!config.kv_disk_dir.empty()) options.disk_directory = config.kv_disk_dir + "/blocks";
+  options.disk_bytes = config.kv_disk_bytes;
+  options.remote_target = config.kvstore;
+  options.codec = config.kv_codec;
+  return options;
+}
+
+EngineOptions EngineOptionsOf(const WorkerConfig& config, const Tokenizer& tokenizer,
+                              const ChatTemplate* chat) {
+  EngineOptions options;
+  options.model_name = ModelName(config);
+  options.max_batch = config.max_batch;
+  options.max_step_tokens = config.max_step_tokens;
+  options.max_queue = config.max_queue;
+  if (chat != nullptr) {
+    options.eos_token_ids.assign(chat->StopTokens().begin(), chat->StopTokens().end());
+  } else if (tokenizer.eos_id()) {
+    options.eos_token_ids = {*tokenizer.eos_id()};
+  }
+  return options;
+}
+
+absl::Status Run(const WorkerConfig& config, common::Logger& log) {
+  const auto metrics = common::Metrics::Create("worker");
+  const common::RealClock clock;
+
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(config.model));
+  ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(*file));
+  std::unique_ptr<ChatTemplate> chat;
+  if (absl::StatusOr<std::unique_ptr<ChatTemplate>> loaded = LoadChatTemplate(*file, *tokenizer);
+      loaded.ok()) {
+    chat = *std::move(loaded);
+  } else {
+    log.Warning("no chat turns, only completions", {{"why", loaded.status().ToString()}});
+  }
+  ASSIGN_OR_RETURN(const auto ranks, LoadRanks(config, *file, log));
+
+  kvstore::KvMetrics kv_metrics(*metrics);
+  ASSIGN_OR_RETURN(const auto store,
+                   kvstore::CreateKvStore(StoreOptionsOf(config), ranks->pool(), kv_metrics, log));
+  const std::string session_dir =
+      config.kv_disk_dir.empty() ? "" : config.kv_disk_dir + "/sessions";
+  ASSIGN_OR_RETURN(const auto session_log,
+                   kvstore::OpenSessionLog({session_dir, config.kvstore}, log));
+  KvCache kv(ranks->config().fingerprint, ranks->pool(), store.get());
+  SessionCache sessions({.model = ranks->config().fingerprint,
+                         .max_resident = static_cast<size_t>(config.max_sessions)},
+                        *session_log, kv, clock, log);
+  ASSIGN_OR_RETURN(const auto engine,
+                   Engine::Create(EngineOptionsOf(config, *tokenizer, chat.get()), *ranks, kv,
+                                  sessions, clock, *metrics, log));
+  ASSIGN_OR_RETURN(const auto server,
+                   WorkerServer::Create(
+                       {.worker_id = config.id,
+                        .listen = config.listen,
+                        .model_name = ModelName(config),
+                        .max_queue = config.max_queue,
+                        .drain_timeout = config.drain_timeout},
+                       {*engine, sessions, *ranks, kv, store.get(), *tokenizer, chat.get(), log}));
+  ASSIGN_OR_RETURN(const int metrics_port, metrics->Serve(config.metrics_listen));
+  const auto host = [](const std::string& address) {
+    return address.substr(0, address.rfind(':'));
+  };
+  log.Info("serving", {{"model", ModelName(config)},
+                       {"backend", ranks->backend_name()},
+                       {"tp", ranks->size()},
+                       {"weights", common::FormatBytes(ranks->resident_bytes())},
+                       {"kv_blocks", ranks->pool().num_blocks()},
+                       {"context_tokens", engine->context_tokens()}});
+  std::cout << "ready grpc=" << host(config.listen) << ":" << server->port()
+            << " metrics=" << host(config.metrics_listen) << ":" << metrics_port << std::endl;
+
+  const int signal = common::WaitForStopSignal();
+  log.Info("stopping", {{"signal", signal}});
+  const size_t parked = server->Drain();
+  server->Shutdown();
+  engine->Stop();
+  log.Info("stopped", {{"parked_sessions", parked}});
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace loopserve::worker
+
+int main(int argc, char** argv) {
+  using namespace loopserve;
+  common::BlockStopSignals();
+  worker::WorkerConfig config;
+  common::FlagSet flags("loopserve-worker", "One model shard group of LoopServe.");
+  config.Declare(flags);
+  if (!flags.Parse(argc, argv)) return flags.exit_code();
+  const auto log = common::Logger::Create(
+      absl::StrCat("worker ", config.id), *common::ParseLogLevel(config.log_level),
+      config.log_format == "json" ? common::Logger::Format::kJson : common::Logger::Format::kText);
+  if (const absl::Status status = worker::Run(config, *log); !status.ok()) {
+    log->Error("cannot serve", {{"status", status.ToString()}});
+    return 1;
+  }
+  return 0;
+}
