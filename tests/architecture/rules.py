@@ -23,10 +23,10 @@ ROWS = {
         ["server."],
         ["store."],
         ["tier/chain."],
-        ["codec/", "tier/", "prefix_index.", "eviction.", "restore_plan.", "session_log.",
-         "block_format.", "kv_metrics."],
+        ["codec/", "tier/", "prefix_index.", "eviction.", "restore_plan.", "restore_job.",
+         "session_", "block_format.", "kv_metrics."],
         ["block_pool."],
-        ["memory.", "host_memory.", "kv_shape.", "block_key."],
+        ["memory.", "host_memory.", "kv_shape.", "block_key.", "byte_io.", "file."],
     ],
     "worker": [
         ["main.", "config."],
