@@ -1,0 +1,149 @@
+#include "kvstore/block_pool.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace loopserve::kvstore {
+namespace {
+
+absl::Status CheckShards(const KvShape& shape, const std::vector<KvBlockPool::Shard>& shards) {
+  int32_t next_head = 0;
+  for (const KvBlockPool::Shard& shard : shards) {
+    if (shard.memory == nullptr || shard.kv_heads <= 0 || shard.first_kv_head != next_head) {
+      return absl::InvalidArgumentError("the shards do not cover the KV heads once and in order");
+    }
+    next_head += shard.kv_heads;
+  }
+  if (next_head != shape.kv_heads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the shards cover ", next_head, " of ", shape.kv_heads, " KV heads"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+BlockHandle::BlockHandle(const BlockHandle& other) : pool_(other.pool_), id_(other.id_) {
+  if (pool_ != nullptr) pool_->AddReference(id_);
+}
+
+BlockHandle::BlockHandle(BlockHandle&& other) noexcept
+    : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
+
+BlockHandle& BlockHandle::operator=(BlockHandle other) noexcept {
+  std::swap(pool_, other.pool_);
+  std::swap(id_, other.id_);
+  return *this;
+}
+
+BlockHandle::~BlockHandle() {
+  if (pool_ != nullptr) pool_->Release(id_);
+}
+
+KvBlockPool::KvBlockPool(const KvShape& shape, uint32_t num_blocks)
+    : shape_(shape), num_blocks_(num_blocks), use_counts_(num_blocks, 0) {
+  free_.reserve(num_blocks);
+  for (uint32_t i = num_blocks; i > 0; --i) free_.push_back(i - 1);
+}
+
+KvBlockPool::~KvBlockPool() = default;
+
+absl::StatusOr<std::unique_ptr<KvBlockPool>> KvBlockPool::Create(const KvShape& shape,
+                                                                 uint32_t num_blocks,
+                                                                 std::vector<Shard> shards) {
+  RETURN_IF_ERROR(CheckShards(shape, shards));
+  if (num_blocks == 0) return absl::InvalidArgumentError("a pool needs at least one block");
+  std::unique_ptr<KvBlockPool> pool(new KvBlockPool(shape, num_blocks));
+  for (const Shard& shard : shards) {
+    KvArena arena{shape, shard.first_kv_head, num_blocks, nullptr};
+    arena.shape.kv_heads = shard.kv_heads;
+    ASSIGN_OR_RETURN(std::unique_ptr<MemoryRegion> region,
+                     shard.memory->Allocate(num_blocks * arena.shape.block_bytes()));
+    arena.base = region->data();
+    pool->regions_.push_back(std::move(region));
+    pool->arenas_.push_back(arena);
+  }
+  pool->shards_ = std::move(shards);
+  return pool;
+}
+
+uint32_t KvBlockPool::free_blocks() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<uint32_t>(free_.size());
+}
+
+std::optional<BlockHandle> KvBlockPool::Allocate() {
+  absl::MutexLock lock(&mutex_);
+  if (free_.empty()) return std::nullopt;
+  const uint32_t id = free_.back();
+  free_.pop_back();
+  use_counts_[id] = 1;
+  return BlockHandle(this, common::BlockId(id));
+}
+
+uint32_t KvBlockPool::use_count(common::BlockId id) const {
+  absl::MutexLock lock(&mutex_);
+  return use_counts_[id.value()];
+}
+
+void KvBlockPool::AddReference(common::BlockId id) {
+  absl::MutexLock lock(&mutex_);
+  ++use_counts_[id.value()];
+}
+
+void KvBlockPool::Release(common::BlockId id) {
+  absl::MutexLock lock(&mutex_);
+  if (--use_counts_[id.value()] == 0) free_.push_back(id.value());
+}
+
+absl::Status KvBlockPool::ReadBlock(common::BlockId id, MutableByteSpan logical) const {
+  if (id.value() >= num_blocks_ || logical.size() != shape_.block_bytes()) {
+    return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
+  }
+  const size_t head_bytes = shape_.head_bytes();
+  for (size_t rank = 0; rank < arenas_.size(); ++rank) {
+    const KvArena& arena = arenas_[rank];
+    const size_t run = head_bytes * static_cast<size_t>(arena.shape.kv_heads);
+    const std::byte* from = arena.block(id);
+    for (int32_t layer = 0; layer < shape_.layers; ++layer) {
+      for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
+        const size_t to = shape_.offset(layer, side, arena.first_kv_head);
+        RETURN_IF_ERROR(shards_[rank].memory->CopyToHost(from, logical.subspan(to, run)));
+        from += run;
+      }
+    }
+    RETURN_IF_ERROR(shards_[rank].memory->Fence());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvBlockPool::WriteBlock(common::BlockId id, ByteSpan logical) {
+  if (id.value() >= num_blocks_ || logical.size() != shape_.block_bytes()) {
+    return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
+  }
+  const size_t head_bytes = shape_.head_bytes();
+  for (size_t rank = 0; rank < arenas_.size(); ++rank) {
+    const KvArena& arena = arenas_[rank];
+    const size_t run = head_bytes * static_cast<size_t>(arena.shape.kv_heads);
+    std::byte* to = arena.block(id);
+    for (int32_t layer = 0; layer < shape_.layers; ++layer) {
+      for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
+        const size_t from = shape_.offset(layer, side, arena.first_kv_head);
+        RETURN_IF_ERROR(shards_[rank].memory->CopyFromHost(logical.subspan(from, run), to));
+        to += run;
+      }
+    }
+    RETURN_IF_ERROR(shards_[rank].memory->Fence());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvBlockPool::CopyBlock(common::BlockId from, common::BlockId to) {
+  std::vector<std::byte> bytes(shape_.block_bytes());
+  RETURN_IF_ERROR(ReadBlock(from, bytes));
+  return WriteBlock(to, bytes);
+}
+
+}  // namespace loopserve::kvstore

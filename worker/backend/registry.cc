@@ -1,0 +1,34 @@
+#include <array>
+
+#include "absl/strings/str_cat.h"
+#include "worker/backend/backend.h"
+#include "worker/backend/reference/reference.h"
+
+namespace loopserve::worker {
+namespace {
+
+struct Row {
+  absl::string_view name;
+  absl::StatusOr<std::unique_ptr<Backend>> (*create)(const BackendOptions&);
+};
+
+// Tried in order for "auto"; the reference comes last.
+constexpr std::array kBackends = {
+    Row{"reference", CreateReferenceBackend},
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& options) {
+  absl::Status last = absl::NotFoundError(
+      absl::StrCat("there is no backend '", options.name, "'; use auto, cpu or reference"));
+  for (const Row& row : kBackends) {
+    if (options.name != "auto" && options.name != row.name) continue;
+    absl::StatusOr<std::unique_ptr<Backend>> backend = row.create(options);
+    if (backend.ok()) return backend;
+    last = backend.status();
+  }
+  return last;
+}
+
+}  // namespace loopserve::worker
