@@ -1,9 +1,13 @@
-"""Reads docs/metrics.md: what each process exports, and whether a live /metrics does exactly that."""
+"""Reads docs/metrics.md: what each process exports, and whether a live /metrics does exactly that.
+
+By hand: curl -s 127.0.0.1:8102/metrics | python3 tests/deploy/metrics_doc.py loopserve-worker
+"""
 
 import dataclasses
 import itertools
 import pathlib
 import re
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EVERY = "Every process"
@@ -134,3 +138,9 @@ def problems(process, text):
         found += [f"{name} lacks the series {dict(sorted(s))}" for s in want - have]
         found += [f"{name} has an undocumented series {dict(sorted(s))}" for s in have - want]
     return found
+
+
+if __name__ == "__main__":
+    complaints = problems(sys.argv[1], sys.stdin.read())
+    print("\n".join(complaints) or "as documented")
+    sys.exit(bool(complaints))
