@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/rpc.h"
+#include "common/status_macros.h"
 #include "common/thread.h"
 #include "common/version.h"
 #include "loopserve/worker/v1/worker.grpc.pb.h"

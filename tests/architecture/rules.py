@@ -30,7 +30,7 @@ ROWS = {
     ],
     "worker": [
         ["main.", "config."],
-        ["server."],
+        ["server"],
         ["engine/", "text/"],
         ["session/"],
         ["model/"],
@@ -51,7 +51,7 @@ LEAVES = {
     r'#include [<"](cuda|nccl)': ["worker/backend/cuda/"],
     r'#include [<"](grpcpp/|grpc/)|#include "[^"]*\.pb\.h"': [
         "common/rpc.", "kvstore/server.", "kvstore/main.", "kvstore/tier/remote.",
-        "worker/server.", "worker/main.", "router/", "clients/", "tests/", "bench/",
+        "worker/server", "worker/main.", "router/", "clients/", "tests/", "bench/",
     ],
     r"\bgetenv\(": ["common/config.cc", "clients/", "tests/", "bench/"],
     r"^\s*throw\b": [],

@@ -1,0 +1,41 @@
+#include "worker/config.h"
+
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::worker {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+WorkerConfig Valid() {
+  WorkerConfig config;
+  config.model = "m.gguf";
+  return config;
+}
+
+TEST(WorkerConfig, DefaultsNeedOnlyAModel) {
+  EXPECT_OK(Valid().Check());
+  EXPECT_THAT(WorkerConfig().Check(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--model")));
+}
+
+TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
+  const auto expect = [](auto change, const char* flag) {
+    WorkerConfig config = Valid();
+    change(config);
+    EXPECT_THAT(config.Check(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(flag)));
+  };
+  expect([](auto& c) { c.tp = 0; }, "--tp");
+  expect([](auto& c) { c.max_batch = -1; }, "--max-batch");
+  expect([](auto& c) { c.max_queue = 0; }, "--max-queue");
+  expect([](auto& c) { c.max_step_tokens = 0; }, "--max-step-tokens");
+  expect([](auto& c) { c.threads = -2; }, "--threads");
+  expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
+  expect([](auto& c) { c.log_level = "loud"; }, "log level");
+  expect([](auto& c) { c.id = ""; }, "--id");
+}
+
+}  // namespace
+}  // namespace loopserve::worker
