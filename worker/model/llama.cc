@@ -1,0 +1,584 @@
+// The Llama family: pre-norm RMS, grouped-query attention with RoPE, SwiGLU; also what shares its
+// file layout (Mistral, SmolLM2, ...). Heads, feed-forward columns and vocabulary rows are shared
+// among ranks by the outputs of each matrix and gathered, so no sum is ever split.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/model/architecture.h"
+#include "worker/model/metadata.h"
+#include "worker/model/tensor_plan.h"
+
+namespace loopserve::worker {
+namespace {
+
+constexpr absl::string_view kName = "llama";
+constexpr absl::string_view kEmbedding = "token_embd.weight";
+constexpr absl::string_view kOutput = "output.weight";
+constexpr absl::string_view kOutputNorm = "output_norm.weight";
+
+std::string LayerTensor(int32_t layer, absl::string_view name) {
+  return absl::StrCat("blk.", layer, ".", name);
+}
+
+TensorPlan PlanTensors(const ModelConfig& c) {
+  const int64_t q = int64_t{c.q_heads} * c.head_dim;
+  const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
+  TensorPlan plan;
+  plan.Add({std::string(kEmbedding), c.vocab, c.hidden, c.vocab});
+  plan.Add({std::string(kOutput), c.vocab, c.hidden, c.vocab, false});
+  plan.Add({std::string(kOutputNorm), c.hidden});
+  plan.Ignore("rope_freqs.weight");  // read with the rotation
+  for (int32_t i = 0; i < c.layers; ++i) {
+    plan.Add({LayerTensor(i, "attn_norm.weight"), c.hidden});
+    plan.AddLinear(LayerTensor(i, "attn_q"), q, c.hidden, c.kv_heads);
+    plan.AddLinear(LayerTensor(i, "attn_k"), kv, c.hidden, c.kv_heads);
+    plan.AddLinear(LayerTensor(i, "attn_v"), kv, c.hidden, c.kv_heads);
+    plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, c.hidden);
+    plan.Add({LayerTensor(i, "ffn_norm.weight"), c.hidden});
+    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, c.ffn);
+    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, c.ffn);
+    plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, c.hidden);
+    plan.Ignore(LayerTensor(i, "attn_rot_embd"));  // a table some old files carry
+  }
+  return plan;
+}
+
+// --- Metadata
+
+// Keys that would change the computation into one that is not implemented here.
+absl::Status RefuseOtherModels(const Metadata& metadata, int32_t context_tokens) {
+  const auto refuse = [&](absl::string_view key) {
+    return absl::UnimplementedError(absl::StrCat(metadata.Key(key), " is not supported"));
+  };
+  ASSIGN_OR_RETURN(const int32_t experts, metadata.IntOr("expert_count", 0, 0, 1 << 20));
+  if (experts > 0) return refuse("expert_count");
+  ASSIGN_OR_RETURN(const int32_t window,
+                   metadata.IntOr("attention.sliding_window", 0, 0, int64_t{1} << 30));
+  if (window > 0 && window < context_tokens) return refuse("attention.sliding_window");
+  for (const absl::string_view key :
+       {"attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale",
+        "embedding_scale", "residual_scale", "attn_logit_softcapping", "final_logit_softcapping"}) {
+    if (metadata.Has(key)) return refuse(key);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadHeads(const Metadata& metadata, ModelConfig& c) {
+  ASSIGN_OR_RETURN(c.q_heads, metadata.Int("attention.head_count", 1, 4096));
+  ASSIGN_OR_RETURN(c.kv_heads, metadata.IntOr("attention.head_count_kv", c.q_heads, 1, c.q_heads));
+  if (c.q_heads % c.kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(metadata.Key("attention.head_count"), " ",
+                                                   c.q_heads, " is no multiple of the ", c.kv_heads,
+                                                   " KV heads"));
+  }
+  if (!metadata.Has("attention.key_length") && c.hidden % c.q_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(metadata.Key("embedding_length"), " ", c.hidden,
+                                                   " is no multiple of the ", c.q_heads, " heads"));
+  }
+  ASSIGN_OR_RETURN(c.head_dim,
+                   metadata.IntOr("attention.key_length", c.hidden / c.q_heads, 2, 1024));
+  ASSIGN_OR_RETURN(const int32_t value_length,
+                   metadata.IntOr("attention.value_length", c.head_dim, 2, 1024));
+  if (value_length != c.head_dim) {
+    return absl::UnimplementedError(
+        absl::StrCat(metadata.Key("attention.value_length"), " other than the keys' length"));
+  }
+  if (c.head_dim < 2 || c.head_dim > 1024 || c.head_dim % 2 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("head dimension ", c.head_dim, " is not an even number in [2, 1024]"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadVocabulary(const Metadata& metadata, ModelConfig& c) {
+  const GgufFile& file = metadata.file();
+  const GgufFile::Tensor* const table = file.FindTensor(kEmbedding);
+  if (table == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model file lacks the tensor '", kEmbedding, "'"));
+  }
+  if (table->view.rows < 2 || table->view.rows > (1 << 24)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a vocabulary of ", table->view.rows, " tokens is impossible"));
+  }
+  c.vocab = static_cast<int32_t>(table->view.rows);
+  RETURN_IF_ERROR(metadata.IntOr("vocab_size", c.vocab, c.vocab, c.vocab).status());
+  if (file.Has("tokenizer.ggml.tokens")) {
+    ASSIGN_OR_RETURN(const int64_t tokens, file.GetArraySize("tokenizer.ggml.tokens"));
+    if (tokens != c.vocab) {
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer.ggml.tokens has ", tokens,
+                                                     " tokens, the embedding ", c.vocab, " rows"));
+    }
+  }
+  c.tied_embeddings = file.FindTensor(kOutput) == nullptr;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ModelConfig> ReadLlamaConfig(const GgufFile& file) {
+  const Metadata metadata(file, kName);
+  ModelConfig c;
+  c.architecture = std::string(kName);
+  if (file.Has("general.name")) {
+    ASSIGN_OR_RETURN(c.name, file.GetString("general.name"));
+  }
+  ASSIGN_OR_RETURN(c.layers, metadata.Int("block_count", 1, 4096));
+  ASSIGN_OR_RETURN(c.hidden, metadata.Int("embedding_length", 1, 1 << 20));
+  ASSIGN_OR_RETURN(c.ffn, metadata.Int("feed_forward_length", 1, 1 << 22));
+  ASSIGN_OR_RETURN(c.context_tokens, metadata.Int("context_length", 1, 1 << 24));
+  ASSIGN_OR_RETURN(const double eps,
+                   metadata.Float("attention.layer_norm_rms_epsilon", 1e-12, 0.1));
+  c.norm_eps = static_cast<float>(eps);
+  RETURN_IF_ERROR(RefuseOtherModels(metadata, c.context_tokens));
+  RETURN_IF_ERROR(ReadHeads(metadata, c));
+  RETURN_IF_ERROR(ReadVocabulary(metadata, c));
+  RETURN_IF_ERROR(PlanTensors(c).Check(file));
+  // GGUF files of this architecture store the rows of Q and K so that neighbours rotate.
+  ASSIGN_OR_RETURN(c.rope, ReadRope(metadata, c.head_dim, c.context_tokens, /*interleaved=*/true));
+  return c;
+}
+
+// --- The model
+
+struct Linear {
+  std::unique_ptr<Matrix> weight;
+  std::unique_ptr<Buffer> bias;  // null: none
+};
+
+struct Layer {
+  std::unique_ptr<Buffer> attn_norm, ffn_norm;
+  Linear q, k, v, o, gate, up, down;
+};
+
+// What this rank computes of each activation.
+struct LocalSizes {
+  int64_t kv_heads, q_heads, q, kv, hidden, ffn, vocab;
+};
+
+// Activations of one step, [step tokens, ...]. The *_full ones exist with more than one rank only.
+struct Scratch {
+  std::unique_ptr<Buffer> residual, normed, q, k, v, attn, attn_full, gate, up, ffn_full;
+  std::unique_ptr<Buffer> proj, proj_full;
+  // [logit rows, ...]
+  std::unique_ptr<Buffer> last_residual, last_proj, logits, logits_full;
+};
+
+LocalSizes SizesOf(const ModelConfig& c, const ShardSpec& shard) {
+  LocalSizes n{};
+  n.kv_heads = SplitEvenly(c.kv_heads, shard).size();
+  n.q_heads = n.kv_heads * (c.q_heads / c.kv_heads);
+  n.q = n.q_heads * c.head_dim;
+  n.kv = n.kv_heads * c.head_dim;
+  n.hidden = SplitEvenly(c.hidden, shard).size();
+  n.ffn = SplitEvenly(c.ffn, shard).size();
+  n.vocab = SplitEvenly(c.vocab, shard).size();
+  return n;
+}
+
+struct Wanted {
+  std::unique_ptr<Buffer> Scratch::*buffer;
+  int64_t rows;
+  int64_t cols;
+};
+
+std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
+                                  const ModelOptions& options) {
+  const LocalSizes n = SizesOf(c, shard);
+  const int64_t rows = options.max_step_tokens;
+  const int64_t last = options.max_logit_rows;
+  std::vector<Wanted> shapes = {{&Scratch::residual, rows, c.hidden},
+                                {&Scratch::normed, rows, c.hidden},
+                                {&Scratch::q, rows, n.q},
+                                {&Scratch::k, rows, n.kv},
+                                {&Scratch::v, rows, n.kv},
+                                {&Scratch::attn, rows, n.q},
+                                {&Scratch::gate, rows, n.ffn},
+                                {&Scratch::up, rows, n.ffn},
+                                {&Scratch::proj, rows, n.hidden},
+                                {&Scratch::last_residual, last, c.hidden},
+                                {&Scratch::last_proj, last, c.hidden},
+                                {&Scratch::logits, last, n.vocab}};
+  if (shard.size > 1) {
+    shapes.push_back({&Scratch::attn_full, rows, int64_t{c.q_heads} * c.head_dim});
+    shapes.push_back({&Scratch::ffn_full, rows, c.ffn});
+    shapes.push_back({&Scratch::proj_full, rows, c.hidden});
+    shapes.push_back({&Scratch::logits_full, last, c.vocab});
+  }
+  return shapes;
+}
+
+int64_t PositionsOf(const ModelConfig& config, const ModelOptions& options) {
+  return options.max_positions > 0 ? options.max_positions : config.context_tokens;
+}
+
+class LlamaModel final : public Model {
+ public:
+  LlamaModel(const ModelConfig& config, const ShardSpec& shard, Backend& backend,
+             const ModelOptions& options)
+      : config_(config),
+        shard_(shard),
+        options_(options),
+        local_(SizesOf(config, shard)),
+        vocab_rows_(SplitEvenly(config.vocab, shard)),
+        backend_(backend) {}
+
+  absl::Status Load(const GgufFile& file);
+
+  const ModelConfig& config() const override { return config_; }
+  size_t resident_bytes() const override { return resident_bytes_; }
+  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+                                     Communicator& comm) override;
+
+ private:
+  absl::Status CheckBatch(const StepBatch& batch, const kvstore::KvArena& kv,
+                          const Communicator& comm) const;
+  absl::Status CheckSequences(const StepBatch& batch, const kvstore::KvShape& shape) const;
+  absl::Status Embed(std::span<const common::TokenId> tokens, TensorView out, Communicator& comm);
+  absl::Status Qkv(const Layer& layer, TensorView normed, std::span<const int32_t> positions);
+  // The outputs of `linear` for all ranks' columns.
+  absl::StatusOr<TensorView> Project(const Linear& linear, TensorView x, Communicator& comm);
+  // Attention of layer i over the appended keys, projected back to [rows, hidden].
+  absl::StatusOr<TensorView> Attend(int32_t i, const StepBatch& batch, const kvstore::KvArena& kv,
+                                    Communicator& comm);
+  absl::StatusOr<TensorView> FeedForward(const Layer& layer, TensorView normed, Communicator& comm);
+  absl::StatusOr<TensorView> Logits(TensorView normed, Communicator& comm);
+  absl::StatusOr<TensorView> Gathered(TensorView local, const std::unique_ptr<Buffer>& full,
+                                      Communicator& comm);
+
+  const ModelConfig config_;
+  const ShardSpec shard_;
+  const ModelOptions options_;
+  const LocalSizes local_;
+  const RowRange vocab_rows_;
+  Backend& backend_;
+  size_t resident_bytes_ = 0;
+
+  std::unique_ptr<Matrix> embedding_;
+  std::unique_ptr<Matrix> output_;  // null: tied, the embedding serves
+  std::unique_ptr<Buffer> output_norm_;
+  std::vector<Layer> layers_;
+  std::unique_ptr<RopeTable> rope_;
+  Scratch scratch_;
+  std::vector<common::TokenId> local_tokens_;
+  std::vector<float> zero_row_;
+  std::vector<float> host_logits_;  // for a backend whose memory the host cannot read
+};
+
+class Loader final {
+ public:
+  Loader(const GgufFile& file, const TensorPlan& plan, const ShardSpec& shard, Backend& backend)
+      : file_(file), plan_(plan), shard_(shard), backend_(backend) {}
+
+  absl::Status ToMatrix(absl::string_view name, std::unique_ptr<Matrix>& out) {
+    ASSIGN_OR_RETURN(out, plan_.LoadMatrix(file_, name, shard_, backend_));
+    bytes_ += out->resident_bytes();
+    return absl::OkStatus();
+  }
+  absl::Status ToVector(absl::string_view name, std::unique_ptr<Buffer>& out) {
+    ASSIGN_OR_RETURN(out, plan_.LoadVector(file_, name, shard_, backend_));
+    if (out != nullptr) bytes_ += static_cast<size_t>(out->view().cols) * sizeof(float);
+    return absl::OkStatus();
+  }
+  absl::Status ToLinear(const std::string& name, Linear& out) {
+    RETURN_IF_ERROR(ToMatrix(name + ".weight", out.weight));
+    return ToVector(name + ".bias", out.bias);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  const GgufFile& file_;
+  const TensorPlan& plan_;
+  const ShardSpec shard_;
+  Backend& backend_;
+  size_t bytes_ = 0;
+};
+
+absl::Status LoadLayer(int32_t i, Loader& loader, Layer& layer) {
+  RETURN_IF_ERROR(loader.ToVector(LayerTensor(i, "attn_norm.weight"), layer.attn_norm));
+  RETURN_IF_ERROR(loader.ToVector(LayerTensor(i, "ffn_norm.weight"), layer.ffn_norm));
+  const std::pair<absl::string_view, Linear*> linears[] = {
+      {"attn_q", &layer.q},      {"attn_k", &layer.k},      {"attn_v", &layer.v},
+      {"attn_output", &layer.o}, {"ffn_gate", &layer.gate}, {"ffn_up", &layer.up},
+      {"ffn_down", &layer.down}};
+  for (const auto& [name, linear] : linears) {
+    RETURN_IF_ERROR(loader.ToLinear(LayerTensor(i, name), *linear));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LlamaModel::Load(const GgufFile& file) {
+  const TensorPlan plan = PlanTensors(config_);
+  RETURN_IF_ERROR(plan.Check(file));
+  Loader loader(file, plan, shard_, backend_);
+  RETURN_IF_ERROR(loader.ToMatrix(kEmbedding, embedding_));
+  if (!config_.tied_embeddings) RETURN_IF_ERROR(loader.ToMatrix(kOutput, output_));
+  RETURN_IF_ERROR(loader.ToVector(kOutputNorm, output_norm_));
+  layers_.resize(static_cast<size_t>(config_.layers));
+  for (int32_t i = 0; i < config_.layers; ++i) {
+    RETURN_IF_ERROR(LoadLayer(i, loader, layers_[static_cast<size_t>(i)]));
+  }
+  RopeSpec rope = config_.rope;
+  rope.max_positions = PositionsOf(config_, options_);
+  ASSIGN_OR_RETURN(rope_, backend_.MakeRopeTable(rope));
+  for (const Wanted& wanted : ScratchShapes(config_, shard_, options_)) {
+    ASSIGN_OR_RETURN(scratch_.*wanted.buffer, backend_.Allocate(wanted.rows, wanted.cols));
+  }
+  if (shard_.size > 1) {
+    local_tokens_.resize(static_cast<size_t>(options_.max_step_tokens));
+    zero_row_.resize(static_cast<size_t>(config_.hidden));
+  }
+  if (!backend_.memory().host_addressable()) {
+    host_logits_.resize(static_cast<size_t>(options_.max_logit_rows * config_.vocab));
+  }
+  resident_bytes_ = loader.bytes();
+  return backend_.Synchronize();
+}
+
+absl::Status LlamaModel::CheckSequences(const StepBatch& batch,
+                                        const kvstore::KvShape& shape) const {
+  int64_t next_row = 0;
+  for (const AttentionSequence& sequence : batch.sequences) {
+    if (sequence.first_row != next_row || sequence.rows < 1 || sequence.kv_tokens < sequence.rows) {
+      return absl::InvalidArgumentError("the sequences of a step must cover its rows in order");
+    }
+    if (shape.blocks_for(sequence.kv_tokens) > static_cast<int64_t>(sequence.blocks.size())) {
+      return absl::InvalidArgumentError("a sequence has fewer blocks than its tokens need");
+    }
+    next_row += sequence.rows;
+  }
+  if (next_row != static_cast<int64_t>(batch.tokens.size())) {
+    return absl::InvalidArgumentError("the sequences of a step must cover its rows in order");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LlamaModel::CheckBatch(const StepBatch& batch, const kvstore::KvArena& kv,
+                                    const Communicator& comm) const {
+  const auto rows = static_cast<int64_t>(batch.tokens.size());
+  if (comm.size() != shard_.size || comm.rank() != shard_.rank) {
+    return absl::InvalidArgumentError("the communicator is not that of the model's shard");
+  }
+  if (rows < 1 || rows > options_.max_step_tokens ||
+      static_cast<int64_t>(batch.logit_rows.size()) > options_.max_logit_rows) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a step of ", rows, " tokens and ", batch.logit_rows.size(), " logit rows exceeds ",
+        options_.max_step_tokens, " and ", options_.max_logit_rows));
+  }
+  if (batch.positions.size() != batch.tokens.size()) {
+    return absl::InvalidArgumentError("a step needs one position per token");
+  }
+  for (const common::TokenId token : batch.tokens) {
+    if (token < 0 || token >= config_.vocab) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token ", token, " is outside the vocabulary of ", config_.vocab));
+    }
+  }
+  for (const int32_t position : batch.positions) {
+    if (position < 0 || position >= PositionsOf(config_, options_)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("position ", position, " is not below ", PositionsOf(config_, options_)));
+    }
+  }
+  int32_t last = -1;
+  for (const int32_t row : batch.logit_rows) {
+    if (row <= last || row >= rows) {
+      return absl::InvalidArgumentError("logit rows must ascend and lie in the step");
+    }
+    last = row;
+  }
+  if (kv.shape.layers != config_.layers || kv.shape.head_dim != config_.head_dim ||
+      kv.shape.kv_heads != local_.kv_heads) {
+    return absl::InvalidArgumentError("the KV arena is not of this shard's shape");
+  }
+  return CheckSequences(batch, kv.shape);
+}
+
+absl::StatusOr<TensorView> LlamaModel::Gathered(TensorView local,
+                                                const std::unique_ptr<Buffer>& full,
+                                                Communicator& comm) {
+  if (shard_.size == 1) return local;
+  const TensorView out = full->view().Rows(0, local.rows);
+  RETURN_IF_ERROR(comm.AllGatherCols(local, out));
+  return out;
+}
+
+// With several ranks each holds its part of the vocabulary and gives zeros for the other tokens, so
+// the sum has every row from exactly one rank and no rounding.
+absl::Status LlamaModel::Embed(std::span<const common::TokenId> tokens, TensorView out,
+                               Communicator& comm) {
+  if (shard_.size == 1) return backend_.EmbedRows(*embedding_, tokens, out);
+  const auto is_local = [this](common::TokenId token) {
+    return token >= vocab_rows_.begin && token < vocab_rows_.end;
+  };
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    local_tokens_[i] =
+        is_local(tokens[i]) ? tokens[i] - static_cast<common::TokenId>(vocab_rows_.begin) : 0;
+  }
+  RETURN_IF_ERROR(backend_.EmbedRows(
+      *embedding_, std::span<const common::TokenId>(local_tokens_).first(tokens.size()), out));
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (is_local(tokens[i])) continue;
+    RETURN_IF_ERROR(backend_.CopyFromHost(zero_row_, out.Rows(static_cast<int64_t>(i), 1)));
+  }
+  return comm.AllReduceSum(out);
+}
+
+absl::Status LlamaModel::Qkv(const Layer& layer, TensorView normed,
+                             std::span<const int32_t> positions) {
+  const TensorView q = scratch_.q->view().Rows(0, normed.rows);
+  const TensorView k = scratch_.k->view().Rows(0, normed.rows);
+  const TensorView v = scratch_.v->view().Rows(0, normed.rows);
+  const std::array<const Matrix*, 3> weights = {layer.q.weight.get(), layer.k.weight.get(),
+                                                layer.v.weight.get()};
+  const std::array<TensorView, 3> outs = {q, k, v};
+  RETURN_IF_ERROR(backend_.MatMul(normed, weights, outs));
+  if (layer.q.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(q, layer.q.bias->view()));
+  if (layer.k.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(k, layer.k.bias->view()));
+  if (layer.v.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(v, layer.v.bias->view()));
+  RETURN_IF_ERROR(backend_.Rope(q, static_cast<int32_t>(local_.q_heads), positions, *rope_));
+  return backend_.Rope(k, static_cast<int32_t>(local_.kv_heads), positions, *rope_);
+}
+
+absl::StatusOr<TensorView> LlamaModel::Project(const Linear& linear, TensorView x,
+                                               Communicator& comm) {
+  const TensorView out = scratch_.proj->view().Rows(0, x.rows);
+  const Matrix* const weight = linear.weight.get();
+  RETURN_IF_ERROR(backend_.MatMul(x, {&weight, 1}, {&out, 1}));
+  if (linear.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(out, linear.bias->view()));
+  return Gathered(out, scratch_.proj_full, comm);
+}
+
+absl::StatusOr<TensorView> LlamaModel::FeedForward(const Layer& layer, TensorView normed,
+                                                   Communicator& comm) {
+  const TensorView gate = scratch_.gate->view().Rows(0, normed.rows);
+  const TensorView up = scratch_.up->view().Rows(0, normed.rows);
+  const std::array<const Matrix*, 2> weights = {layer.gate.weight.get(), layer.up.weight.get()};
+  const std::array<TensorView, 2> outs = {gate, up};
+  RETURN_IF_ERROR(backend_.MatMul(normed, weights, outs));
+  if (layer.gate.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(gate, layer.gate.bias->view()));
+  if (layer.up.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(up, layer.up.bias->view()));
+  RETURN_IF_ERROR(backend_.SiluMul(gate, up));
+  ASSIGN_OR_RETURN(const TensorView full, Gathered(gate, scratch_.ffn_full, comm));
+  return Project(layer.down, full, comm);
+}
+
+absl::StatusOr<TensorView> LlamaModel::Logits(TensorView normed, Communicator& comm) {
+  const TensorView local = scratch_.logits->view().Rows(0, normed.rows);
+  const Matrix* const weight = output_ != nullptr ? output_.get() : embedding_.get();
+  RETURN_IF_ERROR(backend_.MatMul(normed, {&weight, 1}, {&local, 1}));
+  ASSIGN_OR_RETURN(const TensorView full, Gathered(local, scratch_.logits_full, comm));
+  if (host_logits_.empty()) return full;
+  const auto values = static_cast<size_t>(full.rows * full.cols);
+  RETURN_IF_ERROR(backend_.CopyToHost(full, std::span(host_logits_).first(values)));
+  return TensorView{host_logits_.data(), full.rows, full.cols, full.cols};
+}
+
+absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
+                                              const kvstore::KvArena& kv, Communicator& comm) {
+  const auto rows = static_cast<int64_t>(batch.tokens.size());
+  const TensorView attn = scratch_.attn->view().Rows(0, rows);
+  RETURN_IF_ERROR(
+      backend_.Attention({.layer = i,
+                          .q_heads = static_cast<int32_t>(local_.q_heads),
+                          .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+                          .q = scratch_.q->view().Rows(0, rows),
+                          .kv = &kv,
+                          .sequences = batch.sequences,
+                          .out = attn}));
+  ASSIGN_OR_RETURN(const TensorView heads, Gathered(attn, scratch_.attn_full, comm));
+  return Project(layers_[static_cast<size_t>(i)].o, heads, comm);
+}
+
+absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+                                               Communicator& comm) {
+  RETURN_IF_ERROR(CheckBatch(batch, kv, comm));
+  const auto rows = static_cast<int64_t>(batch.tokens.size());
+  const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
+  const float eps = config_.norm_eps;
+  TensorView residual = scratch_.residual->view().Rows(0, rows);
+  TensorView normed = scratch_.normed->view().Rows(0, rows);
+  RETURN_IF_ERROR(Embed(batch.tokens, residual, comm));
+  RETURN_IF_ERROR(backend_.RmsNorm(residual, layers_[0].attn_norm->view(), eps, normed));
+
+  for (int32_t i = 0; i < config_.layers; ++i) {
+    const Layer& layer = layers_[static_cast<size_t>(i)];
+    const bool is_last = i + 1 == config_.layers;
+    RETURN_IF_ERROR(Qkv(layer, normed, batch.positions));
+    RETURN_IF_ERROR(backend_.AppendKv(i, scratch_.k->view().Rows(0, rows),
+                                      scratch_.v->view().Rows(0, rows), batch.sequences, kv));
+    if (is_last && wanted == 0) break;  // the step only fills the cache
+    ASSIGN_OR_RETURN(TensorView proj, Attend(i, batch, kv, comm));
+    if (is_last && wanted < rows) {
+      // From here on a row depends on no other: the rest is computed for the wanted rows alone.
+      const TensorView last_residual = scratch_.last_residual->view().Rows(0, wanted);
+      const TensorView last_proj = scratch_.last_proj->view().Rows(0, wanted);
+      RETURN_IF_ERROR(backend_.GatherRows(residual, batch.logit_rows, last_residual));
+      RETURN_IF_ERROR(backend_.GatherRows(proj, batch.logit_rows, last_proj));
+      residual = last_residual;
+      proj = last_proj;
+      normed = normed.Rows(0, wanted);
+    }
+    RETURN_IF_ERROR(backend_.AddRmsNorm(residual, proj, layer.ffn_norm->view(), eps, normed));
+    ASSIGN_OR_RETURN(proj, FeedForward(layer, normed, comm));
+    Buffer& next = is_last ? *output_norm_ : *layers_[static_cast<size_t>(i) + 1].attn_norm;
+    RETURN_IF_ERROR(backend_.AddRmsNorm(residual, proj, next.view(), eps, normed));
+  }
+  TensorView logits{.cols = config_.vocab};
+  if (wanted > 0) {
+    ASSIGN_OR_RETURN(logits, Logits(normed, comm));
+  }
+  RETURN_IF_ERROR(backend_.Synchronize());
+  return logits;
+}
+
+class LlamaArchitecture final : public Architecture {
+ public:
+  absl::string_view name() const override { return kName; }
+
+  absl::StatusOr<ModelConfig> ReadConfig(const GgufFile& file) const override {
+    return ReadLlamaConfig(file);
+  }
+
+  absl::StatusOr<std::unique_ptr<Model>> Load(const GgufFile& file, const ModelConfig& config,
+                                              const ShardSpec& shard, Backend& backend,
+                                              const ModelOptions& options) const override {
+    if (std::min({config.hidden, config.ffn, config.vocab}) < shard.size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("model is too small for ", shard.size, " ranks"));
+    }
+    if (PositionsOf(config, options) > config.context_tokens) {
+      return absl::InvalidArgumentError(absl::StrCat("a context of ", options.max_positions,
+                                                     " tokens exceeds the model's ",
+                                                     config.context_tokens));
+    }
+    auto model = std::make_unique<LlamaModel>(config, shard, backend, options);
+    RETURN_IF_ERROR(model->Load(file));
+    return model;
+  }
+
+  MemoryEstimate Estimate(const GgufFile& file, const ModelConfig& config, const ShardSpec& shard,
+                          const ModelOptions& options) const override {
+    size_t values =
+        config.rope.inv_freq.size() * 2 * static_cast<size_t>(PositionsOf(config, options));
+    for (const Wanted& wanted : ScratchShapes(config, shard, options)) {
+      values += static_cast<size_t>(wanted.rows * wanted.cols);
+    }
+    return {.weights_bytes = PlanTensors(config).ShardBytes(file, shard),
+            .scratch_bytes = values * sizeof(float)};
+  }
+};
+
+}  // namespace
+
+const Architecture& model_llama();
+const Architecture& model_llama() {
+  static const LlamaArchitecture architecture;
+  return architecture;
+}
+
+}  // namespace loopserve::worker

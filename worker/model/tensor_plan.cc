@@ -1,0 +1,112 @@
+#include "worker/model/tensor_plan.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+
+namespace loopserve::worker {
+namespace {
+
+RowRange RangeOf(const PlannedTensor& tensor, const ShardSpec& shard) {
+  if (tensor.units == 0) return {0, tensor.outputs};
+  const int64_t per_unit = tensor.outputs / tensor.units;
+  const RowRange units = SplitEvenly(tensor.units, shard);
+  return {units.begin * per_unit, units.end * per_unit};
+}
+
+absl::Status CheckShape(const PlannedTensor& planned, const GgufFile::Tensor& found) {
+  const bool is_vector = planned.inputs == 0;
+  const std::vector<int64_t> wanted = is_vector
+                                          ? std::vector<int64_t>{planned.outputs}
+                                          : std::vector<int64_t>{planned.inputs, planned.outputs};
+  if (found.dims == wanted) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensor '", planned.name, "' is ", absl::StrJoin(found.dims, " x "),
+                   ", the metadata wants ", absl::StrJoin(wanted, " x ")));
+}
+
+}  // namespace
+
+void TensorPlan::Add(PlannedTensor tensor) {
+  index_.emplace(tensor.name, tensors_.size());
+  tensors_.push_back(std::move(tensor));
+}
+
+void TensorPlan::AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, int64_t units) {
+  Add({absl::StrCat(name, ".weight"), outputs, inputs, units});
+  Add({absl::StrCat(name, ".bias"), outputs, 0, units, false});
+}
+
+void TensorPlan::Ignore(absl::string_view name) {
+  Add({.name = std::string(name), .required = false});
+}
+
+absl::Status TensorPlan::Check(const GgufFile& file) const {
+  for (const PlannedTensor& planned : tensors_) {
+    const GgufFile::Tensor* const found = file.FindTensor(planned.name);
+    if (found == nullptr) {
+      if (!planned.required) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("model file lacks the tensor '", planned.name, "'"));
+    }
+    if (planned.outputs > 0) RETURN_IF_ERROR(CheckShape(planned, *found));
+  }
+  for (const GgufFile::Tensor& tensor : file.tensors()) {
+    if (!index_.contains(tensor.name)) {
+      return absl::InvalidArgumentError(absl::StrCat("model file has the tensor '", tensor.name,
+                                                     "', which this architecture does not know"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard) const {
+  size_t bytes = 0;
+  for (const PlannedTensor& planned : tensors_) {
+    const GgufFile::Tensor* const found = file.FindTensor(planned.name);
+    if (found == nullptr || planned.outputs == 0) continue;
+    const auto outputs = static_cast<size_t>(worker::RangeOf(planned, shard).size());
+    bytes += outputs * (planned.inputs == 0 ? sizeof(float) : found->view.row_bytes());
+  }
+  return bytes;
+}
+
+RowRange TensorPlan::RangeOf(absl::string_view name, const ShardSpec& shard) const {
+  const auto it = index_.find(name);
+  return it == index_.end() ? RowRange{} : worker::RangeOf(tensors_[it->second], shard);
+}
+
+absl::StatusOr<std::unique_ptr<Matrix>> TensorPlan::LoadMatrix(const GgufFile& file,
+                                                               absl::string_view name,
+                                                               const ShardSpec& shard,
+                                                               Backend& backend) const {
+  const GgufFile::Tensor* const tensor = file.FindTensor(name);
+  if (tensor == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("model file lacks the tensor '", name, "'"));
+  }
+  if (!backend.Supports(tensor->view.type)) {
+    return absl::UnimplementedError(absl::StrCat("backend ", backend.name(), " cannot compute '",
+                                                 name, "' in ", InfoOf(tensor->view.type).name));
+  }
+  return backend.LoadMatrix(tensor->view, RangeOf(name, shard));
+}
+
+absl::StatusOr<std::unique_ptr<Buffer>> TensorPlan::LoadVector(const GgufFile& file,
+                                                               absl::string_view name,
+                                                               const ShardSpec& shard,
+                                                               Backend& backend) const {
+  const GgufFile::Tensor* const tensor = file.FindTensor(name);
+  if (tensor == nullptr) return std::unique_ptr<Buffer>();
+  std::vector<float> values(static_cast<size_t>(tensor->view.cols));
+  RETURN_IF_ERROR(DequantizeRows(tensor->view, 0, values));
+  const RowRange range = RangeOf(name, shard);
+  ASSIGN_OR_RETURN(std::unique_ptr<Buffer> buffer, backend.Allocate(1, range.size()));
+  const auto part = std::span<const float>(values).subspan(static_cast<size_t>(range.begin),
+                                                           static_cast<size_t>(range.size()));
+  RETURN_IF_ERROR(backend.CopyFromHost(part, buffer->view()));
+  return buffer;
+}
+
+}  // namespace loopserve::worker

@@ -1,0 +1,62 @@
+// TensorPlan: which tensors a model's file must hold, in which shapes, and how ranks share them.
+//
+// An architecture writes its plan once, from its config. The plan then checks the file, predicts
+// the memory of a rank and loads a rank's part, so the three cannot disagree.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "worker/backend/backend.h"
+#include "worker/model/gguf.h"
+#include "worker/model/model.h"
+
+namespace loopserve::worker {
+
+struct PlannedTensor {
+  std::string name;
+  int64_t outputs = 0;  // rows of a matrix, length of a vector
+  int64_t inputs = 0;   // row length of a matrix; 0: a vector
+  // Outputs come in `units` equal groups (heads, or single rows), which ranks share as evenly as
+  // they go. 0: every rank holds all.
+  int64_t units = 0;
+  bool required = true;
+};
+
+class TensorPlan final {
+ public:
+  void Add(PlannedTensor tensor);
+  // Weight and optional bias of one linear layer: "<name>.weight", "<name>.bias".
+  void AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, int64_t units);
+  // A tensor that may be there and is read elsewhere, or is known to be of no use.
+  void Ignore(absl::string_view name);
+
+  // InvalidArgument for a tensor that is missing or has another shape, and for one the plan does
+  // not know: ignoring it would silently compute another model.
+  absl::Status Check(const GgufFile& file) const;
+  // Bytes of the rank's part as they lie in the file; vectors as float32.
+  size_t ShardBytes(const GgufFile& file, const ShardSpec& shard) const;
+  // The rank's range of the tensor's outputs.
+  RowRange RangeOf(absl::string_view name, const ShardSpec& shard) const;
+
+  // The rank's rows of a matrix. Unimplemented when the backend lacks the weight type.
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const GgufFile& file, absl::string_view name,
+                                                     const ShardSpec& shard,
+                                                     Backend& backend) const;
+  // The rank's part of a vector as one row; null when the file has no such (optional) tensor.
+  absl::StatusOr<std::unique_ptr<Buffer>> LoadVector(const GgufFile& file, absl::string_view name,
+                                                     const ShardSpec& shard,
+                                                     Backend& backend) const;
+
+ private:
+  std::vector<PlannedTensor> tensors_;  // an ignored one has no outputs
+  absl::flat_hash_map<std::string, size_t> index_;
+};
+
+}  // namespace loopserve::worker
