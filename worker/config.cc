@@ -26,6 +26,8 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("max-queue", &max_queue, "Turns that may wait; more are refused");
   flags.Add("max-step-tokens", &max_step_tokens, "Tokens per step: the size of a prefill chunk");
   flags.Add("max-sessions", &max_sessions, "Session records kept in memory");
+  flags.AddDuration("drain-settle", &drain_settle,
+                    "How long routers get to notice that this worker stops");
   flags.AddDuration("drain-timeout", &drain_timeout, "How long running turns may take at stop");
   flags.Add("log-format", &log_format, "text or json");
   flags.Add("log-level", &log_level, "debug, info, warning or error");

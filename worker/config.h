@@ -33,6 +33,7 @@ struct WorkerConfig {
   int max_step_tokens = 512;
   int max_sessions = 4096;
   // Life cycle and logs.
+  absl::Duration drain_settle = absl::ZeroDuration();
   absl::Duration drain_timeout = absl::Seconds(30);
   std::string log_format = "text";
   std::string log_level = "info";

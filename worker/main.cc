@@ -119,6 +119,8 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
 
   const int signal = common::WaitForStopSignal();
   log.Info("stopping", {{"signal", signal}});
+  server->BeginDrain();
+  absl::SleepFor(config.drain_settle);
   const size_t parked = server->Drain();
   server->Shutdown();
   engine->Stop();

@@ -59,6 +59,7 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
 
   absl::Status Listen();
   int port() const override { return port_; }
+  void BeginDrain() override;
   size_t Drain() override;
   void Shutdown() override;
 
@@ -173,9 +174,13 @@ void Server::Housekeeping(std::stop_token stop) {
   }
 }
 
-size_t Server::Drain() {
+void Server::BeginDrain() {
   draining_ = true;
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, false);
+}
+
+size_t Server::Drain() {
+  BeginDrain();
   if (const absl::Status status = parts_.engine.Drain(options_.drain_timeout); !status.ok()) {
     parts_.log.Warning("turns were still running at the drain timeout",
                        {{"status", status.ToString()}});

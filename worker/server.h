@@ -4,7 +4,7 @@
 // Turns never block a gRPC thread: Submit hands over and the engine answers through TurnStream.
 // Session operations may wait for the session log and run on a pool of their own.
 //
-// Thread rule: Create, BeginDrain and Shutdown from one thread; the rest is gRPC's.
+// Thread rule: Create, BeginDrain, Drain and Shutdown from one thread; the rest is gRPC's.
 #pragma once
 
 #include <memory>
@@ -50,6 +50,8 @@ class WorkerServer {
                                                               const ServerParts& parts);
   virtual ~WorkerServer() = default;
   virtual int port() const = 0;
+  // Stops being ready; turns are still taken.
+  virtual void BeginDrain() = 0;
   // Stops being ready, refuses new turns, finishes the running ones by the drain timeout and parks
   // every session; returns how many.
   virtual size_t Drain() = 0;
