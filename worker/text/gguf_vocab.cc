@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -55,8 +56,23 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerSpec(const GgufFile& file) {
   return spec;
 }
 
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const GgufFile& file) {
+  ASSIGN_OR_RETURN(TokenizerSpec spec, ReadTokenizerSpec(file));
+  return Tokenizer::Create(std::move(spec));
+}
+
 absl::StatusOr<std::string> ReadChatTemplate(const GgufFile& file) {
   return file.GetString(kChatTemplateKey);
+}
+
+absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadChatTemplate(const GgufFile& file,
+                                                               const Tokenizer& tokenizer) {
+  if (!file.Has(kChatTemplateKey)) {
+    return absl::FailedPreconditionError(
+        "the model file has no tokenizer.chat_template: it is no chat model");
+  }
+  ASSIGN_OR_RETURN(const std::string jinja, ReadChatTemplate(file));
+  return ChatTemplate::Create(jinja, tokenizer);
 }
 
 }  // namespace loopserve::worker

@@ -8,7 +8,6 @@
 #include "tests/support/gguf_writer.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
-#include "worker/text/chat_template.h"
 
 namespace loopserve::worker {
 namespace {
@@ -94,19 +93,45 @@ TEST(GgufVocabTest, NamesTheKeyThatIsMissingOrWrong) {
 TEST(GgufVocabTest, TinyModelsHaveAWorkingTokenizerAndTemplate) {
   for (const auto& preset : testing::TinyPresets()) {
     const Parsed parsed(testing::MakeTinyModel(preset));
-    auto spec = ReadTokenizerSpec(*parsed.file);
-    ASSERT_THAT(spec, IsOk());
-    const auto tokenizer = Tokenizer::Create(*std::move(spec));
+    const auto tokenizer = LoadTokenizer(*parsed.file);
     ASSERT_THAT(tokenizer, IsOk());
     const std::string text = "hello the world, 100 % caf\xC3\xA9\n";
     const auto ids = (*tokenizer)->Encode(text);
     ASSERT_THAT(ids, IsOk());
     EXPECT_LT(ids->size(), text.size());  // merges apply
     EXPECT_EQ((*tokenizer)->Decode(*ids), text);
-    const auto chat = ChatTemplate::Create(*ReadChatTemplate(*parsed.file), **tokenizer);
+    const auto chat = LoadChatTemplate(*parsed.file, **tokenizer);
     ASSERT_THAT(chat, IsOk());
     EXPECT_EQ((*chat)->end_of_turn(), 2);
   }
+}
+
+TEST(GgufVocabTest, RefusesAVocabularyThatIsNone) {
+  GgufWriter writer;
+  writer.AddString("tokenizer.ggml.model", "gpt2");
+  writer.AddStrings("tokenizer.ggml.tokens", std::vector<std::string>{"a", "a"});
+  writer.AddInts("tokenizer.ggml.token_type", std::vector<int32_t>{1, 1});
+  writer.AddStrings("tokenizer.ggml.merges", std::vector<std::string>{});
+  EXPECT_THAT(LoadTokenizer(*Parsed(writer).file), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(LoadTokenizer(*Parsed(GgufWriter()).file),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tokenizer.ggml.model")));
+}
+
+TEST(GgufVocabTest, RefusesChatWithoutAKnownTemplate) {
+  const auto tokenizer =
+      LoadTokenizer(*Parsed(testing::MakeTinyModel(*testing::FindPreset("gqa"))).file);
+  ASSERT_THAT(tokenizer, IsOk());
+  EXPECT_THAT(
+      LoadChatTemplate(*Parsed(Minimal()).file, **tokenizer),
+      StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("tokenizer.chat_template")));
+  GgufWriter unknown = Minimal();
+  unknown.AddString("tokenizer.chat_template", "{{ x }}");
+  EXPECT_THAT(LoadChatTemplate(*Parsed(unknown).file, **tokenizer),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  GgufWriter number = Minimal();
+  number.AddU32("tokenizer.chat_template", 1);
+  EXPECT_THAT(LoadChatTemplate(*Parsed(number).file, **tokenizer),
+              StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 }  // namespace

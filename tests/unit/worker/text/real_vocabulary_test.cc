@@ -8,9 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "tests/unit/worker/text/gguf_vocabulary.h"
 #include "tests/unit/worker/text/random_text.h"
-#include "worker/text/chat_template.h"
+#include "worker/text/gguf_vocab.h"
 #include "worker/text/incremental_decoder.h"
 
 namespace loopserve::worker {
@@ -25,12 +24,12 @@ class RealVocabulary : public ::testing::Test {
     if (path == nullptr || *path == '\0') {
       GTEST_SKIP() << "LOOPSERVE_MODEL is not set: nothing was checked against a real vocabulary";
     }
-    auto vocabulary = GgufVocabularyReader(path).Read();
-    ASSERT_TRUE(vocabulary.has_value()) << "LOOPSERVE_MODEL names no readable GGUF file";
-    auto tokenizer = Tokenizer::Create(std::move(vocabulary->spec));
+    const auto file = GgufFile::Open(path);
+    ASSERT_TRUE(file.ok()) << file.status();
+    auto tokenizer = LoadTokenizer(**file);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     tokenizer_ = *std::move(tokenizer);
-    auto chat = ChatTemplate::Create(vocabulary->chat_template, *tokenizer_);
+    auto chat = LoadChatTemplate(**file, *tokenizer_);
     ASSERT_TRUE(chat.ok()) << chat.status();
     chat_ = *std::move(chat);
   }
