@@ -23,7 +23,7 @@ using TurnTicket = common::StrongId<struct TurnTicketTag, uint64_t>;
 struct TurnSpec {
   // Unset: a raw completion; there is no log and nothing is committed.
   std::optional<common::SessionRef> session;
-  bool create = false;          // the session is new: do not look for a record
+  bool create = false;          // the session is new
   std::string tenant;           // written into a new record
   std::string cache_namespace;  // prefixes are shared within it; for a session: of a new record
   int64_t ttl_seconds = 0;      // of a new record; 0: until deleted

@@ -7,7 +7,8 @@
 //
 // A match is verified token by token (a key is only a hash). A full block is handed out shared and
 // must not be written. The last block of a match may be used in part: any cached block whose first
-// tokens agree. It has to be copied (KvBlockPool::CopyBlock) before anything is appended.
+// tokens agree. It has to be copied (KvBlockPool::CopyBlock) before anything is appended. For the
+// same reason a tail that a longer block begins with is not kept beside it.
 //
 // Thread rule: all calls are safe from any thread.
 #pragma once
@@ -45,14 +46,16 @@ class DeviceCache final {
   void Insert(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens,
               std::span<const kvstore::BlockHandle> blocks);
 
-  // Forgets the blocks of `tokens`, partial ones that continue it included.
-  void Forget(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
+  // Forgets the blocks of `tokens`, the partly filled one at its end included; returns how many.
+  int64_t Forget(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
 
   // Drops unreferenced entries, least recently used first, until the pool has `wanted` free blocks
-  // or nothing is left to drop. Returns the pool's free blocks.
+  // or nothing is left to drop. Returns how many it dropped.
   int64_t MakeFree(int64_t wanted);
   // Entries that MakeFree could drop now.
   int64_t unreferenced() const;
+  // Of `blocks`, those that would be free or droppable if the caller let go of its handles.
+  int64_t FreedBy(std::span<const kvstore::BlockHandle> blocks) const;
   int64_t size() const;
   void Clear();
 
@@ -63,14 +66,23 @@ class DeviceCache final {
     kvstore::BlockHandle block;
     std::list<kvstore::BlockKey>::iterator lru;
   };
-  using Table = absl::flat_hash_map<kvstore::BlockKey, Entry>;
 
-  void Touch(Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Erase(Table::iterator it) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The entry of a key, if it really holds these tokens.
+  Entry* Find(const kvstore::BlockKey& key, const kvstore::BlockKey& parent,
+              std::span<const common::TokenId> tokens) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether a block with these first tokens is cached already; drops shorter ones.
+  bool Covered(const kvstore::BlockKey& parent, std::span<const common::TokenId> tokens)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MatchTail(const kvstore::BlockKey& parent, std::span<const common::TokenId> rest,
+                 DeviceMatch& match) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The newest in `keys` was the deepest in its sequence: a prefix must outlive what continues it.
+  void TouchAll(const std::vector<kvstore::BlockKey>& keys) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Erase(const kvstore::BlockKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   kvstore::KvBlockPool& pool_;
   mutable absl::Mutex mutex_;
-  Table entries_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<kvstore::BlockKey, Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  std::vector<bool> cached_ ABSL_GUARDED_BY(mutex_);  // by block id
   // Entries by what they continue; most recently inserted last.
   absl::flat_hash_map<kvstore::BlockKey, std::vector<kvstore::BlockKey>> children_
       ABSL_GUARDED_BY(mutex_);

@@ -23,7 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/ids.h"
-#include "common/log.h"
+#include "common/metrics.h"
 #include "kvstore/block_key.h"
 #include "kvstore/block_pool.h"
 #include "kvstore/store.h"
@@ -39,12 +39,20 @@ struct AcquiredKv {
 
 class KvCache final {
  public:
+  struct Options {
+    std::string model_fingerprint;  // ModelConfig::fingerprint
+    std::string policy_tag = "exact";
+    std::string codec = "bf16";  // of the tiers: tells the precision of what is restored
+  };
   // `store` may be null: the device is then the only place. All must outlive the cache.
-  KvCache(std::string model_fingerprint, kvstore::KvBlockPool& pool, kvstore::KvStore* store);
+  KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,
+          common::Metrics& metrics);
 
   kvstore::KvBlockPool& pool() { return pool_; }
   DeviceCache& device() { return device_; }
   bool has_store() const { return store_ != nullptr; }
+  // Bits per value of KV that came from a tier.
+  int restored_bits() const { return options_.codec == "int8" ? 8 : 16; }
 
   // The key before the first token of everything in a namespace.
   kvstore::BlockKey Root(const std::string& cache_namespace) const;
@@ -59,6 +67,8 @@ class KvCache final {
   std::optional<kvstore::BlockHandle> Allocate();
   // Blocks that could be allocated now.
   int64_t available_blocks() const;
+  // Of `blocks`, those that would become available if the caller let go of them.
+  int64_t FreedBy(std::span<const kvstore::BlockHandle> blocks) const;
 
   // Looks up what the tiers hold of `tokens` (all but the last) beyond `device_tokens` and loads it
   // into `blocks`. `done` is called exactly once, maybe before this returns. Only blocks from
@@ -78,11 +88,17 @@ class KvCache final {
   void Prefetch(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
 
  private:
-  const std::string model_fingerprint_;
+  void MakeFree(int64_t wanted);
+
+  const Options options_;
   const std::string layout_;
   kvstore::KvBlockPool& pool_;
   kvstore::KvStore* const store_;
   DeviceCache device_;
+  common::Counter& evictions_;
+  common::Counter& evicted_bytes_;
+  common::Counter& deletions_;
+  common::Counter& deleted_bytes_;
 };
 
 }  // namespace loopserve::worker

@@ -24,6 +24,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -32,6 +33,7 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/log.h"
+#include "common/metrics.h"
 #include "kvstore/session_log.h"
 #include "kvstore/store.h"
 #include "worker/session/accounting.h"
@@ -58,7 +60,7 @@ struct SessionInfo {
 
 struct OpenRequest {
   common::SessionRef ref;
-  bool create = false;  // no record is looked for
+  bool create = false;  // make the session if there is none
   std::string tenant;
   std::string cache_namespace;
   int64_t ttl_seconds = 0;
@@ -82,14 +84,15 @@ class SessionCache final {
 
  public:
   struct Options {
-    std::string model;  // ModelConfig::fingerprint
+    std::string model;       // ModelConfig::fingerprint
+    std::string model_name;  // label of the metrics
     size_t max_resident = 4096;
     absl::Duration busy_retry_after = absl::Milliseconds(200);
   };
 
   // `log`, `kv` and `clock` must outlive the cache.
   SessionCache(Options options, kvstore::SessionLog& log, KvCache& kv, const common::Clock& clock,
-               common::Logger& logger);
+               common::Metrics& metrics, common::Logger& logger);
   ~SessionCache();
 
   // A claimed session. Destruction without Commit leaves the session as it was.
@@ -103,9 +106,9 @@ class SessionCache final {
     const kvstore::SessionRecord& record() const;
     // The turn that OpenRequest::turn_id names, when it was committed before.
     const kvstore::TurnRecord* replay() const;
-    // Whether this worker has computed or restored the session's KV before (tells an evicted
-    // prefix from one that was never here).
-    bool was_resident() const;
+    // Whether this worker committed the session's last turn (tells an evicted prefix from one that
+    // was never here).
+    bool committed_here() const;
     // Time since the end of the last turn; nothing for a first turn.
     std::optional<absl::Duration> return_gap() const;
     // Appends the turn and writes the record durably; then the claim is over. STALE_EPOCH when
@@ -117,13 +120,16 @@ class SessionCache final {
    private:
     friend class SessionCache;
     Claim(SessionCache* cache, std::shared_ptr<Entry> entry);
+    // Writes `next` durably and makes it the session's record; ends the claim.
+    absl::Status Replace(kvstore::SessionRecord next);
     SessionCache* cache_ = nullptr;
     std::shared_ptr<Entry> entry_;  // shared with the cache's table, which a newer epoch replaces
     size_t replay_turn_ = SIZE_MAX;
   };
 
   // For a turn. SESSION_NOT_FOUND, STALE_EPOCH, SESSION_BUSY, TURN_MISMATCH, MODEL_NOT_FOUND (the
-  // record was made with another model), SESSION_EXISTS (create, but it is there already).
+  // record was made with another model), SESSION_EXISTS (create, but it is there already and does
+  // not have this turn).
   absl::StatusOr<Claim> Open(const OpenRequest& request);
 
   struct CreateRequest {
@@ -156,22 +162,37 @@ class SessionCache final {
   size_t SweepExpired();
 
   struct Counts {
-    size_t active = 0;  // a turn runs
+    size_t active = 0;  // claimed: a turn runs
     size_t idle = 0;    // resident, between turns
+    size_t parked = 0;  // was here, now only in the log
   };
   Counts counts() const;
 
  private:
   friend class Claim;
+  // Puts a claimed entry into the table, or claims the resident one. May still have to be loaded.
+  absl::StatusOr<Claim> Reserve(const common::SessionRef& ref);
+  // Claims a session that has to exist, reading its record if need be.
   absl::StatusOr<Claim> ClaimExisting(const common::SessionRef& ref);
-  absl::StatusOr<std::shared_ptr<Entry>> Reserve(const common::SessionRef& ref, bool& loaded);
-  absl::Status Load(const common::SessionRef& ref, Entry& entry);
-  absl::Status WriteBack(const kvstore::SessionRecord& record, const std::shared_ptr<Entry>& entry);
-  void Unclaim(const std::shared_ptr<Entry>& entry);
-  void Remove(const std::shared_ptr<Entry>& entry) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Claims an id that must not exist yet. `look` in the log, too.
+  absl::StatusOr<Claim> ClaimNew(kvstore::SessionRecord record, bool look);
+  absl::StatusOr<Claim> OpenNew(const OpenRequest& request);
+  // The record as the log has it, owned by `ref.epoch` from now on.
+  absl::StatusOr<kvstore::SessionRecord> Load(const common::SessionRef& ref);
+  // A copy of the committed record, without claiming it if it is resident.
+  absl::StatusOr<kvstore::SessionRecord> Snapshot(const common::SessionRef& ref);
+  absl::StatusOr<SessionInfo> CreateRecord(kvstore::SessionRecord record);
+  absl::Status Busy() const;
+
+  void SetRecord(Entry& entry, kvstore::SessionRecord record) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Unclaim(const std::shared_ptr<Entry>& entry) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Forgets the entry unless another one has taken its place.
+  void Drop(const std::shared_ptr<Entry>& entry, bool parked) ABSL_LOCKS_EXCLUDED(mutex_);
+  void DropLocked(Entry& entry, bool parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TrimLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool Expired(const kvstore::SessionRecord& record) const;
-  SessionInfo InfoLocked(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Expired(int64_t used_unix_us, int64_t ttl_seconds) const;
+  SessionInfo InfoOf(const kvstore::SessionRecord& record, SessionState state, bool resident) const;
+  int64_t NowMicros() const { return absl::ToUnixMicros(clock_.Now()); }
 
   const Options options_;
   kvstore::SessionLog& log_;
@@ -181,6 +202,12 @@ class SessionCache final {
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::shared_ptr<Entry>> entries_ ABSL_GUARDED_BY(mutex_);
   std::list<std::string> lru_ ABSL_GUARDED_BY(mutex_);  // most recently used first
+  // Ids that were resident once; bounded, for a gauge.
+  absl::flat_hash_set<std::string> parked_ ABSL_GUARDED_BY(mutex_);
 };
+
+// What separates the cached prefixes of this session from those of others: its cache_namespace, or
+// its tenant when it has none.
+std::string CacheNamespaceOf(absl::string_view cache_namespace, absl::string_view tenant);
 
 }  // namespace loopserve::worker

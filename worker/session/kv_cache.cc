@@ -1,0 +1,197 @@
+#include "worker/session/kv_cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace loopserve::worker {
+
+using common::TokenId;
+using kvstore::BlockHandle;
+using kvstore::BlockKey;
+using kvstore::KvShape;
+using kvstore::RestoreResult;
+
+namespace {
+
+std::string LayoutOf(const KvShape& shape) {
+  return absl::StrCat(shape.dtype == kvstore::KvDtype::kBf16 ? "bf16" : "f32", "/t",
+                      shape.block_tokens, "/l", shape.layers, "/h", shape.kv_heads, "/d",
+                      shape.head_dim);
+}
+
+// The last token's logits are still wanted, so its KV is always computed.
+std::span<const TokenId> Restorable(std::span<const TokenId> tokens) {
+  return tokens.empty() ? tokens : tokens.first(tokens.size() - 1);
+}
+
+common::Counter& EvictionCounter(common::Metrics& metrics, const std::string& reason) {
+  return metrics.counter(
+      "loopserve_kv_evictions_total",
+      "Blocks that left a tier: to make room, or because their session was deleted.",
+      {{"tier", "device"}, {"reason", reason}});
+}
+
+common::Counter& EvictedBytesCounter(common::Metrics& metrics, const std::string& reason) {
+  return metrics.counter("loopserve_kv_evicted_bytes_total", "Their bytes.",
+                         {{"tier", "device"}, {"reason", reason}});
+}
+
+void ExportDeviceTier(common::Metrics& metrics, kvstore::KvBlockPool& pool, DeviceCache& device) {
+  auto blocks = [&](const std::string& state) {
+    return &metrics.gauge(
+        "loopserve_kv_blocks",
+        "KV blocks: unused, held by a running sequence, only kept for a later turn.",
+        {{"tier", "device"}, {"state", state}});
+  };
+  common::Gauge* free = blocks("free");
+  common::Gauge* active = blocks("active");
+  common::Gauge* cached = blocks("cached");
+  common::Gauge* used =
+      &metrics.gauge("loopserve_kv_used_bytes", "Bytes held, by plane of the codec.",
+                     {{"tier", "device"}, {"plane", "0"}});
+  const double block_bytes = static_cast<double>(pool.shape().block_bytes());
+  metrics
+      .gauge("loopserve_kv_capacity_bytes",
+             "Size of the tier; 0 when it is not configured or not known yet.",
+             {{"tier", "device"}})
+      .Set(block_bytes * pool.num_blocks());
+  metrics.OnScrape([=, &pool, &device] {
+    const double free_now = pool.free_blocks();
+    const double cached_now = static_cast<double>(device.unreferenced());
+    free->Set(free_now);
+    cached->Set(cached_now);
+    active->Set(std::max(0.0, pool.num_blocks() - free_now - cached_now));
+    used->Set((pool.num_blocks() - free_now) * block_bytes);
+  });
+}
+
+}  // namespace
+
+KvCache::KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,
+                 common::Metrics& metrics)
+    : options_(std::move(options)),
+      layout_(LayoutOf(pool.shape())),
+      pool_(pool),
+      store_(store),
+      device_(pool),
+      evictions_(EvictionCounter(metrics, "capacity")),
+      evicted_bytes_(EvictedBytesCounter(metrics, "capacity")),
+      deletions_(EvictionCounter(metrics, "delete")),
+      deleted_bytes_(EvictedBytesCounter(metrics, "delete")) {
+  ExportDeviceTier(metrics, pool_, device_);
+}
+
+BlockKey KvCache::Root(const std::string& cache_namespace) const {
+  return kvstore::RootKey({.model = options_.model_fingerprint,
+                           .layout = layout_,
+                           .policy = options_.policy_tag,
+                           .cache_namespace = cache_namespace});
+}
+
+void KvCache::MakeFree(int64_t wanted) {
+  const double dropped = static_cast<double>(device_.MakeFree(wanted));
+  evictions_.Increment(dropped);
+  evicted_bytes_.Increment(dropped * static_cast<double>(pool_.shape().block_bytes()));
+}
+
+absl::StatusOr<std::optional<AcquiredKv>> KvCache::Acquire(const BlockKey& root,
+                                                           std::span<const TokenId> tokens,
+                                                           bool use_cache, int64_t reserve) {
+  DeviceMatch match;
+  if (use_cache) match = device_.Match(root, Restorable(tokens));
+  const int64_t shared = static_cast<int64_t>(match.full.size());
+  const int64_t fresh = pool_.shape().blocks_for(static_cast<int64_t>(tokens.size())) - shared;
+  if (available_blocks() < fresh + reserve) {
+    // The tail's own block may be the one that is missing.
+    match.tail = BlockHandle();
+    match.tail_tokens = 0;
+    if (available_blocks() < fresh + reserve) return std::nullopt;
+  }
+  MakeFree(fresh);
+  AcquiredKv acquired{.blocks = std::move(match.full),
+                      .device_tokens = shared * pool_.shape().block_tokens};
+  for (int64_t i = 0; i < fresh; ++i) {
+    std::optional<BlockHandle> block = pool_.Allocate();
+    if (!block) return std::nullopt;
+    acquired.blocks.push_back(*std::move(block));
+  }
+  if (match.tail) {
+    RETURN_IF_ERROR(
+        pool_.CopyBlock(match.tail.id(), acquired.blocks[static_cast<size_t>(shared)].id()));
+    acquired.device_tokens += match.tail_tokens;
+  }
+  return acquired;
+}
+
+std::optional<BlockHandle> KvCache::Allocate() {
+  MakeFree(1);
+  return pool_.Allocate();
+}
+
+int64_t KvCache::available_blocks() const { return pool_.free_blocks() + device_.unreferenced(); }
+
+int64_t KvCache::FreedBy(std::span<const BlockHandle> blocks) const {
+  return device_.FreedBy(blocks);
+}
+
+void KvCache::Restore(const BlockKey& root, std::vector<TokenId> tokens, int64_t device_tokens,
+                      std::vector<BlockHandle> blocks, kvstore::KvStore::RestoreDone done) {
+  tokens.resize(Restorable(tokens).size());
+  const int64_t block_tokens = pool_.shape().block_tokens;
+  const int64_t from = device_tokens / block_tokens * block_tokens;
+  if (store_ == nullptr || device_tokens >= static_cast<int64_t>(tokens.size())) return done({});
+  const int64_t found = store_->Lookup(root, tokens, from);
+  if (found <= device_tokens) {
+    RestoreResult nothing;
+    nothing.short_reason = "miss";
+    return done(std::move(nothing));
+  }
+  kvstore::KvStore::RestoreRequest request{.root = root,
+                                           .tokens = std::move(tokens),
+                                           .from_token = from,
+                                           .to_token = found,
+                                           .blocks = {}};
+  const auto end = pool_.shape().blocks_for(found);
+  for (int64_t i = from / block_tokens; i < end; ++i) {
+    request.blocks.push_back(std::move(blocks[static_cast<size_t>(i)]));
+  }
+  store_->Restore(std::move(request), std::move(done));
+}
+
+void KvCache::Keep(const BlockKey& root, std::vector<TokenId> tokens,
+                   std::vector<BlockHandle> blocks, bool save, absl::AnyInvocable<void()> saved) {
+  blocks.resize(static_cast<size_t>(pool_.shape().blocks_for(static_cast<int64_t>(tokens.size()))));
+  device_.Insert(root, tokens, blocks);
+  if (!save || store_ == nullptr || tokens.empty()) {
+    blocks.clear();
+    if (saved) saved();
+    return;
+  }
+  store_->Save({.root = root, .tokens = std::move(tokens), .blocks = std::move(blocks)},
+               [saved = std::move(saved)](const absl::Status&) mutable {
+                 if (saved) saved();
+               });
+}
+
+absl::Status KvCache::Forget(const BlockKey& root, std::span<const TokenId> tokens) {
+  const double dropped = static_cast<double>(device_.Forget(root, tokens));
+  deletions_.Increment(dropped);
+  deleted_bytes_.Increment(dropped * static_cast<double>(pool_.shape().block_bytes()));
+  return store_ == nullptr ? absl::OkStatus() : store_->Forget(root, Restorable(tokens));
+}
+
+void KvCache::Park(const BlockKey& root, std::span<const TokenId> tokens) {
+  device_.Forget(root, tokens);
+  const auto kept = Restorable(tokens);
+  if (store_ != nullptr) store_->Park(root, {kept.begin(), kept.end()});
+}
+
+void KvCache::Prefetch(const BlockKey& root, std::span<const TokenId> tokens) {
+  const auto kept = Restorable(tokens);
+  if (store_ != nullptr) store_->Prefetch(root, {kept.begin(), kept.end()});
+}
+
+}  // namespace loopserve::worker
