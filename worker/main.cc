@@ -89,10 +89,12 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
       config.kv_disk_dir.empty() ? "" : config.kv_disk_dir + "/sessions";
   ASSIGN_OR_RETURN(const auto session_log,
                    kvstore::OpenSessionLog({session_dir, config.kvstore}, log));
-  KvCache kv(ranks->config().fingerprint, ranks->pool(), store.get());
+  KvCache kv({.model_fingerprint = ranks->config().fingerprint, .codec = config.kv_codec},
+             ranks->pool(), store.get(), *metrics);
   SessionCache sessions({.model = ranks->config().fingerprint,
+                         .model_name = ModelName(config),
                          .max_resident = static_cast<size_t>(config.max_sessions)},
-                        *session_log, kv, clock, log);
+                        *session_log, kv, clock, *metrics, log);
   ASSIGN_OR_RETURN(const auto engine,
                    Engine::Create(EngineOptionsOf(config, *tokenizer, chat.get()), *ranks, kv,
                                   sessions, clock, *metrics, log));
