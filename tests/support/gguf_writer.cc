@@ -1,5 +1,10 @@
 #include "tests/support/gguf_writer.h"
 
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
 namespace loopserve::testing {
 
 GgufBytes& GgufBytes::PutString(absl::string_view text) {
@@ -53,6 +58,30 @@ std::vector<std::byte> GgufWriter::Build() const {
   while (file.size() % alignment_ != 0) file.Put(std::byte{0});
   file.PutBytes(data_.bytes());
   return file.bytes();
+}
+
+size_t ValueOffset(std::span<const std::byte> file, absl::string_view key) {
+  const auto* const raw = reinterpret_cast<const std::byte*>(key.data());
+  const auto it = std::search(file.begin(), file.end(), raw, raw + key.size());
+  if (it == file.end()) {
+    std::fprintf(stderr, "the file has no '%s'\n", std::string(key).c_str());
+    std::abort();
+  }
+  return static_cast<size_t>(it - file.begin()) + key.size() + sizeof(uint32_t);
+}
+
+std::vector<std::byte> Renamed(std::vector<std::byte> file, absl::string_view from,
+                               absl::string_view to) {
+  if (from.size() != to.size()) std::abort();
+  std::memcpy(&file[ValueOffset(file, from) - sizeof(uint32_t) - from.size()], to.data(),
+              to.size());
+  return file;
+}
+
+std::vector<std::byte> Without(std::vector<std::byte> file, absl::string_view name) {
+  std::string other(name);
+  other.back() = '~';
+  return Renamed(std::move(file), name, other);
 }
 
 }  // namespace loopserve::testing

@@ -90,4 +90,21 @@ class GgufWriter final {
   GgufBytes data_;
 };
 
+// --- Edits of a finished file, for damage that a writer would not produce
+
+// Where the value of a scalar key begins; dies if there is no such key.
+size_t ValueOffset(std::span<const std::byte> file, absl::string_view key);
+
+template <typename T>
+std::vector<std::byte> WithValue(std::vector<std::byte> file, absl::string_view key, T value) {
+  std::memcpy(&file[ValueOffset(file, key)], &value, sizeof(value));
+  return file;
+}
+
+// The key or tensor `from` renamed to `to`, of the same length.
+std::vector<std::byte> Renamed(std::vector<std::byte> file, absl::string_view from,
+                               absl::string_view to);
+// The same, to a name nobody looks for.
+std::vector<std::byte> Without(std::vector<std::byte> file, absl::string_view name);
+
 }  // namespace loopserve::testing

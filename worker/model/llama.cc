@@ -11,15 +11,15 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/model/architecture.h"
+#include "worker/model/decoder_config.h"
 #include "worker/model/metadata.h"
+#include "worker/model/step_check.h"
 #include "worker/model/tensor_plan.h"
 
 namespace loopserve::worker {
 namespace {
 
 constexpr absl::string_view kName = "llama";
-constexpr absl::string_view kEmbedding = "token_embd.weight";
-constexpr absl::string_view kOutput = "output.weight";
 constexpr absl::string_view kOutputNorm = "output_norm.weight";
 
 std::string LayerTensor(int32_t layer, absl::string_view name) {
@@ -30,8 +30,8 @@ TensorPlan PlanTensors(const ModelConfig& c) {
   const int64_t q = int64_t{c.q_heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
   TensorPlan plan;
-  plan.Add({std::string(kEmbedding), c.vocab, c.hidden, c.vocab});
-  plan.Add({std::string(kOutput), c.vocab, c.hidden, c.vocab, false});
+  plan.Add({std::string(kEmbeddingTensor), c.vocab, c.hidden, c.vocab});
+  plan.Add({std::string(kOutputTensor), c.vocab, c.hidden, c.vocab, false});
   plan.Add({std::string(kOutputNorm), c.hidden});
   plan.Ignore("rope_freqs.weight");  // read with the rotation
   for (int32_t i = 0; i < c.layers; ++i) {
@@ -69,74 +69,10 @@ absl::Status RefuseOtherModels(const Metadata& metadata, int32_t context_tokens)
   return absl::OkStatus();
 }
 
-absl::Status ReadHeads(const Metadata& metadata, ModelConfig& c) {
-  ASSIGN_OR_RETURN(c.q_heads, metadata.Int("attention.head_count", 1, 4096));
-  ASSIGN_OR_RETURN(c.kv_heads, metadata.IntOr("attention.head_count_kv", c.q_heads, 1, c.q_heads));
-  if (c.q_heads % c.kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(metadata.Key("attention.head_count"), " ",
-                                                   c.q_heads, " is no multiple of the ", c.kv_heads,
-                                                   " KV heads"));
-  }
-  if (!metadata.Has("attention.key_length") && c.hidden % c.q_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(metadata.Key("embedding_length"), " ", c.hidden,
-                                                   " is no multiple of the ", c.q_heads, " heads"));
-  }
-  ASSIGN_OR_RETURN(c.head_dim,
-                   metadata.IntOr("attention.key_length", c.hidden / c.q_heads, 2, 1024));
-  ASSIGN_OR_RETURN(const int32_t value_length,
-                   metadata.IntOr("attention.value_length", c.head_dim, 2, 1024));
-  if (value_length != c.head_dim) {
-    return absl::UnimplementedError(
-        absl::StrCat(metadata.Key("attention.value_length"), " other than the keys' length"));
-  }
-  if (c.head_dim < 2 || c.head_dim > 1024 || c.head_dim % 2 != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("head dimension ", c.head_dim, " is not an even number in [2, 1024]"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ReadVocabulary(const Metadata& metadata, ModelConfig& c) {
-  const GgufFile& file = metadata.file();
-  const GgufFile::Tensor* const table = file.FindTensor(kEmbedding);
-  if (table == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("model file lacks the tensor '", kEmbedding, "'"));
-  }
-  if (table->view.rows < 2 || table->view.rows > (1 << 24)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a vocabulary of ", table->view.rows, " tokens is impossible"));
-  }
-  c.vocab = static_cast<int32_t>(table->view.rows);
-  RETURN_IF_ERROR(metadata.IntOr("vocab_size", c.vocab, c.vocab, c.vocab).status());
-  if (file.Has("tokenizer.ggml.tokens")) {
-    ASSIGN_OR_RETURN(const int64_t tokens, file.GetArraySize("tokenizer.ggml.tokens"));
-    if (tokens != c.vocab) {
-      return absl::InvalidArgumentError(absl::StrCat("tokenizer.ggml.tokens has ", tokens,
-                                                     " tokens, the embedding ", c.vocab, " rows"));
-    }
-  }
-  c.tied_embeddings = file.FindTensor(kOutput) == nullptr;
-  return absl::OkStatus();
-}
-
 absl::StatusOr<ModelConfig> ReadLlamaConfig(const GgufFile& file) {
   const Metadata metadata(file, kName);
-  ModelConfig c;
-  c.architecture = std::string(kName);
-  if (file.Has("general.name")) {
-    ASSIGN_OR_RETURN(c.name, file.GetString("general.name"));
-  }
-  ASSIGN_OR_RETURN(c.layers, metadata.Int("block_count", 1, 4096));
-  ASSIGN_OR_RETURN(c.hidden, metadata.Int("embedding_length", 1, 1 << 20));
-  ASSIGN_OR_RETURN(c.ffn, metadata.Int("feed_forward_length", 1, 1 << 22));
-  ASSIGN_OR_RETURN(c.context_tokens, metadata.Int("context_length", 1, 1 << 24));
-  ASSIGN_OR_RETURN(const double eps,
-                   metadata.Float("attention.layer_norm_rms_epsilon", 1e-12, 0.1));
-  c.norm_eps = static_cast<float>(eps);
+  ASSIGN_OR_RETURN(ModelConfig c, ReadDecoderConfig(metadata));
   RETURN_IF_ERROR(RefuseOtherModels(metadata, c.context_tokens));
-  RETURN_IF_ERROR(ReadHeads(metadata, c));
-  RETURN_IF_ERROR(ReadVocabulary(metadata, c));
   RETURN_IF_ERROR(PlanTensors(c).Check(file));
   // GGUF files of this architecture store the rows of Q and K so that neighbours rotate.
   ASSIGN_OR_RETURN(c.rope, ReadRope(metadata, c.head_dim, c.context_tokens, /*interleaved=*/true));
@@ -212,10 +148,6 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
   return shapes;
 }
 
-int64_t PositionsOf(const ModelConfig& config, const ModelOptions& options) {
-  return options.max_positions > 0 ? options.max_positions : config.context_tokens;
-}
-
 class LlamaModel final : public Model {
  public:
   LlamaModel(const ModelConfig& config, const ShardSpec& shard, Backend& backend,
@@ -235,9 +167,6 @@ class LlamaModel final : public Model {
                                      Communicator& comm) override;
 
  private:
-  absl::Status CheckBatch(const StepBatch& batch, const kvstore::KvArena& kv,
-                          const Communicator& comm) const;
-  absl::Status CheckSequences(const StepBatch& batch, const kvstore::KvShape& shape) const;
   absl::Status Embed(std::span<const common::TokenId> tokens, TensorView out, Communicator& comm);
   absl::Status Qkv(const Layer& layer, TensorView normed, std::span<const int32_t> positions);
   // The outputs of `linear` for all ranks' columns.
@@ -315,8 +244,8 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
   const TensorPlan plan = PlanTensors(config_);
   RETURN_IF_ERROR(plan.Check(file));
   Loader loader(file, plan, shard_, backend_);
-  RETURN_IF_ERROR(loader.ToMatrix(kEmbedding, embedding_));
-  if (!config_.tied_embeddings) RETURN_IF_ERROR(loader.ToMatrix(kOutput, output_));
+  RETURN_IF_ERROR(loader.ToMatrix(kEmbeddingTensor, embedding_));
+  if (!config_.tied_embeddings) RETURN_IF_ERROR(loader.ToMatrix(kOutputTensor, output_));
   RETURN_IF_ERROR(loader.ToVector(kOutputNorm, output_norm_));
   layers_.resize(static_cast<size_t>(config_.layers));
   for (int32_t i = 0; i < config_.layers; ++i) {
@@ -337,65 +266,6 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
   }
   resident_bytes_ = loader.bytes();
   return backend_.Synchronize();
-}
-
-absl::Status LlamaModel::CheckSequences(const StepBatch& batch,
-                                        const kvstore::KvShape& shape) const {
-  int64_t next_row = 0;
-  for (const AttentionSequence& sequence : batch.sequences) {
-    if (sequence.first_row != next_row || sequence.rows < 1 || sequence.kv_tokens < sequence.rows) {
-      return absl::InvalidArgumentError("the sequences of a step must cover its rows in order");
-    }
-    if (shape.blocks_for(sequence.kv_tokens) > static_cast<int64_t>(sequence.blocks.size())) {
-      return absl::InvalidArgumentError("a sequence has fewer blocks than its tokens need");
-    }
-    next_row += sequence.rows;
-  }
-  if (next_row != static_cast<int64_t>(batch.tokens.size())) {
-    return absl::InvalidArgumentError("the sequences of a step must cover its rows in order");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status LlamaModel::CheckBatch(const StepBatch& batch, const kvstore::KvArena& kv,
-                                    const Communicator& comm) const {
-  const auto rows = static_cast<int64_t>(batch.tokens.size());
-  if (comm.size() != shard_.size || comm.rank() != shard_.rank) {
-    return absl::InvalidArgumentError("the communicator is not that of the model's shard");
-  }
-  if (rows < 1 || rows > options_.max_step_tokens ||
-      static_cast<int64_t>(batch.logit_rows.size()) > options_.max_logit_rows) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a step of ", rows, " tokens and ", batch.logit_rows.size(), " logit rows exceeds ",
-        options_.max_step_tokens, " and ", options_.max_logit_rows));
-  }
-  if (batch.positions.size() != batch.tokens.size()) {
-    return absl::InvalidArgumentError("a step needs one position per token");
-  }
-  for (const common::TokenId token : batch.tokens) {
-    if (token < 0 || token >= config_.vocab) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token ", token, " is outside the vocabulary of ", config_.vocab));
-    }
-  }
-  for (const int32_t position : batch.positions) {
-    if (position < 0 || position >= PositionsOf(config_, options_)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("position ", position, " is not below ", PositionsOf(config_, options_)));
-    }
-  }
-  int32_t last = -1;
-  for (const int32_t row : batch.logit_rows) {
-    if (row <= last || row >= rows) {
-      return absl::InvalidArgumentError("logit rows must ascend and lie in the step");
-    }
-    last = row;
-  }
-  if (kv.shape.layers != config_.layers || kv.shape.head_dim != config_.head_dim ||
-      kv.shape.kv_heads != local_.kv_heads) {
-    return absl::InvalidArgumentError("the KV arena is not of this shard's shape");
-  }
-  return CheckSequences(batch, kv.shape);
 }
 
 absl::StatusOr<TensorView> LlamaModel::Gathered(TensorView local,
@@ -496,7 +366,7 @@ absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
 
 absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                                Communicator& comm) {
-  RETURN_IF_ERROR(CheckBatch(batch, kv, comm));
+  RETURN_IF_ERROR(CheckStep(batch, kv, comm, config_, shard_, options_));
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
   const float eps = config_.norm_eps;

@@ -17,6 +17,7 @@ class Metadata final {
   Metadata(const GgufFile& file, absl::string_view prefix) : file_(file), prefix_(prefix) {}
 
   const GgufFile& file() const { return file_; }
+  const std::string& prefix() const { return prefix_; }
   std::string Key(absl::string_view name) const;
   bool Has(absl::string_view name) const;
   // InvalidArgument, naming the key, when it is absent, of another type or outside [min, max].

@@ -48,26 +48,6 @@ absl::Status ConfigStatus(const Bytes& bytes) {
   return file.ok() ? ReadModelConfig(**file).status() : file.status();
 }
 
-// Where the value of a key begins.
-size_t ValueOf(const Bytes& bytes, const std::string& key) {
-  const auto* const raw = reinterpret_cast<const std::byte*>(key.data());
-  const auto it = std::search(bytes.begin(), bytes.end(), raw, raw + key.size());
-  EXPECT_NE(it, bytes.end()) << key;
-  return static_cast<size_t>(it - bytes.begin()) + key.size() + sizeof(uint32_t);
-}
-
-template <typename T>
-Bytes WithValue(Bytes bytes, const std::string& key, T value) {
-  std::memcpy(&bytes[ValueOf(bytes, key)], &value, sizeof(value));
-  return bytes;
-}
-
-// The key (or tensor) under another name of the same length.
-Bytes Renamed(Bytes bytes, const std::string& key) {
-  bytes[ValueOf(bytes, key) - sizeof(uint32_t) - 1] = std::byte{'~'};
-  return bytes;
-}
-
 Bytes Gqa(std::function<void(GgufWriter&)> add = nullptr) {
   TinyModelSpec spec = *FindPreset("gqa");
   spec.add = std::move(add);
@@ -82,70 +62,12 @@ std::vector<common::TokenId> SomeTokens(size_t count, const ModelConfig& config)
   return tokens;
 }
 
-TEST(LlamaConfigTest, ReadsWhatTheFileSays) {
-  const ModelConfig config = Loaded(*FindPreset("gqa")).config;
-  EXPECT_EQ(config.architecture, "llama");
-  EXPECT_EQ(config.name, "tiny gqa");
-  EXPECT_EQ(config.layers, 2);
-  EXPECT_EQ(config.hidden, 96);
-  EXPECT_EQ(config.q_heads, 6);
-  EXPECT_EQ(config.kv_heads, 3);
-  EXPECT_EQ(config.head_dim, 16);
-  EXPECT_EQ(config.ffn, 160);
-  EXPECT_EQ(config.vocab, 279);
-  EXPECT_EQ(config.context_tokens, 512);
-  EXPECT_FLOAT_EQ(config.norm_eps, 1e-5F);
-  EXPECT_TRUE(config.tied_embeddings);
-  EXPECT_TRUE(config.rope.interleaved);
-  EXPECT_EQ(config.rope.inv_freq.size(), 8U);
-  EXPECT_FALSE(Loaded(*FindPreset("untied")).config.tied_embeddings);
-  const ModelConfig odd = Loaded(*FindPreset("odd")).config;
-  EXPECT_EQ(odd.head_dim, 24);  // not hidden / heads
-  EXPECT_EQ(odd.vocab, 293);
-  const kvstore::KvShape shape = KvShapeOf(config, kvstore::KvDtype::kBf16, 32);
-  EXPECT_EQ(shape.block_bytes(), 2U * 2 * 3 * 32 * 16 * 2);
-}
-
-TEST(LlamaConfigTest, NamesAMissingKey) {
-  for (const absl::string_view key :
-       {"llama.block_count", "llama.context_length", "llama.embedding_length",
-        "llama.feed_forward_length", "llama.attention.layer_norm_rms_epsilon",
-        "general.architecture"}) {
-    EXPECT_THAT(ConfigStatus(Renamed(Gqa(), std::string(key))),
-                StatusIs(kBad, HasSubstr(std::string(key))));
-  }
-}
-
-TEST(LlamaConfigTest, TakesAsManyKvHeadsAsHeadsWhenTheKeyIsAbsent) {
-  const Bytes bytes = Renamed(MakeTinyModel(*FindPreset("mha")), "llama.attention.head_count_kv");
-  EXPECT_THAT(ConfigStatus(bytes), IsOk());
-}
-
-TEST(LlamaConfigTest, RefusesValuesOutOfRange) {
-  const auto with = [](const std::string& key, auto value) {
-    return ConfigStatus(WithValue(Gqa(), key, value));
-  };
-  for (const uint32_t value : {0U, 1U << 31, ~0U}) {
-    for (const std::string key : {"llama.block_count", "llama.context_length",
-                                  "llama.embedding_length", "llama.feed_forward_length",
-                                  "llama.attention.head_count_kv", "llama.rope.dimension_count"}) {
-      EXPECT_THAT(with(key, value), StatusIs(kBad, HasSubstr(key))) << value;
-    }
-  }
-  EXPECT_THAT(with("llama.attention.head_count_kv", 4U), StatusIs(kBad, HasSubstr("multiple")));
-  EXPECT_THAT(with("llama.attention.head_count_kv", 9U), StatusIs(kBad));
-  EXPECT_THAT(with("llama.embedding_length", 97U), StatusIs(kBad, HasSubstr("multiple")));
-  EXPECT_THAT(with("llama.attention.layer_norm_rms_epsilon", 0.0F), StatusIs(kBad));
-  EXPECT_THAT(with("llama.attention.layer_norm_rms_epsilon", -1.0F), StatusIs(kBad));
-  EXPECT_THAT(with("llama.rope.freq_base", 0.0F), StatusIs(kBad));
-}
-
 TEST(LlamaConfigTest, RefusesTensorsThatDoNotFitTheMetadata) {
-  EXPECT_THAT(ConfigStatus(WithValue(Gqa(), "llama.feed_forward_length", 161U)),
+  EXPECT_THAT(ConfigStatus(testing::WithValue(Gqa(), "llama.feed_forward_length", 161U)),
               StatusIs(kBad, HasSubstr("ffn_gate")));
-  EXPECT_THAT(ConfigStatus(WithValue(Gqa(), "llama.block_count", 3U)),
+  EXPECT_THAT(ConfigStatus(testing::WithValue(Gqa(), "llama.block_count", 3U)),
               StatusIs(kBad, HasSubstr("lacks the tensor 'blk.2.")));
-  EXPECT_THAT(ConfigStatus(WithValue(Gqa(), "llama.block_count", 1U)),
+  EXPECT_THAT(ConfigStatus(testing::WithValue(Gqa(), "llama.block_count", 1U)),
               StatusIs(kBad, HasSubstr("does not know")));
   EXPECT_THAT(ConfigStatus(Gqa([](GgufWriter& w) {
                 w.AddTensor("blk.0.attn_q_norm.weight", std::vector<int64_t>{16}, 0, Bytes(64));
@@ -155,24 +77,8 @@ TEST(LlamaConfigTest, RefusesTensorsThatDoNotFitTheMetadata) {
                 w.AddTensor("output.weight", std::vector<int64_t>{96, 2}, 0, Bytes(768));
               })),
               StatusIs(kBad, HasSubstr("output.weight")));
-  EXPECT_THAT(ConfigStatus(Renamed(Gqa(), "token_embd.weight")),
+  EXPECT_THAT(ConfigStatus(testing::Without(Gqa(), "token_embd.weight")),
               StatusIs(kBad, HasSubstr("token_embd")));
-}
-
-TEST(LlamaConfigTest, RefusesATokenizerOfAnotherSize) {
-  EXPECT_THAT(ConfigStatus(Gqa([](GgufWriter& w) { w.AddU32("llama.vocab_size", 280); })),
-              StatusIs(kBad, HasSubstr("vocab_size")));
-  TinyModelSpec spec = *FindPreset("gqa");
-  Bytes bytes = MakeTinyModel(spec);
-  // The tokenizer's list under another name, and a shorter one instead.
-  bytes = Renamed(bytes, "tokenizer.ggml.tokens");
-  EXPECT_THAT(ConfigStatus(bytes), IsOk());
-  spec.add = [](GgufWriter& w) {
-    w.AddStrings("tokenizer.ggml.tokenz", std::vector<std::string>{"a"});
-  };
-  bytes = Renamed(MakeTinyModel(spec), "tokenizer.ggml.tokens");
-  bytes[ValueOf(bytes, "tokenizer.ggml.tokenz") - sizeof(uint32_t) - 1] = std::byte{'s'};
-  EXPECT_THAT(ConfigStatus(bytes), StatusIs(kBad, HasSubstr("tokenizer.ggml.tokens has 1")));
 }
 
 TEST(LlamaConfigTest, SaysWhatIsNotImplemented) {
@@ -189,6 +95,11 @@ TEST(LlamaConfigTest, SaysWhatIsNotImplemented) {
   other.architecture = "mamba";
   EXPECT_THAT(ConfigStatus(MakeTinyModel(other)),
               StatusIs(kMissing, AllOf(HasSubstr("'mamba'"), HasSubstr("llama"))));
+}
+
+TEST(LlamaConfigTest, RotatesNeighbours) {
+  EXPECT_TRUE(Loaded(*FindPreset("gqa")).config.rope.interleaved);
+  EXPECT_EQ(Loaded(*FindPreset("odd")).config.rope.inv_freq.size(), 5U);
 }
 
 TEST(LlamaLoadTest, RefusesMoreRanksThanKvHeadsAndOtherImpossibleShards) {
@@ -318,85 +229,11 @@ INSTANTIATE_TEST_SUITE_P(Presets, LlamaForwardTest,
                          ::testing::Values("gqa", "mha", "mqa", "untied", "odd", "biased"),
                          [](const auto& info) { return info.param; });
 
-class LlamaBatchTest : public ::testing::Test {
- protected:
-  absl::Status Run() {
-    return runner_->model()
-        .Forward({.tokens = tokens_,
-                  .positions = positions_,
-                  .sequences = sequences_,
-                  .logit_rows = logit_rows_},
-                 arena_, *comms_[0])
-        .status();
-  }
-
-  const Loaded model_{*FindPreset("gqa")};
-  std::unique_ptr<ModelRunner> runner_ = model_.Runner({.max_step_tokens = 8});
-  std::vector<std::unique_ptr<Communicator>> comms_ =
-      CreateThreadCommunicators(1, absl::Seconds(10));
-  kvstore::KvArena arena_ = runner_->pool().arena(0);
-  std::vector<common::TokenId> tokens_ = {5, 6, 7};
-  std::vector<int32_t> positions_ = {0, 1, 2};
-  std::vector<AttentionSequence> sequences_ = {
-      {.first_row = 0, .rows = 3, .kv_tokens = 3, .blocks = runner_->blocks(0)}};
-  std::vector<int32_t> logit_rows_ = {2};
-};
-
-TEST_F(LlamaBatchTest, RunsASoundBatch) { EXPECT_THAT(Run(), IsOk()); }
-
-TEST_F(LlamaBatchTest, RefusesTokensOutsideTheVocabulary) {
-  for (const common::TokenId token : {-1, 279, 1 << 30}) {
-    tokens_[1] = token;
-    EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("vocabulary")));
-  }
-}
-
-TEST_F(LlamaBatchTest, RefusesPositionsOutsideTheContext) {
-  for (const int32_t position : {-1, 512}) {
-    positions_[1] = position;
-    EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("position")));
-  }
-  positions_.pop_back();
-  EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("position")));
-}
-
-TEST_F(LlamaBatchTest, RefusesMoreRowsThanItWasLoadedFor) {
-  tokens_.assign(9, 1);
-  positions_.assign(9, 1);
-  sequences_[0].rows = 9;
-  sequences_[0].kv_tokens = 9;
-  EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("exceeds 8")));
-  tokens_.clear();
-  positions_.clear();
-  EXPECT_THAT(Run(), StatusIs(kBad));
-}
-
-TEST_F(LlamaBatchTest, RefusesLogitRowsOutOfOrderOrOutside) {
-  for (const std::vector<int32_t>& rows : {std::vector<int32_t>{3}, {-1}, {1, 1}, {2, 0}}) {
-    logit_rows_ = rows;
-    EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("logit rows")));
-  }
-}
-
-TEST_F(LlamaBatchTest, RefusesSequencesThatDoNotCoverTheStep) {
-  const AttentionSequence sound = sequences_[0];
-  for (const auto& change :
-       {+[](AttentionSequence& s) { s.first_row = 1; }, +[](AttentionSequence& s) { s.rows = 2; },
-        +[](AttentionSequence& s) { s.rows = 4; }, +[](AttentionSequence& s) { s.rows = 0; },
-        +[](AttentionSequence& s) { s.kv_tokens = 2; },
-        +[](AttentionSequence& s) { s.blocks = {}; }}) {
-    sequences_[0] = sound;
-    change(sequences_[0]);
-    EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("sequence")));
-  }
-}
-
-TEST_F(LlamaBatchTest, RefusesAForeignArenaOrCommunicator) {
-  arena_.shape.kv_heads = 2;
-  EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("arena")));
-  arena_ = runner_->pool().arena(0);
-  comms_ = CreateThreadCommunicators(2, absl::Seconds(10));
-  EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("communicator")));
+TEST(LlamaForwardRefusalTest, ChecksTheBatchBeforeItComputes) {
+  const Loaded model(*FindPreset("gqa"));
+  const auto runner = model.Runner({.max_step_tokens = 8});
+  const ModelRunner::Part foreign{0, {1, 279}};
+  EXPECT_THAT(runner->Append({&foreign, 1}, {}), StatusIs(kBad, HasSubstr("vocabulary")));
 }
 
 }  // namespace
