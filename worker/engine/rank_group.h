@@ -2,8 +2,7 @@
 //
 // Each rank has its own Backend, Communicator and Model shard, and its arena of the KvBlockPool.
 // Run executes one step on all ranks in lockstep; the caller (the engine's leader) has made every
-// decision already, ranks only execute. A group of one rank is the ordinary case, not a special
-// one.
+// decision already, ranks only execute. A group of one rank is no special case.
 //
 // A rank that fails, or that does not finish within `step_timeout`, aborts the step on all ranks:
 // Run then returns the cause, and the group heals itself at the next Run (fresh communicators;
@@ -63,10 +62,12 @@ class RankGroup {
       std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,
       absl::Duration step_timeout, common::Logger& log);
 
+  // Waits for the ranks, a stalled one included.
   virtual ~RankGroup() = default;
 
-  // Logits [plan.logit_rows, vocab] in host memory, valid until the next Run.
-  virtual absl::StatusOr<StepResult> Run(const StepPlan& plan) = 0;
+  // Logits [plan.logit_rows, vocab] in host memory, valid until the next Run. The plan is shared
+  // because a stalled rank may outlast the call.
+  virtual absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) = 0;
 
   virtual int size() const = 0;
   virtual const ModelConfig& config() const = 0;

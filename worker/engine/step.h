@@ -6,6 +6,7 @@
 
 #include "absl/time/time.h"
 #include "common/ids.h"
+#include "kvstore/block_pool.h"
 #include "worker/backend/attention_plan.h"
 #include "worker/backend/tensor.h"
 
@@ -20,7 +21,10 @@ struct StepPlan {
     const LinePlan* lines = nullptr;      // from the KV policy; null: dense
     const WorkingSet* working_set = nullptr;
   };
-  std::vector<Part> parts;              // in row order
+  std::vector<Part> parts;  // in row order
+  // The blocks that this step writes. They stay pinned as long as any rank may still be at it, also
+  // one that the others have given up.
+  std::vector<kvstore::BlockHandle> written;
   std::vector<common::TokenId> tokens;  // [rows]
   std::vector<int32_t> positions;       // [rows]
   std::vector<int32_t> logit_rows;      // ascending

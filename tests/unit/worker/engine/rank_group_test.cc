@@ -1,0 +1,211 @@
+#include "worker/engine/rank_group.h"
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "gtest/gtest.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tiny_model.h"
+
+namespace loopserve::worker {
+namespace {
+
+using kvstore::KvBlockPool;
+using ::loopserve::testing::FindPreset;
+using ::loopserve::testing::StatusIs;
+using ::loopserve::testing::WriteTempModel;
+using ::testing::HasSubstr;
+
+std::unique_ptr<GgufFile> TinyFile() { return *GgufFile::Open(WriteTempModel(*FindPreset("gqa"))); }
+
+RankGroupOptions Options(int tp = 1) {
+  RankGroupOptions options;
+  options.tp = tp;
+  options.threads = tp;
+  options.backend = "reference";
+  options.block_tokens = 8;
+  options.kv_device_bytes = 1 << 20;
+  options.model = {.max_step_tokens = 32, .max_logit_rows = 4};
+  return options;
+}
+
+// --- Ranks that do what the test says
+
+class FakeModel final : public Model {
+ public:
+  using Body = std::function<absl::Status(Communicator&)>;
+  FakeModel(int rank, Body body) : rank_(rank), body_(std::move(body)) {}
+  const ModelConfig& config() const override { return config_; }
+  size_t resident_bytes() const override { return 10; }
+  absl::StatusOr<TensorView> Forward(const StepBatch&, const kvstore::KvArena&,
+                                     Communicator& comm) override {
+    RETURN_IF_ERROR(body_(comm));
+    value_ = static_cast<float>(rank_);
+    return TensorView{&value_, 1, 1, 1};
+  }
+
+ private:
+  const int rank_;
+  const Body body_;
+  const ModelConfig config_;
+  float value_ = -1;
+};
+
+std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout) {
+  std::vector<RankGroup::Rank> ranks;
+  std::vector<KvBlockPool::Shard> shards;
+  for (size_t i = 0; i < bodies.size(); ++i) {
+    auto backend = *CreateBackend({.name = "reference", .threads = 1});
+    shards.push_back({&backend->memory(), static_cast<int32_t>(i), 1});
+    auto model = std::make_unique<FakeModel>(static_cast<int>(i), std::move(bodies[i]));
+    ranks.push_back({std::move(backend), std::move(model)});
+  }
+  const kvstore::KvShape shape{.layers = 1,
+                               .kv_heads = static_cast<int32_t>(ranks.size()),
+                               .head_dim = 2,
+                               .block_tokens = 4};
+  auto pool = *KvBlockPool::Create(shape, 4, std::move(shards));
+  return *RankGroup::Assemble(std::move(ranks), std::move(pool), timeout, common::Logger::Null());
+}
+
+std::shared_ptr<const StepPlan> EmptyPlan() { return std::make_shared<StepPlan>(); }
+
+TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksLogits) {
+  std::atomic<int> calls = 0;
+  const auto body = [&](Communicator& comm) {
+    ++calls;
+    return comm.Barrier();
+  };
+  auto group = Fakes({body, body, body}, absl::Seconds(30));
+  ASSERT_OK_AND_ASSIGN(const StepResult result, group->Run(EmptyPlan()));
+  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(*result.logits.data, 0.0f);
+  EXPECT_GE(result.skew, absl::ZeroDuration());
+  EXPECT_EQ(group->resident_bytes(), 30u);
+}
+
+TEST(RankGroup, AFailingRankEndsTheStepForAllAndTheGroupHeals) {
+  std::atomic<bool> fail = true;
+  const auto good = [](Communicator& comm) { return comm.Barrier(); };
+  const auto bad = [&](Communicator& comm) {
+    return fail ? absl::InternalError("boom") : comm.Barrier();
+  };
+  auto group = Fakes({good, bad, good}, absl::Seconds(30));
+  EXPECT_THAT(group->Run(EmptyPlan()),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("rank 1: boom")));
+  EXPECT_TRUE(group->rank_up(0));
+  EXPECT_FALSE(group->rank_up(1));
+  EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kInternal));
+  fail = false;
+  EXPECT_OK(group->Run(EmptyPlan()));
+  EXPECT_TRUE(group->rank_up(1));
+}
+
+TEST(RankGroup, AStalledRankIsGivenUpInBoundedTimeAndAwaitedBeforeTheNextStep) {
+  absl::Notification wake;
+  std::atomic<bool> stall = true;
+  const auto good = [](Communicator& comm) { return comm.Barrier(); };
+  const auto stuck = [&](Communicator& comm) {
+    if (stall) wake.WaitForNotification();
+    return comm.Barrier();
+  };
+  auto group = Fakes({good, stuck}, absl::Milliseconds(50));
+  auto plan = std::make_shared<StepPlan>();
+  plan->written.push_back(*group->pool().Allocate());
+  EXPECT_THAT(group->Run(std::move(plan)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_FALSE(group->rank_up(1));
+  EXPECT_EQ(group->pool().free_blocks(), 3u) << "the stalled rank may still write to its block";
+  EXPECT_THAT(group->Run(EmptyPlan()),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("rank 1")));
+  stall = false;
+  wake.Notify();
+  absl::StatusOr<StepResult> result = group->Run(EmptyPlan());
+  while (!result.ok()) result = group->Run(EmptyPlan());  // until the rank is back
+  EXPECT_TRUE(group->rank_up(1));
+  EXPECT_EQ(group->pool().free_blocks(), 4u);
+}
+
+TEST(RankGroup, ASingleRankThatStallsIsGivenUpToo) {
+  absl::Notification wake;
+  auto group = Fakes({[&](Communicator&) {
+                       wake.WaitForNotification();
+                       return absl::OkStatus();
+                     }},
+                     absl::Milliseconds(20));
+  EXPECT_THAT(group->Run(EmptyPlan()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 0")));
+  wake.Notify();
+}
+
+TEST(RankGroup, PoolAndRanksMustAgree) {
+  auto memory = kvstore::CreateHostMemory();
+  auto pool = *KvBlockPool::Create({.layers = 1, .kv_heads = 1, .head_dim = 2}, 1,
+                                   {{.memory = memory.get(), .first_kv_head = 0, .kv_heads = 1}});
+  EXPECT_THAT(RankGroup::Assemble({}, std::move(pool), absl::Seconds(1), common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+// --- Real ranks
+
+std::vector<float> LogitsOf(RankGroup& group) {
+  auto plan = std::make_shared<StepPlan>();
+  const auto block = *group.pool().Allocate();
+  plan->tokens = {3, 5, 7};
+  plan->positions = {0, 1, 2};
+  plan->logit_rows = {2};
+  plan->parts.push_back({.rows = 3, .kv_tokens = 3, .blocks = {block.id()}});
+  const auto result = group.Run(std::move(plan));
+  EXPECT_OK(result);
+  return {result->logits.row(0), result->logits.row(0) + result->logits.cols};
+}
+
+TEST(RankGroup, AnyNumberOfRanksGivesTheSameBits) {
+  const auto file = TinyFile();
+  ASSERT_OK_AND_ASSIGN(auto one, RankGroup::Create(*file, Options(1), common::Logger::Null()));
+  const std::vector<float> expected = LogitsOf(*one);
+  EXPECT_EQ(expected.size(), static_cast<size_t>(one->config().vocab));
+  for (int tp : {2, 3}) {
+    ASSERT_OK_AND_ASSIGN(auto group, RankGroup::Create(*file, Options(tp), common::Logger::Null()));
+    EXPECT_EQ(group->size(), tp);
+    EXPECT_EQ(LogitsOf(*group), expected) << "tp " << tp;
+  }
+}
+
+TEST(RankGroup, MoreRanksThanKvHeadsAreRefused) {
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(4), common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("3 KV heads")));
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(0), common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST(RankGroup, MemoryIsPredictedAndRefusedWithBothNumbers) {
+  RankGroupOptions options = Options();
+  options.kv_device_bytes = uint64_t{3} << 30;
+  options.available_bytes = uint64_t{1} << 30;
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), options, common::Logger::Null()),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       ::testing::AllOf(HasSubstr("needs 3.0"), HasSubstr("1.00 GiB available"),
+                                        HasSubstr("--kv-device-bytes"))));
+}
+
+TEST(RankGroup, APoolOfLessThanABlockIsRefused) {
+  RankGroupOptions options = Options();
+  options.kv_device_bytes = 10;
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), options, common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("kv-device-bytes")));
+}
+
+TEST(RankGroup, AnUnknownBackendIsAnError) {
+  RankGroupOptions options = Options();
+  options.backend = "abacus";
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), options, common::Logger::Null()),
+              StatusIs(absl::StatusCode::kNotFound));
+}
+
+}  // namespace
+}  // namespace loopserve::worker

@@ -1,0 +1,309 @@
+#include "worker/engine/rank_group.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "common/error.h"
+#include "common/status_macros.h"
+#include "common/thread.h"
+#include "common/units.h"
+#include "worker/engine/memory_limit.h"
+
+namespace loopserve::worker {
+namespace {
+
+using kvstore::KvBlockPool;
+
+// How long the others get to notice an abort before they count as stalled too.
+constexpr absl::Duration kAbortGrace = absl::Seconds(1);
+
+absl::Status WithRank(int rank, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat("rank ", rank, ": ", status.message()));
+}
+
+class ThreadRankGroup final : public RankGroup {
+ public:
+  ThreadRankGroup(std::vector<Rank> parts, std::unique_ptr<KvBlockPool> pool,
+                  absl::Duration step_timeout, common::Logger& log)
+      : step_timeout_(step_timeout), log_(log), slots_(parts.size()), pool_(std::move(pool)) {
+    for (size_t i = 0; i < parts.size(); ++i) slots_[i].parts = std::move(parts[i]);
+    MakeCommunicators();
+    for (int i = 0; i < size(); ++i) {
+      threads_.push_back(
+          common::NamedThread(absl::StrCat("rank-", i), [this, i](std::stop_token) { Loop(i); }));
+    }
+  }
+
+  ~ThreadRankGroup() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stop_ = true;
+    }
+    for (Slot& slot : slots_) slot.comm->Abort(absl::CancelledError("the rank group is closing"));
+  }
+
+  absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) override {
+    RETURN_IF_ERROR(Heal());
+    {
+      absl::MutexLock lock(&mutex_);
+      for (Slot& slot : slots_) {
+        slot.plan = plan;
+        slot.running = true;
+      }
+      failure_ = absl::OkStatus();
+      busy_ = size();
+    }
+    plan.reset();  // the ranks let go of theirs as they finish
+    RETURN_IF_ERROR(Await());
+    absl::Time first = absl::InfiniteFuture(), last = absl::InfinitePast();
+    for (const Slot& slot : slots_) {
+      first = std::min(first, slot.finished);
+      last = std::max(last, slot.finished);
+    }
+    return StepResult{.logits = slots_[0].logits, .skew = last - first};
+  }
+
+  int size() const override { return static_cast<int>(slots_.size()); }
+  const ModelConfig& config() const override { return slots_[0].parts.model->config(); }
+  KvBlockPool& pool() override { return *pool_; }
+  std::string backend_name() const override { return std::string(slots_[0].parts.backend->name()); }
+  size_t resident_bytes() const override {
+    size_t bytes = 0;
+    for (const Slot& slot : slots_) bytes += slot.parts.model->resident_bytes();
+    return bytes;
+  }
+  bool rank_up(int rank) const override { return slots_[static_cast<size_t>(rank)].up; }
+
+ private:
+  // One rank. Its thread reads `parts` and `comm`, and owns the results until it has finished.
+  struct Slot {
+    Rank parts;
+    std::unique_ptr<Communicator> comm;
+    std::atomic<bool> up = true;
+    // Guarded by mutex_ (an element of a vector cannot say so); set = there is a step to run.
+    std::shared_ptr<const StepPlan> plan;
+    bool running = false;
+    TensorView logits;
+    absl::Time finished;
+  };
+
+  bool AllIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return busy_ == 0; }
+
+  void MakeCommunicators() {
+    auto comms = CreateThreadCommunicators(size(), step_timeout_);
+    for (size_t i = 0; i < slots_.size(); ++i) slots_[i].comm = std::move(comms[i]);
+  }
+
+  // After a failed step: fresh communicators, once every rank has come back from it.
+  absl::Status Heal() {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!broken_) return absl::OkStatus();
+      if (!AllIdle()) {
+        return absl::UnavailableError(
+            absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
+                         " has not come back from a step that was given up after ",
+                         absl::FormatDuration(step_timeout_)));
+      }
+      MakeCommunicators();
+      for (Slot& slot : slots_) slot.up = true;
+      broken_ = false;
+    }
+    log_.Info("rank group rebuilt", {{"ranks", size()}});
+    return absl::OkStatus();
+  }
+
+  absl::Status Await() {
+    const absl::Status status = AwaitAll();
+    if (!status.ok()) log_.Error("step failed", {{"error", status.ToString()}});
+    return status;
+  }
+
+  absl::Status AwaitAll() {
+    absl::MutexLock lock(&mutex_);
+    const absl::Condition idle(this, &ThreadRankGroup::AllIdle);
+    if (!mutex_.AwaitWithTimeout(idle, step_timeout_)) {
+      if (failure_.ok()) {
+        failure_ = absl::DeadlineExceededError(absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
+                                                            " did not finish a step within ",
+                                                            absl::FormatDuration(step_timeout_)));
+      }
+      for (Slot& slot : slots_) slot.comm->Abort(failure_);
+      mutex_.AwaitWithTimeout(idle, std::min(step_timeout_, kAbortGrace));
+    }
+    if (failure_.ok() && AllIdle()) return absl::OkStatus();
+    broken_ = true;
+    for (int rank : Stalled()) slots_[static_cast<size_t>(rank)].up = false;
+    return failure_;
+  }
+
+  std::vector<int> Stalled() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    std::vector<int> ranks;
+    for (int i = 0; i < size(); ++i) {
+      if (slots_[static_cast<size_t>(i)].running) ranks.push_back(i);
+    }
+    return ranks;
+  }
+
+  void Loop(int rank) {
+    Slot& slot = slots_[static_cast<size_t>(rank)];
+    while (true) {
+      std::shared_ptr<const StepPlan> plan;
+      {
+        absl::MutexLock lock(&mutex_);
+        const auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return stop_ || slot.plan != nullptr;
+        };
+        mutex_.Await(absl::Condition(&ready));
+        if (stop_) return;
+        plan = std::exchange(slot.plan, nullptr);
+      }
+      const absl::StatusOr<TensorView> logits = Execute(rank, *plan);
+      plan.reset();
+      Finish(rank, logits);
+    }
+  }
+
+  absl::StatusOr<TensorView> Execute(int rank, const StepPlan& plan) {
+    Slot& slot = slots_[static_cast<size_t>(rank)];
+    std::vector<AttentionSequence> sequences;
+    int64_t row = 0;
+    for (const StepPlan::Part& part : plan.parts) {
+      sequences.push_back({.first_row = row,
+                           .rows = part.rows,
+                           .kv_tokens = part.kv_tokens,
+                           .blocks = part.blocks,
+                           .lines = part.lines,
+                           .working_set = part.working_set});
+      row += part.rows;
+    }
+    const StepBatch batch{.tokens = plan.tokens,
+                          .positions = plan.positions,
+                          .sequences = sequences,
+                          .logit_rows = plan.logit_rows};
+    return slot.parts.model->Forward(batch, pool_->arena(rank), *slot.comm);
+  }
+
+  void Finish(int rank, const absl::StatusOr<TensorView>& logits) {
+    Slot& slot = slots_[static_cast<size_t>(rank)];
+    // The first failure is the cause; what the others report is its echo.
+    if (!logits.ok()) slot.comm->Abort(WithRank(rank, logits.status()));
+    absl::MutexLock lock(&mutex_);
+    if (!logits.ok() && failure_.ok()) {
+      failure_ = WithRank(rank, logits.status());
+      slot.up = false;
+    }
+    if (logits.ok()) slot.logits = *logits;
+    slot.finished = absl::Now();
+    slot.running = false;
+    --busy_;
+  }
+
+  const absl::Duration step_timeout_;
+  common::Logger& log_;
+  std::vector<Slot> slots_;                  // never resized
+  const std::unique_ptr<KvBlockPool> pool_;  // in memory of the slots' backends
+  mutable absl::Mutex mutex_;
+  int busy_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::jthread> threads_;  // last: they use everything above
+};
+
+// --- Loading
+
+int ThreadsOfRank(const RankGroupOptions& options, int rank) {
+  int total = options.threads;
+  if (total <= 0) total = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return std::max(1, total / options.tp + (rank < total % options.tp ? 1 : 0));
+}
+
+absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape) {
+  const uint64_t blocks = options.kv_device_bytes / shape.block_bytes();
+  if (blocks == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kv-device-bytes is ", common::FormatBytes(options.kv_device_bytes), ", but one block of ",
+        shape.block_tokens, " tokens needs ", common::FormatBytes(shape.block_bytes())));
+  }
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(blocks, std::numeric_limits<uint32_t>::max() / 2));
+}
+
+// Before anything is loaded: a process that the kernel kills half-way says nothing useful.
+absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
+                         const RankGroupOptions& options, uint64_t kv_bytes) {
+  uint64_t weights = 0, scratch = 0;
+  for (int rank = 0; rank < options.tp; ++rank) {
+    const MemoryEstimate estimate = EstimateMemory(file, config, {rank, options.tp}, options.model);
+    weights += estimate.weights_bytes;
+    scratch += estimate.scratch_bytes;
+  }
+  uint64_t available = 0;
+  if (options.available_bytes) {
+    available = *options.available_bytes;
+  } else {
+    ASSIGN_OR_RETURN(available, AvailableMemory());
+  }
+  const uint64_t needed = weights + scratch + kv_bytes;
+  if (needed <= available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the model needs ", common::FormatBytes(needed), " (weights ", common::FormatBytes(weights),
+      ", activations ", common::FormatBytes(scratch), ", KV ", common::FormatBytes(kv_bytes),
+      "), the machine has ", common::FormatBytes(available),
+      " available: lower --kv-device-bytes or take a smaller model"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& file,
+                                                             const RankGroupOptions& options,
+                                                             common::Logger& log) {
+  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file));
+  if (options.tp < 1 || options.tp > config.kv_heads) {
+    return absl::InvalidArgumentError(absl::StrCat("tp is ", options.tp, ", but the model has ",
+                                                   config.kv_heads,
+                                                   " KV heads, and every rank needs one"));
+  }
+  const kvstore::KvShape shape = KvShapeOf(config, options.kv_dtype, options.block_tokens);
+  ASSIGN_OR_RETURN(const uint32_t blocks, BlocksOf(options, shape));
+  RETURN_IF_ERROR(CheckMemory(file, config, options, blocks * shape.block_bytes()));
+
+  std::vector<Rank> ranks;
+  std::vector<KvBlockPool::Shard> shards;
+  for (int rank = 0; rank < options.tp; ++rank) {
+    const ShardSpec spec{rank, options.tp};
+    Rank parts;
+    ASSIGN_OR_RETURN(parts.backend, CreateBackend({.name = options.backend,
+                                                   .threads = ThreadsOfRank(options, rank),
+                                                   .isa = options.isa}));
+    ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
+    const RowRange heads = SplitEvenly(config.kv_heads, spec);
+    shards.push_back({.memory = &parts.backend->memory(),
+                      .first_kv_head = static_cast<int32_t>(heads.begin),
+                      .kv_heads = static_cast<int32_t>(heads.size())});
+    ranks.push_back(std::move(parts));
+  }
+  ASSIGN_OR_RETURN(auto pool, KvBlockPool::Create(shape, blocks, std::move(shards)));
+  return Assemble(std::move(ranks), std::move(pool), options.step_timeout, log);
+}
+
+absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Assemble(std::vector<Rank> ranks,
+                                                               std::unique_ptr<KvBlockPool> pool,
+                                                               absl::Duration step_timeout,
+                                                               common::Logger& log) {
+  if (ranks.empty() || static_cast<int>(ranks.size()) != pool->ranks()) {
+    return absl::InvalidArgumentError(absl::StrCat("the pool has arenas for ", pool->ranks(),
+                                                   " ranks, there are ", ranks.size()));
+  }
+  return std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout, log);
+}
+
+}  // namespace loopserve::worker
