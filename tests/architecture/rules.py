@@ -38,10 +38,14 @@ ROWS = {
         ["comm/", "backend/"],
     ],
     "router": [
-        ["main.", "config."],
-        ["server."],
-        ["turn_proxy.", "admission.", "placement."],
-        ["worker_pool.", "directory/"],
+        ["main."],
+        ["server.", "config."],
+        ["chat_service.", "session_service.", "admin_service."],
+        ["turn_proxy.", "worker_rpc."],
+        ["wire.", "routing."],
+        ["admission.", "placement."],
+        ["worker_pool."],
+        ["worker_table.", "directory/"],
         ["router_metrics."],
     ],
 }

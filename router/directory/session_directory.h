@@ -1,0 +1,77 @@
+// SessionDirectory: which worker owns a session, and under which epoch.
+//
+// The epoch is the fencing token of an ownership: every change of owner raises it, every call to a
+// worker carries it, and a worker refuses one older than it has seen. So two routers, or one router
+// before and after a restart, can never make two workers write the same session. All changes are
+// compare-and-swaps on the epoch.
+//
+// A directory starts empty. It learns from the workers' reports (Learn), so a restarted router goes
+// on with the epochs that are in force.
+//
+// Thread rule: all calls are safe from any thread and none of them blocks.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/ids.h"
+
+namespace loopserve::router {
+
+struct Pin {
+  common::WorkerId worker;
+  common::Epoch epoch;
+  bool operator==(const Pin&) const = default;
+};
+
+// One row of a worker's report.
+struct SessionSighting {
+  common::SessionId id;
+  common::Epoch epoch;
+  bool resident = false;  // held by the reporter, not only known to it from a shared store
+};
+
+struct DirectoryCounts {
+  size_t sessions = 0;
+  absl::flat_hash_map<common::WorkerId, size_t> by_worker;
+};
+
+class SessionDirectory {
+ public:
+  virtual ~SessionDirectory() = default;
+
+  // Nothing when the session is unknown.
+  virtual absl::StatusOr<std::optional<Pin>> Find(const common::SessionId& id) const = 0;
+
+  // Replaces the pin if it still has the epoch `expected` (nothing: if the session is unknown);
+  // a `desired` of nothing forgets the session. STALE_EPOCH, with the epoch in force as
+  // current_epoch (0: unknown), when somebody was faster.
+  virtual absl::Status CompareAndSwap(const common::SessionId& id,
+                                      std::optional<common::Epoch> expected,
+                                      std::optional<Pin> desired) = 0;
+
+  // Takes in what `reporter` says of its sessions. The higher epoch wins; of equal ones, a worker
+  // that holds the session wins over one that only knows of it. Never lowers an epoch.
+  virtual void Learn(const common::WorkerId& reporter,
+                     std::span<const SessionSighting> sightings) = 0;
+
+  virtual DirectoryCounts counts() const = 0;
+};
+
+// One implementation, as directories.def lists it.
+struct DirectoryKind {
+  absl::string_view name;  // also the value of --directory
+  absl::StatusOr<std::unique_ptr<SessionDirectory>> (*create)();
+};
+
+std::span<const DirectoryKind> AllDirectories();
+// InvalidArgument with the known names when there is none of this name.
+absl::StatusOr<std::unique_ptr<SessionDirectory>> CreateDirectory(absl::string_view name);
+
+}  // namespace loopserve::router
