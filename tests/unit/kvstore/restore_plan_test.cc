@@ -1,0 +1,75 @@
+#include "kvstore/restore_plan.h"
+
+#include <gtest/gtest.h>
+
+namespace loopserve::kvstore {
+namespace {
+
+constexpr absl::Time kNow = absl::UnixEpoch();
+constexpr double kPrefill = 1000;  // tokens per second
+
+LoadSpeeds Speeds(double host, double disk) {
+  LoadSpeeds speeds{};
+  speeds[static_cast<size_t>(Place::kHost)] = host;
+  speeds[static_cast<size_t>(Place::kDisk)] = disk;
+  return speeds;
+}
+
+// 1000 tokens, a megabyte, in each place: one second to compute.
+const StoredRun kRuns[] = {{Place::kHost, 1000, 1'000'000}, {Place::kDisk, 1000, 1'000'000}};
+
+TEST(RestorePlanTest, FastPlacesAreLoaded) {
+  const RestorePlan plan = PlanRestore(kRuns, Speeds(1e9, 1e8), kPrefill);
+  EXPECT_EQ(plan.decision, RestoreDecision::kLoad);
+  EXPECT_EQ(plan.load_runs, 2u);
+}
+
+TEST(RestorePlanTest, ASlowPlaceBehindAFastOneIsComputed) {
+  const RestorePlan plan = PlanRestore(kRuns, Speeds(1e9, 1e5), kPrefill);
+  EXPECT_EQ(plan.decision, RestoreDecision::kMixed);
+  EXPECT_EQ(plan.load_runs, 1u);
+}
+
+TEST(RestorePlanTest, SlowerThanComputingIsComputed) {
+  const RestorePlan plan = PlanRestore(kRuns, Speeds(1e5, 1e5), kPrefill);
+  EXPECT_EQ(plan.decision, RestoreDecision::kRecompute);
+  EXPECT_EQ(plan.load_runs, 0u);
+}
+
+TEST(RestorePlanTest, ASlowHeadIsWorthAFastTail) {
+  const StoredRun runs[] = {{Place::kDisk, 100, 200'000}, {Place::kHost, 1000, 1'000'000}};
+  EXPECT_EQ(PlanRestore(runs, Speeds(1e9, 1e6), kPrefill).load_runs, 2u);
+  EXPECT_EQ(PlanRestore(runs, Speeds(1e9, 1e5), kPrefill).load_runs, 0u);
+}
+
+TEST(RestorePlanTest, WhatIsNotMeasuredIsTried) {
+  EXPECT_EQ(PlanRestore(kRuns, {}, kPrefill).decision, RestoreDecision::kLoad);
+  EXPECT_EQ(PlanRestore(kRuns, Speeds(1, 1), 0).decision, RestoreDecision::kLoad);
+}
+
+TEST(RestorePlanTest, TheAllowanceGrowsWithWhatWasLoaded) {
+  EXPECT_EQ(LoadAllowance(0, 2000, kPrefill), absl::Milliseconds(100));
+  EXPECT_EQ(LoadAllowance(500, 2000, kPrefill), absl::Milliseconds(600));
+  EXPECT_EQ(LoadAllowance(0, 2000, 0), absl::InfiniteDuration());
+}
+
+TEST(SpeedMeterTest, RecentMeasurementsWeighMost) {
+  SpeedMeter meter;
+  EXPECT_EQ(meter.speeds(kNow)[1], 0);
+  meter.Measured(Place::kHost, 1000, absl::Seconds(1), kNow);
+  EXPECT_DOUBLE_EQ(meter.speeds(kNow)[1], 1000);
+  for (int i = 0; i < 20; ++i) meter.Measured(Place::kHost, 4000, absl::Seconds(1), kNow);
+  EXPECT_NEAR(meter.speeds(kNow)[1], 4000, 1);
+  EXPECT_EQ(meter.speeds(kNow)[2], 0);
+}
+
+TEST(SpeedMeterTest, AStallIsRememberedAndForgotten) {
+  SpeedMeter meter;
+  meter.Measured(Place::kDisk, 0, absl::Seconds(1), kNow);
+  EXPECT_GT(meter.speeds(kNow)[2], 0);
+  EXPECT_LT(meter.speeds(kNow)[2], 10);
+  EXPECT_EQ(meter.speeds(kNow + SpeedMeter::kMemory + absl::Seconds(1))[2], 0);
+}
+
+}  // namespace
+}  // namespace loopserve::kvstore
