@@ -70,6 +70,8 @@ class SessionLog {
   virtual absl::StatusOr<std::vector<Summary>> List() = 0;
 };
 
+SessionLog::Summary SummaryOf(const SessionRecord& record);
+
 // docs/formats/session_record.md. Decode: DataLoss for damaged bytes, never a crash.
 std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record);
 absl::StatusOr<SessionRecord> DecodeSessionRecord(ByteSpan bytes);
@@ -77,5 +79,8 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(ByteSpan bytes);
 // One file per session under `directory`, replaced atomically (write, fsync, rename).
 // FailedPrecondition with the way out when the directory cannot be written.
 absl::StatusOr<std::unique_ptr<SessionLog>> OpenDiskSessionLog(const std::string& directory);
+
+// In memory only: ends with the process.
+std::unique_ptr<SessionLog> CreateMemorySessionLog();
 
 }  // namespace loopserve::kvstore
