@@ -21,7 +21,7 @@ ROWS = {
     "kvstore": [
         ["main.", "config."],
         ["server."],
-        ["store."],
+        ["store.", "open_session_log."],
         ["tier/chain."],
         ["codec/", "tier/", "prefix_index.", "eviction.", "restore_plan.", "restore_job.",
          "session_", "block_format.", "kv_metrics."],
@@ -71,5 +71,7 @@ LONG_FILES = {}
 # Sources without a unit test of the same name, each with the suite that covers it instead.
 NO_MIRROR = {
     "main.cc": "tests/e2e runs the executable",
+    "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
+    "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "registry.cc": "the conformance suite of its table",
 }

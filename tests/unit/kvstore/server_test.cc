@@ -1,0 +1,213 @@
+// The service over loopback, spoken to by the remote tier, the remote session log, and by calls
+// that no client of ours would make.
+#include "kvstore/server.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/rpc.h"
+#include "kvstore/block_format.h"
+#include "kvstore/prefix_index.h"
+#include "kvstore/tier/registry.h"
+#include "kvstore/tier/remote.h"
+#include "loopserve/kvstore/v1/kvstore.grpc.pb.h"
+#include "tests/unit/kvstore/session_log_cases.h"
+
+namespace loopserve::kvstore {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+constexpr KvShape kShape{.layers = 2, .kv_heads = 1, .head_dim = 4, .block_tokens = 4};
+
+class KvServerTest : public ::testing::Test {
+ protected:
+  KvServerTest() {
+    TierOptions options;
+    options.host_bytes = 64 << 20;
+    chain_ = Chain::Create(*CreateTiers(options, common::Logger::Null()), 1 << 20, kv_metrics_,
+                           common::Logger::Null());
+    server_ = *KvServer::Create("127.0.0.1:0", *chain_, *sessions_, *metrics_);
+    target_ = absl::StrCat("127.0.0.1:", server_->port());
+    stub_ = v1::KvStore::NewStub(common::MakeChannel(target_));
+  }
+
+  // A sound record of `size` payload bytes for the block of `tokens` after `parent`.
+  static std::pair<PlaneKey, std::vector<std::byte>> MakeBlock(const BlockKey& root,
+                                                               const BlockKey& parent,
+                                                               std::vector<common::TokenId> tokens,
+                                                               size_t size) {
+    BlockHeader header{.codec = 1,
+                       .plane = 0,
+                       .shape = kShape,
+                       .root = root,
+                       .parent = parent,
+                       .key = ChildKey(parent, tokens),
+                       .num_tokens = static_cast<int32_t>(tokens.size()),
+                       .tokens = std::move(tokens)};
+    return {PlaneKey{header.key, 0},
+            EncodeBlockRecord(header, std::vector<std::byte>(size, std::byte{7}))};
+  }
+
+  absl::Status RawPut(const std::vector<v1::PutRequest>& parts) {
+    grpc::ClientContext context;
+    v1::PutResponse response;
+    const auto writer = stub_->Put(&context, &response);
+    for (const v1::PutRequest& part : parts) writer->Write(part);
+    writer->WritesDone();
+    return common::FromGrpc(writer->Finish());
+  }
+
+  static v1::PutRequest Part(const PlaneKey& key, const std::vector<std::byte>& bytes) {
+    v1::PutRequest request;
+    request.mutable_key()->set_block(&key.block.hash, 16);
+    request.mutable_key()->set_plane(key.plane);
+    request.set_total_bytes(bytes.size());
+    request.set_chunk(bytes.data(), bytes.size());
+    request.set_crc32c(common::Crc32c(bytes));
+    return request;
+  }
+
+  const std::unique_ptr<common::Metrics> metrics_ = common::Metrics::Create("kvstore");
+  KvMetrics kv_metrics_{*metrics_, KvRole::kNode};
+  const std::unique_ptr<SessionLog> sessions_ = CreateMemorySessionLog();
+  std::unique_ptr<Chain> chain_;
+  std::unique_ptr<KvServer> server_;
+  std::string target_;
+  std::unique_ptr<v1::KvStore::Stub> stub_;
+  const BlockKey root_ = RootKey({.model = "m", .layout = "l"});
+};
+
+TEST_F(KvServerTest, RemoteTierStoresFindsAndErases) {
+  const auto tier = CreateRemoteTier(target_, common::Logger::Null());
+  EXPECT_TRUE(tier->accepting());
+  // More than one chunk, and a partial tail behind it.
+  const auto [first, first_bytes] = MakeBlock(root_, root_, {1, 2, 3, 4}, 3 * kMaxChunkBytes / 2);
+  const auto [tail, tail_bytes] = MakeBlock(root_, first.block, {5, 6}, 10);
+  EXPECT_THAT(tier->Get(first), StatusIs(absl::StatusCode::kNotFound));
+  ASSERT_OK(tier->Put(first, Share(first_bytes)));
+  ASSERT_OK(tier->Put(tail, Share(tail_bytes)));
+  EXPECT_TRUE(tier->Contains(first));
+  ASSERT_OK_AND_ASSIGN(const Entry entry, tier->Get(first));
+  EXPECT_EQ(*entry.bytes, first_bytes);
+  EXPECT_EQ(entry.place, Place::kRemote);
+
+  const auto other = CreateRemoteTier(target_, common::Logger::Null());
+  EXPECT_FALSE(other->Contains(first));
+  const std::vector<common::TokenId> tokens = {1, 2, 3, 4, 5, 6, 7};
+  ASSERT_OK_AND_ASSIGN(const int64_t found, other->Lookup(root_, tokens, 4));
+  EXPECT_EQ(found, 6);
+  EXPECT_TRUE(other->Contains(first));
+  EXPECT_TRUE(other->Contains(tail));
+
+  ASSERT_OK(other->Erase(std::vector<PlaneKey>{first}).status());
+  EXPECT_THAT(other->Get(first), StatusIs(absl::StatusCode::kNotFound));
+  ASSERT_OK_AND_ASSIGN(const int64_t left, other->Lookup(root_, tokens, 4));
+  EXPECT_EQ(left, 0);
+}
+
+TEST_F(KvServerTest, RemoteSessionLogBehavesAsSessionLog) {
+  testing::ExpectBehavesAsSessionLog(*CreateRemoteSessionLog(target_));
+}
+
+TEST_F(KvServerTest, SessionsAreListedInPages) {
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_OK(sessions_->Put(testing::MakeRecord(absl::StrCat("s", i), 1, 1)));
+  }
+  v1::ListSessionsRequest request;
+  request.set_page_size(2);
+  std::vector<std::string> ids;
+  for (int page = 0; page < 3; ++page) {
+    grpc::ClientContext context;
+    v1::ListSessionsResponse response;
+    ASSERT_TRUE(stub_->ListSessions(&context, request, &response).ok());
+    EXPECT_LE(response.sessions_size(), 2);
+    for (const auto& session : response.sessions()) ids.push_back(session.session().id());
+    request.set_page_token(response.next_page_token());
+  }
+  EXPECT_EQ(ids, (std::vector<std::string>{"s0", "s1", "s2", "s3", "s4"}));
+  EXPECT_EQ(request.page_token(), "");
+}
+
+TEST_F(KvServerTest, NothingUnsoundIsStored) {
+  const auto [key, bytes] = MakeBlock(root_, root_, {1, 2, 3, 4}, 100);
+  const auto refused = [&](auto change, const char* field) {
+    v1::PutRequest request = Part(key, bytes);
+    change(request);
+    const absl::Status status = RawPut({request});
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument));
+    EXPECT_EQ(common::InfoOf(status).field, field) << status;
+  };
+  refused([](auto& r) { r.mutable_key()->set_block("short"); }, "key.block");
+  refused([](auto& r) { r.mutable_key()->set_plane(256); }, "key.plane");
+  refused([](auto& r) { r.set_total_bytes(0); }, "total_bytes");
+  refused([](auto& r) { r.set_total_bytes(uint64_t{1} << 60); }, "total_bytes");
+  refused([](auto& r) { r.set_total_bytes(r.total_bytes() + 1); }, "total_bytes");
+  refused([](auto& r) { r.set_total_bytes(r.total_bytes() - 1); }, "chunk");
+  refused([](auto& r) { r.set_crc32c(r.crc32c() ^ 1); }, "crc32c");
+  // A record that is damaged inside, and a sound one under another block's key.
+  refused(
+      [](auto& r) {
+        r.mutable_chunk()->back() ^= 1;
+        r.set_crc32c(common::Crc32c(std::as_bytes(std::span(r.chunk().data(), r.chunk().size()))));
+      },
+      "chunk");
+  refused([](auto& r) { (*r.mutable_key()->mutable_block())[3] ^= 1; }, "key");
+  EXPECT_THAT(RawPut({}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(chain_->usage().entries, 0u);
+  EXPECT_OK(RawPut({Part(key, bytes)}));
+}
+
+TEST_F(KvServerTest, BadQuestionsAreRefused) {
+  grpc::ClientContext c1;
+  grpc::ClientContext c2;
+  grpc::ClientContext c3;
+  v1::GetRequest get;
+  get.mutable_key()->set_block("x");
+  const auto reader = stub_->Get(&c1, get);
+  v1::GetResponse part;
+  EXPECT_FALSE(reader->Read(&part));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::INVALID_ARGUMENT);
+  v1::LookupRequest lookup;
+  lookup.set_root(std::string(16, 'x'));
+  v1::LookupResponse found;
+  EXPECT_EQ(stub_->Lookup(&c2, lookup, &found).error_code(), grpc::INVALID_ARGUMENT);
+  v1::PutSessionRequest put;
+  put.set_record("garbage");
+  v1::PutSessionResponse done;
+  EXPECT_EQ(stub_->PutSession(&c3, put, &done).error_code(), grpc::INVALID_ARGUMENT);
+}
+
+TEST_F(KvServerTest, CallsAreCounted) {
+  grpc::ClientContext context;
+  v1::UsageResponse usage;
+  ASSERT_TRUE(stub_->Usage(&context, {}, &usage).ok());
+  EXPECT_EQ(usage.tiers_size(), 2);
+  EXPECT_THAT(metrics_->Render(),
+              HasSubstr("loopserve_kvstore_ops_total{code=\"OK\",op=\"usage\"} 1"));
+  EXPECT_THAT(metrics_->Render(),
+              HasSubstr("loopserve_kvstore_ops_total{code=\"DATA_LOSS\",op=\"put\"} 0"));
+}
+
+TEST_F(KvServerTest, TakenPortIsAnErrorWithTheWayOut) {
+  auto other = common::Metrics::Create("kvstore");
+  EXPECT_THAT(KvServer::Create(target_, *chain_, *sessions_, *other).status(),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("--listen")));
+}
+
+TEST_F(KvServerTest, ALostServiceIsRefusedAtOnce) {
+  const auto tier = CreateRemoteTier(target_, common::Logger::Null());
+  const auto [key, bytes] = MakeBlock(root_, root_, {1, 2, 3, 4}, 100);
+  ASSERT_OK(tier->Put(key, Share(bytes)));
+  server_->Shutdown(absl::ZeroDuration());
+  EXPECT_FALSE(tier->Get(key).ok());
+  EXPECT_FALSE(tier->accepting());
+  EXPECT_FALSE(tier->Contains(key));
+  EXPECT_THAT(tier->Put(key, Share(bytes)), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+}  // namespace
+}  // namespace loopserve::kvstore
