@@ -90,7 +90,9 @@ const TurnRecord* SessionCache::Claim::replay() const {
   return replay_turn_ == SIZE_MAX ? nullptr : &entry_->record.turns[replay_turn_];
 }
 
-bool SessionCache::Claim::committed_here() const { return entry_->committed_here; }
+bool SessionCache::Claim::committed_here() const {
+  return entry_ != nullptr && entry_->committed_here;
+}
 
 std::optional<absl::Duration> SessionCache::Claim::return_gap() const {
   if (entry_->record.turns.empty()) return std::nullopt;

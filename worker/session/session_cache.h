@@ -95,7 +95,8 @@ class SessionCache final {
                common::Metrics& metrics, common::Logger& logger);
   ~SessionCache();
 
-  // A claimed session. Destruction without Commit leaves the session as it was.
+  // A claimed session. Destruction without Commit leaves the session as it was. A default one, and
+  // one whose claim is over, must only be destroyed or assigned to.
   class Claim {
    public:
     Claim() = default;

@@ -1,0 +1,623 @@
+#include "worker/engine/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "common/error.h"
+#include "common/status_macros.h"
+#include "common/thread.h"
+#include "worker/engine/batch.h"
+#include "worker/engine/engine_metrics.h"
+#include "worker/engine/inbox.h"
+#include "worker/engine/scheduler.h"
+#include "worker/engine/turn_io.h"
+
+namespace loopserve::worker {
+namespace {
+
+using common::MakeError;
+using common::Reason;
+using common::TokenId;
+using kvstore::Place;
+using kvstore::RestoreResult;
+
+constexpr absl::Duration kRetryAfter = absl::Milliseconds(500);
+
+absl::Status Retryable(Reason reason, absl::string_view message) {
+  common::ErrorInfo info;
+  info.reason = reason;
+  info.retry_after = kRetryAfter;
+  return MakeError(std::move(info), message);
+}
+
+absl::Status Stopping() { return Retryable(Reason::kDraining, "the worker is stopping"); }
+
+// What a client may learn of a failed step. A rank that stalls makes this worker useless for now,
+// so the router may try another one.
+absl::Status StepError(const absl::Status& cause) {
+  const bool lost = absl::IsUnavailable(cause) || absl::IsDeadlineExceeded(cause);
+  return MakeError(lost ? Reason::kWorkerLost : Reason::kInternal,
+                   absl::StrCat("a step of the model failed: ", cause.message()));
+}
+
+class StepLoopEngine final : public Engine {
+ public:
+  StepLoopEngine(const EngineOptions& options, int64_t context_tokens, RankGroup& ranks,
+                 KvCache& kv, SessionCache& sessions, const common::Clock& clock,
+                 common::Metrics& metrics, common::Logger& log)
+      : options_(options),
+        context_tokens_(context_tokens),
+        limits_{.max_batch = options.max_batch,
+                .max_step_tokens = options.max_step_tokens,
+                .block_tokens = ranks.pool().shape().block_tokens},
+        ranks_(ranks),
+        kv_(kv),
+        clock_(clock),
+        log_(log),
+        metrics_(metrics, options.model_name, context_tokens, ranks.size(), kv.restored_bits()),
+        turn_io_({context_tokens, ranks.config().vocab, options.policy}, sessions, kv, clock,
+                 metrics_),
+        inbox_(std::make_shared<Inbox>()),
+        io_("turn-io", options.io_threads),
+        loop_(common::NamedThread("engine", [this](std::stop_token) { Loop(); })) {}
+
+  ~StepLoopEngine() override { Stop(); }
+
+  absl::StatusOr<TurnTicket> Submit(TurnSpec spec, std::shared_ptr<TokenSink> sink) override;
+  void Cancel(TurnTicket ticket) override { inbox_->Post(Cancelled{ticket}); }
+  EngineLoad load() const override;
+  bool alive(absl::Duration limit) const override;
+  int64_t context_tokens() const override { return context_tokens_; }
+  absl::Status Drain(absl::Duration timeout) override;
+  void Stop() override;
+
+ private:
+  using Owned = std::unique_ptr<Sequence>;
+
+  // The loop.
+  void Loop();
+  absl::Duration IdleTime() const;
+  void Handle(std::vector<Event> events);
+  void On(Opened& event);
+  void On(Restored& event);
+  void On(Cancelled& event);
+  void On(Closed& event) { Forget(event.ticket, false); }
+  void On(Wake&) {}
+  void ExpireAll();
+  void EndAll();
+  void Publish();
+
+  // From the queue to the batch.
+  void Admit();
+  bool AdmitFirst();
+  void StartRestore(Sequence& sequence);
+  void UseRestored(Sequence& sequence, const RestoreResult& result);
+
+  // One step. True when there was something to run.
+  bool Step();
+  Schedule PlanNext() const;
+  void Preempt(Owned sequence);
+  void AllocateFor(std::vector<StepItem>& items);
+  absl::Status RunItems(const std::vector<StepItem>& items);
+  void Advance(const StepItem& item, std::span<const float> logits);
+  void CountFirstToken(Sequence& sequence);
+  std::optional<FinishReason> Emit(Sequence& sequence, std::span<const float> logits);
+  std::vector<TokenId> StopTokensOf(const Sequence& sequence) const;
+
+  // The ends of a turn. After these the step loop has let go of it.
+  void Close(Owned sequence, FinishReason reason);
+  void Fail(Owned sequence, const absl::Status& why);
+  void CancelNow(Owned sequence);
+  void Forget(TurnTicket ticket, bool was_queued);
+  Owned TakeOut(TurnTicket ticket);
+
+  const EngineOptions options_;
+  const int64_t context_tokens_;
+  const SchedulerLimits limits_;
+  RankGroup& ranks_;
+  KvCache& kv_;
+  const common::Clock& clock_;
+  common::Logger& log_;
+  EngineMetrics metrics_;
+  const TurnIo turn_io_;
+  const std::shared_ptr<Inbox> inbox_;
+
+  // The step loop's own.
+  std::deque<Owned> waiting_;   // oldest first
+  std::vector<Owned> running_;  // hold blocks; null while a step retires them
+  absl::flat_hash_set<TurnTicket> cancelled_early_;
+  uint64_t admissions_ = 0;
+  bool blocked_on_blocks_ = false;
+
+  std::atomic<int64_t> busy_since_ns_ = 0;  // 0: the loop waits for work
+  std::atomic<int64_t> running_count_ = 0;
+
+  mutable absl::Mutex mutex_;
+  bool refusing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  int64_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;
+  absl::flat_hash_set<TurnTicket> live_ ABSL_GUARDED_BY(mutex_);  // OnDone is still owed
+
+  absl::Mutex stop_mutex_;  // one Stop at a time
+  common::ThreadPool io_;
+  std::jthread loop_;  // last: it uses everything above
+};
+
+// --- The door
+
+absl::StatusOr<TurnTicket> StepLoopEngine::Submit(TurnSpec spec, std::shared_ptr<TokenSink> sink) {
+  RETURN_IF_ERROR(ValidateSampling(spec.sampling, ranks_.config().vocab));
+  auto sequence = std::make_unique<Sequence>();
+  sequence->spec = std::move(spec);
+  sequence->sink = std::move(sink);
+  sequence->arrival =
+      sequence->spec.arrival == absl::InfinitePast() ? clock_.Now() : sequence->spec.arrival;
+  TurnTicket ticket;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (refusing_) return Stopping();
+    if (queued_ >= options_.max_queue) {
+      return Retryable(
+          Reason::kQueueFull,
+          absl::StrCat(queued_, " turns wait already, the limit is ", options_.max_queue));
+    }
+    ++queued_;
+    ticket = TurnTicket(next_ticket_++);
+    sequence->ticket = ticket;
+    live_.insert(ticket);
+  }
+  const bool accepted = io_.Submit([this, sequence = std::move(sequence)]() mutable {
+    absl::StatusOr<bool> replayed = turn_io_.Open(*sequence);
+    inbox_->Post(Opened{std::move(sequence), std::move(replayed)});
+  });
+  if (accepted) return ticket;
+  absl::MutexLock lock(&mutex_);
+  --queued_;
+  live_.erase(ticket);
+  return Retryable(Reason::kQueueFull, "too much I/O waits already");
+}
+
+EngineLoad StepLoopEngine::load() const {
+  absl::MutexLock lock(&mutex_);
+  EngineLoad load{.running = running_count_, .waiting = queued_};
+  load.closing =
+      std::max<int64_t>(0, static_cast<int64_t>(live_.size()) - load.running - load.waiting);
+  return load;
+}
+
+bool StepLoopEngine::alive(absl::Duration limit) const {
+  const int64_t since = busy_since_ns_;
+  return since == 0 || clock_.Now() - absl::FromUnixNanos(since) < limit;
+}
+
+absl::Status StepLoopEngine::Drain(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  refusing_ = true;
+  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty(); };
+  if (mutex_.AwaitWithTimeout(absl::Condition(&over), timeout)) return absl::OkStatus();
+  return absl::DeadlineExceededError(
+      absl::StrCat(live_.size(), " turns still run after ", absl::FormatDuration(timeout)));
+}
+
+void StepLoopEngine::Stop() {
+  absl::MutexLock one_at_a_time(&stop_mutex_);
+  {
+    absl::MutexLock lock(&mutex_);
+    refusing_ = true;
+    stopping_ = true;
+  }
+  inbox_->Post(Wake{});
+  if (loop_.joinable()) loop_.join();
+  io_.Stop();
+}
+
+// --- The loop
+
+void StepLoopEngine::Loop() {
+  bool runnable = false;
+  while (true) {
+    if (!runnable) busy_since_ns_ = 0;
+    std::vector<Event> events = inbox_->Take(runnable ? absl::ZeroDuration() : IdleTime());
+    busy_since_ns_ = absl::ToUnixNanos(clock_.Now());
+    Handle(std::move(events));
+    {
+      absl::MutexLock lock(&mutex_);
+      if (stopping_ && live_.empty()) return;
+    }
+    ExpireAll();
+    Admit();
+    runnable = Step();
+    Publish();
+  }
+}
+
+// Until the next deadline of anybody.
+absl::Duration StepLoopEngine::IdleTime() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const Owned& sequence : waiting_) next = std::min(next, sequence->spec.deadline);
+  for (const Owned& sequence : running_) next = std::min(next, sequence->spec.deadline);
+  return std::max(absl::Milliseconds(1), next - clock_.Now());
+}
+
+void StepLoopEngine::Handle(std::vector<Event> events) {
+  for (Event& event : events) {
+    std::visit([this](auto& concrete) { On(concrete); }, event);
+  }
+  bool stopping = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping = stopping_;
+  }
+  if (stopping) EndAll();
+}
+
+void StepLoopEngine::On(Opened& event) {
+  Owned sequence = std::move(event.sequence);
+  const bool cancelled = cancelled_early_.erase(sequence->ticket) > 0;
+  if (!event.replayed.ok()) return Fail(std::move(sequence), event.replayed.status());
+  if (*event.replayed) return Forget(sequence->ticket, true);
+  if (cancelled) return CancelNow(std::move(sequence));
+  const auto place = std::ranges::upper_bound(waiting_, sequence->ticket, {},
+                                              [](const Owned& other) { return other->ticket; });
+  waiting_.insert(place, std::move(sequence));
+}
+
+void StepLoopEngine::On(Restored& event) {
+  for (Owned& sequence : running_) {
+    if (sequence->ticket != event.ticket || sequence->admission != event.admission) continue;
+    UseRestored(*sequence, event.result);
+  }
+}
+
+void StepLoopEngine::On(Cancelled& event) {
+  if (Owned sequence = TakeOut(event.ticket)) return CancelNow(std::move(sequence));
+  absl::MutexLock lock(&mutex_);
+  if (live_.contains(event.ticket)) cancelled_early_.insert(event.ticket);
+}
+
+StepLoopEngine::Owned StepLoopEngine::TakeOut(TurnTicket ticket) {
+  const auto is_it = [&](const Owned& sequence) { return sequence->ticket == ticket; };
+  Owned found;
+  if (auto it = std::ranges::find_if(waiting_, is_it); it != waiting_.end()) {
+    found = std::move(*it);
+    waiting_.erase(it);
+  } else if (auto it = std::ranges::find_if(running_, is_it); it != running_.end()) {
+    found = std::move(*it);
+    running_.erase(it);
+  }
+  return found;
+}
+
+void StepLoopEngine::ExpireAll() {
+  const absl::Time now = clock_.Now();
+  std::vector<TurnTicket> late;
+  for (const Owned& s : waiting_) {
+    if (s->spec.deadline <= now) late.push_back(s->ticket);
+  }
+  for (const Owned& s : running_) {
+    if (s->spec.deadline <= now) late.push_back(s->ticket);
+  }
+  for (TurnTicket ticket : late) {
+    Fail(TakeOut(ticket), MakeError(Reason::kDeadline, "the deadline passed during the turn"));
+  }
+}
+
+void StepLoopEngine::EndAll() {
+  while (!waiting_.empty()) Fail(TakeOut(waiting_.front()->ticket), Stopping());
+  while (!running_.empty()) Fail(TakeOut(running_.front()->ticket), Stopping());
+}
+
+void StepLoopEngine::Publish() {
+  const int64_t restoring = std::ranges::count_if(running_, &Sequence::restoring,
+                                                  [](const Owned& s) -> Sequence& { return *s; });
+  const int64_t waiting = static_cast<int64_t>(waiting_.size());
+  running_count_ = static_cast<int64_t>(running_.size());
+  metrics_.running->Set(static_cast<double>(running_count_ - restoring));
+  metrics_.waiting_restore->Set(static_cast<double>(restoring));
+  metrics_.waiting_blocks->Set(blocked_on_blocks_ ? static_cast<double>(waiting) : 0);
+  metrics_.waiting_slots->Set(blocked_on_blocks_ ? 0 : static_cast<double>(waiting));
+  for (int rank = 0; rank < ranks_.size(); ++rank) {
+    metrics_.rank_up[static_cast<size_t>(rank)]->Set(ranks_.rank_up(rank) ? 1 : 0);
+  }
+}
+
+// --- From the queue to the batch
+
+void StepLoopEngine::Admit() {
+  blocked_on_blocks_ = false;
+  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_batch) {
+    if (!AdmitFirst()) break;
+  }
+}
+
+// False when the blocks do not suffice: nobody overtakes the first.
+bool StepLoopEngine::AdmitFirst() {
+  Sequence& sequence = *waiting_.front();
+  const bool use_cache = !sequence.spec.bypass_cache;
+  absl::StatusOr<std::optional<AcquiredKv>> acquired =
+      kv_.Acquire(sequence.root, sequence.tokens, use_cache,
+                  AdmissionReserve(static_cast<int64_t>(running_.size())));
+  if (!acquired.ok()) {
+    Fail(TakeOut(sequence.ticket), acquired.status());
+    return true;
+  }
+  if (!acquired->has_value()) {
+    blocked_on_blocks_ = true;
+    return false;
+  }
+  sequence.blocks = std::move((*acquired)->blocks);
+  sequence.kv_tokens = (*acquired)->device_tokens;
+  sequence.admission = ++admissions_;
+  if (sequence.queued) {
+    sequence.queued = false;
+    absl::MutexLock lock(&mutex_);
+    --queued_;
+  }
+  const absl::Time now = clock_.Now();
+  if (sequence.admitted == absl::InfinitePast()) sequence.admitted = now;
+  if (sequence.generated() == 0) {
+    sequence.computing = now;
+    sequence.prompt = PromptAccounting();
+    sequence.prompt.from(Place::kDevice) = static_cast<uint64_t>(sequence.kv_tokens);
+  }
+  running_.push_back(std::move(waiting_.front()));
+  waiting_.pop_front();
+  if (use_cache && kv_.has_store() && sequence.pending() > 1) StartRestore(sequence);
+  return true;
+}
+
+void StepLoopEngine::StartRestore(Sequence& sequence) {
+  const auto done = [inbox = inbox_, ticket = sequence.ticket,
+                     admission = sequence.admission](RestoreResult result) {
+    inbox->Post(Restored{ticket, admission, std::move(result)});
+  };
+  sequence.restoring =
+      io_.Submit([this, done, root = sequence.root, tokens = sequence.tokens,
+                  blocks = sequence.blocks, device_tokens = sequence.kv_tokens]() mutable {
+        kv_.Restore(root, std::move(tokens), device_tokens, std::move(blocks), done);
+      });
+}
+
+void StepLoopEngine::UseRestored(Sequence& sequence, const RestoreResult& result) {
+  sequence.restoring = false;
+  const int64_t from = sequence.kv_tokens / limits_.block_tokens * limits_.block_tokens;
+  // A load that failed may have begun to write over the tail that came from the device.
+  const bool tail_lost =
+      result.restored_tokens == 0 && !result.short_reason.empty() && result.short_reason != "miss";
+  if (result.restored_tokens > 0 || tail_lost) {
+    sequence.kv_tokens = from + result.restored_tokens;
+  }
+  sequence.restore_shortfall = result.short_reason;
+  if (sequence.generated() > 0) return;  // preempted: its prompt has been accounted for
+  sequence.computing = clock_.Now();
+  if (result.restored_tokens > 0 || tail_lost) {
+    sequence.prompt.from(Place::kDevice) = static_cast<uint64_t>(from);
+  }
+  for (size_t place = 0; place < result.tokens_by_place.size(); ++place) {
+    sequence.prompt.restored[place] += result.tokens_by_place[place];
+  }
+  sequence.prompt.restored_bytes = result.bytes;
+}
+
+// --- One step
+
+bool StepLoopEngine::Step() {
+  Schedule schedule = PlanNext();
+  for (size_t index : schedule.preempt) Preempt(std::move(running_[index]));
+  AllocateFor(schedule.items);
+  if (!schedule.items.empty()) {
+    const absl::Status status = RunItems(schedule.items);
+    for (const StepItem& item : schedule.items) {
+      if (!status.ok()) Fail(std::move(running_[item.index]), StepError(status));
+    }
+  }
+  std::erase(running_, nullptr);
+  return !schedule.items.empty() || !schedule.preempt.empty();
+}
+
+Schedule StepLoopEngine::PlanNext() const {
+  std::vector<SequenceView> views;
+  for (const Owned& sequence : running_) views.push_back(ViewOf(*sequence));
+  int64_t free = kv_.pool().free_blocks();
+  // A step takes at most one block per sequence, so the exact count matters only below that.
+  if (free < static_cast<int64_t>(running_.size())) {
+    free = kv_.available_blocks();
+    for (size_t i = 0; i < views.size(); ++i) {
+      views[i].freed_blocks = kv_.FreedBy(running_[i]->blocks);
+    }
+  }
+  return PlanStep(limits_, views, free);
+}
+
+// Back to the queue; what was computed stays on the device as long as nobody needs the room.
+void StepLoopEngine::Preempt(Owned sequence) {
+  metrics_.preemptions->Increment();
+  if (!sequence->spec.ephemeral) {
+    const int64_t full = sequence->kv_tokens / limits_.block_tokens * limits_.block_tokens;
+    const auto begin = sequence->tokens.begin();
+    kv_.Keep(sequence->root, {begin, begin + full}, std::move(sequence->blocks), false);
+  }
+  sequence->blocks.clear();
+  sequence->kv_tokens = 0;
+  sequence->preempted = true;
+  const auto place = std::ranges::upper_bound(waiting_, sequence->ticket, {},
+                                              [](const Owned& other) { return other->ticket; });
+  waiting_.insert(place, std::move(sequence));
+}
+
+// Blocks can be short only while the store still holds some: who gets none waits for a step.
+void StepLoopEngine::AllocateFor(std::vector<StepItem>& items) {
+  std::erase_if(items, [&](const StepItem& item) {
+    for (int64_t i = 0; i < item.new_blocks; ++i) {
+      std::optional<kvstore::BlockHandle> block = kv_.Allocate();
+      if (!block) return true;
+      running_[item.index]->blocks.push_back(*std::move(block));
+    }
+    return false;
+  });
+}
+
+absl::Status StepLoopEngine::RunItems(const std::vector<StepItem>& items) {
+  const absl::Time begin = clock_.Now();
+  ASSIGN_OR_RETURN(auto plan, MakeStepPlan(items, running_, ranks_.config(), limits_.block_tokens));
+  const int64_t rows = static_cast<int64_t>(plan->tokens.size());
+  ASSIGN_OR_RETURN(const StepResult result, ranks_.Run(std::move(plan)));
+  bool prefills = false, decodes = false;
+  int64_t logit_row = 0;
+  for (const StepItem& item : items) {
+    (item.rows > 1 || !item.completes ? prefills : decodes) = true;
+    std::span<const float> logits;
+    if (item.completes) {
+      logits = {result.logits.row(logit_row++), static_cast<size_t>(result.logits.cols)};
+    }
+    Advance(item, logits);
+  }
+  metrics_.Step(prefills, decodes, rows, clock_.Now() - begin, result.skew);
+  return absl::OkStatus();
+}
+
+void StepLoopEngine::Advance(const StepItem& item, std::span<const float> logits) {
+  Sequence& sequence = *running_[item.index];
+  sequence.kv_tokens += item.rows;
+  if (!item.completes) return;
+  const absl::Time now = clock_.Now();
+  if (sequence.generated() == 0) {
+    sequence.first_token = now;
+    CountFirstToken(sequence);
+    // From now on others may share the prompt's full blocks.
+    if (!sequence.spec.ephemeral) {
+      const auto full = static_cast<size_t>(sequence.kv_tokens / limits_.block_tokens);
+      kv_.device().Insert(
+          sequence.root,
+          std::span(sequence.tokens).first(full * static_cast<size_t>(limits_.block_tokens)),
+          std::span(sequence.blocks).first(full));
+    }
+  } else {
+    metrics_.NextToken(now - sequence.last_token);
+  }
+  sequence.last_token = now;
+  if (const std::optional<FinishReason> reason = Emit(sequence, logits)) {
+    Close(std::move(running_[item.index]), *reason);
+  }
+}
+
+void StepLoopEngine::CountFirstToken(Sequence& sequence) {
+  PromptAccounting& prompt = sequence.prompt;
+  const uint64_t restored = prompt.restored_total();
+  prompt.computed = static_cast<uint64_t>(sequence.prompt_tokens) - restored;
+  // The log's last token was sampled, never fed: its KV did not exist before.
+  const uint64_t known = static_cast<uint64_t>(std::max<int64_t>(0, sequence.history_tokens - 1));
+  if (known > restored) {
+    prompt.recomputed = known - restored;
+    if (sequence.spec.bypass_cache) {
+      prompt.recompute_reason = "policy";
+    } else if (sequence.restore_shortfall == "damaged") {
+      prompt.recompute_reason = "damaged";
+    } else if (!sequence.restore_shortfall.empty() && sequence.restore_shortfall != "miss") {
+      prompt.recompute_reason = "cheaper";
+    } else {
+      const bool had_it = sequence.preempted || sequence.claim.committed_here();
+      prompt.recompute_reason = had_it ? "evicted" : "miss";
+    }
+  }
+  metrics_.FirstToken(sequence, !sequence.spec.bypass_cache);
+}
+
+std::vector<TokenId> StepLoopEngine::StopTokensOf(const Sequence& sequence) const {
+  std::vector<TokenId> stops = sequence.spec.sampling.stop_token_ids;
+  if (!sequence.spec.sampling.ignore_eos) {
+    stops.insert(stops.end(), options_.eos_token_ids.begin(), options_.eos_token_ids.end());
+  }
+  return stops;
+}
+
+// Samples one token and hands it on. Says whether, and why, the answer ends with it.
+std::optional<FinishReason> StepLoopEngine::Emit(Sequence& sequence,
+                                                 std::span<const float> logits) {
+  const SamplingParams& sampling = sequence.spec.sampling;
+  const std::vector<TokenId> stops = StopTokensOf(sequence);
+  std::span<const TokenId> banned;
+  if (sequence.generated() < sampling.min_tokens) banned = stops;
+  const SampledToken sampled =
+      sequence.sampler->Sample(logits, static_cast<uint64_t>(sequence.known_tokens()), banned);
+  sequence.sampler->Accept(sampled.token);
+  sequence.tokens.push_back(sampled.token);
+  const bool is_stop = std::ranges::find(stops, sampled.token) != stops.end();
+  const bool told_to_stop = sequence.sink->OnToken(
+      {.token = sampled.token, .is_stop = is_stop, .logprob = sampled.logprob, .top = sampled.top});
+  if (is_stop || told_to_stop) return FinishReason::kStop;
+  if (sequence.generated() >= sequence.max_tokens) return FinishReason::kLength;
+  return std::nullopt;
+}
+
+// --- The ends of a turn
+
+void StepLoopEngine::Close(Owned sequence, FinishReason reason) {
+  // io_ refuses only while it stops, which it does after the loop has ended.
+  io_.Submit([this, sequence = std::move(sequence), reason, inbox = inbox_]() mutable {
+    const TurnTicket ticket = sequence->ticket;
+    turn_io_.Close(*sequence, reason, [inbox] { inbox->Post(Wake{}); });
+    sequence.reset();
+    inbox->Post(Closed{ticket});
+  });
+}
+
+void StepLoopEngine::Fail(Owned sequence, const absl::Status& why) {
+  const Reason reason = common::InfoOf(why).reason;
+  const bool aborted =
+      reason == Reason::kCancelled || reason == Reason::kDeadline || reason == Reason::kDraining;
+  metrics_.Finished(aborted ? "abort" : "error");
+  if (!aborted) log_.Warning("turn failed", {{"error", why.ToString()}});
+  sequence->blocks.clear();
+  sequence->claim.Release();
+  sequence->sink->OnDone(why);
+  Forget(sequence->ticket, sequence->queued);
+}
+
+void StepLoopEngine::CancelNow(Owned sequence) {
+  if (sequence->spec.commit_partial && sequence->generated() > 0) {
+    return Close(std::move(sequence), FinishReason::kCancelled);
+  }
+  Fail(std::move(sequence), MakeError(Reason::kCancelled, "the turn was cancelled"));
+}
+
+void StepLoopEngine::Forget(TurnTicket ticket, bool was_queued) {
+  cancelled_early_.erase(ticket);
+  absl::MutexLock lock(&mutex_);
+  if (was_queued) --queued_;
+  live_.erase(ticket);
+}
+
+absl::StatusOr<int64_t> ContextOf(const EngineOptions& options, RankGroup& ranks) {
+  const kvstore::KvBlockPool& pool = ranks.pool();
+  int64_t context = ranks.config().context_tokens;
+  if (options.context_tokens > 0) context = std::min(context, options.context_tokens);
+  return std::min<int64_t>(context, int64_t{pool.num_blocks()} * pool.shape().block_tokens);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
+    const EngineOptions& options, RankGroup& ranks, KvCache& kv, SessionCache& sessions,
+    const common::Clock& clock, common::Metrics& metrics, common::Logger& log) {
+  if (options.max_batch < 1 || options.max_queue < 1 || options.io_threads < 1) {
+    return absl::InvalidArgumentError("max-batch, max-queue and io-threads must be at least 1");
+  }
+  if (options.max_step_tokens <= options.max_batch) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max-step-tokens is ", options.max_step_tokens, ", but must be more than ", "max-batch (",
+        options.max_batch, "), so that prompts advance in a full batch"));
+  }
+  RETURN_IF_ERROR(CreatePolicy(options.policy).status());
+  ASSIGN_OR_RETURN(const int64_t context, ContextOf(options, ranks));
+  return std::make_unique<StepLoopEngine>(options, context, ranks, kv, sessions, clock, metrics,
+                                          log);
+}
+
+}  // namespace loopserve::worker
