@@ -90,7 +90,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
   ASSIGN_OR_RETURN(const auto session_log,
                    kvstore::OpenSessionLog({session_dir, config.kvstore}, log));
   KvCache kv({.model_fingerprint = ranks->config().fingerprint, .codec = config.kv_codec},
-             ranks->pool(), store.get(), *metrics);
+             ranks->pool(), store.get(), kv_metrics);
   SessionCache sessions({.model = ranks->config().fingerprint,
                          .model_name = ModelName(config),
                          .max_resident = static_cast<size_t>(config.max_sessions)},

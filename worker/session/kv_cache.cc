@@ -27,61 +27,23 @@ std::span<const TokenId> Restorable(std::span<const TokenId> tokens) {
   return tokens.empty() ? tokens : tokens.first(tokens.size() - 1);
 }
 
-common::Counter& EvictionCounter(common::Metrics& metrics, const std::string& reason) {
-  return metrics.counter(
-      "loopserve_kv_evictions_total",
-      "Blocks that left a tier: to make room, or because their session was deleted.",
-      {{"tier", "device"}, {"reason", reason}});
-}
-
-common::Counter& EvictedBytesCounter(common::Metrics& metrics, const std::string& reason) {
-  return metrics.counter("loopserve_kv_evicted_bytes_total", "Their bytes.",
-                         {{"tier", "device"}, {"reason", reason}});
-}
-
-void ExportDeviceTier(common::Metrics& metrics, kvstore::KvBlockPool& pool, DeviceCache& device) {
-  auto blocks = [&](const std::string& state) {
-    return &metrics.gauge(
-        "loopserve_kv_blocks",
-        "KV blocks: unused, held by a running sequence, only kept for a later turn.",
-        {{"tier", "device"}, {"state", state}});
-  };
-  common::Gauge* free = blocks("free");
-  common::Gauge* active = blocks("active");
-  common::Gauge* cached = blocks("cached");
-  common::Gauge* used =
-      &metrics.gauge("loopserve_kv_used_bytes", "Bytes held, by plane of the codec.",
-                     {{"tier", "device"}, {"plane", "0"}});
-  const double block_bytes = static_cast<double>(pool.shape().block_bytes());
-  metrics
-      .gauge("loopserve_kv_capacity_bytes",
-             "Size of the tier; 0 when it is not configured or not known yet.",
-             {{"tier", "device"}})
-      .Set(block_bytes * pool.num_blocks());
-  metrics.OnScrape([=, &pool, &device] {
-    const double free_now = pool.free_blocks();
-    const double cached_now = static_cast<double>(device.unreferenced());
-    free->Set(free_now);
-    cached->Set(cached_now);
-    active->Set(std::max(0.0, pool.num_blocks() - free_now - cached_now));
-    used->Set((pool.num_blocks() - free_now) * block_bytes);
-  });
-}
-
 }  // namespace
 
 KvCache::KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,
-                 common::Metrics& metrics)
+                 kvstore::KvMetrics& metrics)
     : options_(std::move(options)),
       layout_(LayoutOf(pool.shape())),
       pool_(pool),
       store_(store),
-      device_(pool),
-      evictions_(EvictionCounter(metrics, "capacity")),
-      evicted_bytes_(EvictedBytesCounter(metrics, "capacity")),
-      deletions_(EvictionCounter(metrics, "delete")),
-      deleted_bytes_(EvictedBytesCounter(metrics, "delete")) {
-  ExportDeviceTier(metrics, pool_, device_);
+      metrics_(metrics),
+      device_(pool) {
+  metrics.metrics.OnScrape([this] {
+    const uint64_t free = pool_.free_blocks();
+    const uint64_t cached = static_cast<uint64_t>(device_.unreferenced());
+    const uint64_t active =
+        pool_.num_blocks() - std::min<uint64_t>(free + cached, pool_.num_blocks());
+    metrics_.SetDeviceBlocks(free, active, cached, pool_.shape().block_bytes());
+  });
 }
 
 BlockKey KvCache::Root(const std::string& cache_namespace) const {
@@ -92,9 +54,12 @@ BlockKey KvCache::Root(const std::string& cache_namespace) const {
 }
 
 void KvCache::MakeFree(int64_t wanted) {
-  const double dropped = static_cast<double>(device_.MakeFree(wanted));
-  evictions_.Increment(dropped);
-  evicted_bytes_.Increment(dropped * static_cast<double>(pool_.shape().block_bytes()));
+  CountLeft(kvstore::KvLeaveReason::kCapacity, device_.MakeFree(wanted));
+}
+
+void KvCache::CountLeft(kvstore::KvLeaveReason reason, int64_t blocks) {
+  const uint64_t count = static_cast<uint64_t>(blocks);
+  metrics_.CountLeft(kvstore::Place::kDevice, reason, count, count * pool_.shape().block_bytes());
 }
 
 absl::StatusOr<std::optional<AcquiredKv>> KvCache::Acquire(const BlockKey& root,
@@ -177,9 +142,7 @@ void KvCache::Keep(const BlockKey& root, std::vector<TokenId> tokens,
 }
 
 absl::Status KvCache::Forget(const BlockKey& root, std::span<const TokenId> tokens) {
-  const double dropped = static_cast<double>(device_.Forget(root, tokens));
-  deletions_.Increment(dropped);
-  deleted_bytes_.Increment(dropped * static_cast<double>(pool_.shape().block_bytes()));
+  CountLeft(kvstore::KvLeaveReason::kDelete, device_.Forget(root, tokens));
   return store_ == nullptr ? absl::OkStatus() : store_->Forget(root, Restorable(tokens));
 }
 

@@ -23,9 +23,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/ids.h"
-#include "common/metrics.h"
 #include "kvstore/block_key.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/kv_metrics.h"
 #include "kvstore/store.h"
 #include "worker/session/device_cache.h"
 
@@ -44,9 +44,10 @@ class KvCache final {
     std::string policy_tag = "exact";
     std::string codec = "bf16";  // of the tiers: tells the precision of what is restored
   };
-  // `store` may be null: the device is then the only place. All must outlive the cache.
+  // `store` may be null: the device is then the only place. All must outlive the cache, and the
+  // cache must outlive the last scrape of the metrics.
   KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,
-          common::Metrics& metrics);
+          kvstore::KvMetrics& metrics);
 
   kvstore::KvBlockPool& pool() { return pool_; }
   DeviceCache& device() { return device_; }
@@ -89,16 +90,14 @@ class KvCache final {
 
  private:
   void MakeFree(int64_t wanted);
+  void CountLeft(kvstore::KvLeaveReason reason, int64_t blocks);
 
   const Options options_;
   const std::string layout_;
   kvstore::KvBlockPool& pool_;
   kvstore::KvStore* const store_;
+  kvstore::KvMetrics& metrics_;
   DeviceCache device_;
-  common::Counter& evictions_;
-  common::Counter& evicted_bytes_;
-  common::Counter& deletions_;
-  common::Counter& deleted_bytes_;
 };
 
 }  // namespace loopserve::worker

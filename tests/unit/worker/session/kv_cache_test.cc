@@ -31,13 +31,14 @@ class KvCacheTest : public ::testing::Test {
   void SetUp() override {
     memory_ = kvstore::CreateHostMemory();
     metrics_ = common::Metrics::Create("test");
+    kv_metrics_ = std::make_unique<kvstore::KvMetrics>(*metrics_);
     ASSERT_OK_AND_ASSIGN(
         pool_,
         KvBlockPool::Create({.layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = 4}, 6,
                             {{.memory = memory_.get(), .first_kv_head = 0, .kv_heads = 1}}));
     store_ = std::make_unique<testing::FakeKvStore>(*pool_, Place::kDisk);
     cache_ = std::make_unique<KvCache>(KvCache::Options{.model_fingerprint = "m"}, *pool_,
-                                       store_.get(), *metrics_);
+                                       store_.get(), *kv_metrics_);
     root_ = cache_->Root("tenant/a");
   }
 
@@ -71,6 +72,7 @@ class KvCacheTest : public ::testing::Test {
 
   std::unique_ptr<kvstore::Memory> memory_;
   std::unique_ptr<common::Metrics> metrics_;
+  std::unique_ptr<kvstore::KvMetrics> kv_metrics_;
   std::unique_ptr<KvBlockPool> pool_;
   std::unique_ptr<testing::FakeKvStore> store_;
   std::unique_ptr<KvCache> cache_;
@@ -80,8 +82,7 @@ class KvCacheTest : public ::testing::Test {
 TEST_F(KvCacheTest, RootsDifferByNamespaceModelAndPolicy) {
   EXPECT_EQ(cache_->Root("x"), cache_->Root("x"));
   EXPECT_NE(cache_->Root("x"), cache_->Root("y"));
-  auto metrics = common::Metrics::Create("other");
-  const KvCache other({.model_fingerprint = "n"}, *pool_, nullptr, *metrics);
+  const KvCache other({.model_fingerprint = "n"}, *pool_, nullptr, *kv_metrics_);
   EXPECT_NE(cache_->Root("x"), other.Root("x"));
 }
 
@@ -194,8 +195,7 @@ TEST_F(KvCacheTest, AStoreThatKnowsNoMoreThanTheDeviceIsAMiss) {
 }
 
 TEST_F(KvCacheTest, WithoutAStoreRestoreAnswersAtOnce) {
-  auto metrics = common::Metrics::Create("other");
-  KvCache alone({.model_fingerprint = "m"}, *pool_, nullptr, *metrics);
+  KvCache alone({.model_fingerprint = "m"}, *pool_, nullptr, *kv_metrics_);
   bool called = false;
   alone.Restore(root_, Range(9), 0, {}, [&](RestoreResult result) {
     called = true;

@@ -29,7 +29,7 @@ struct Worker {
             {.layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = 4}, 4,
             {{.memory = memory.get(), .first_kv_head = 0, .kv_heads = 1}})),
         store(*pool),
-        kv({.model_fingerprint = model}, *pool, &store, *metrics),
+        kv({.model_fingerprint = model}, *pool, &store, kv_metrics),
         sessions({.model = model, .model_name = "tiny", .max_resident = max_resident}, log, kv,
                  clock, *metrics, common::Logger::Null()) {}
 
@@ -64,6 +64,7 @@ struct Worker {
 
   std::unique_ptr<kvstore::Memory> memory = kvstore::CreateHostMemory();
   std::unique_ptr<common::Metrics> metrics = common::Metrics::Create("test");
+  kvstore::KvMetrics kv_metrics{*metrics};
   std::unique_ptr<kvstore::KvBlockPool> pool;
   testing::FakeKvStore store;
   KvCache kv;
