@@ -36,14 +36,14 @@ KvCache::KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* 
       pool_(pool),
       store_(store),
       metrics_(metrics),
-      device_(pool) {
-  metrics.metrics.OnScrape([this] {
-    const uint64_t free = pool_.free_blocks();
-    const uint64_t cached = static_cast<uint64_t>(device_.unreferenced());
-    const uint64_t active =
-        pool_.num_blocks() - std::min<uint64_t>(free + cached, pool_.num_blocks());
-    metrics_.SetDeviceBlocks(free, active, cached, pool_.shape().block_bytes());
-  });
+      device_(pool),
+      scrape_link_(metrics.metrics, [this] { Publish(); }) {}
+
+void KvCache::Publish() {
+  const uint64_t all = pool_.num_blocks();
+  const uint64_t free = pool_.free_blocks();
+  const uint64_t cached = std::min<uint64_t>(device_.unreferenced(), all - free);
+  metrics_.SetDeviceBlocks(free, all - free - cached, cached, pool_.shape().block_bytes());
 }
 
 BlockKey KvCache::Root(const std::string& cache_namespace) const {

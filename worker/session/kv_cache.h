@@ -28,6 +28,7 @@
 #include "kvstore/kv_metrics.h"
 #include "kvstore/store.h"
 #include "worker/session/device_cache.h"
+#include "worker/session/scrape_link.h"
 
 namespace loopserve::worker {
 
@@ -44,8 +45,7 @@ class KvCache final {
     std::string policy_tag = "exact";
     std::string codec = "bf16";  // of the tiers: tells the precision of what is restored
   };
-  // `store` may be null: the device is then the only place. All must outlive the cache, and the
-  // cache must outlive the last scrape of the metrics.
+  // `store` may be null: the device is then the only place. All must outlive the cache.
   KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,
           kvstore::KvMetrics& metrics);
 
@@ -90,6 +90,7 @@ class KvCache final {
 
  private:
   void MakeFree(int64_t wanted);
+  void Publish();
   void CountLeft(kvstore::KvLeaveReason reason, int64_t blocks);
 
   const Options options_;
@@ -98,6 +99,7 @@ class KvCache final {
   kvstore::KvStore* const store_;
   kvstore::KvMetrics& metrics_;
   DeviceCache device_;
+  ScrapeLink scrape_link_;
 };
 
 }  // namespace loopserve::worker

@@ -37,6 +37,12 @@ size_t TurnIndexOf(const SessionRecord& record, const std::string& turn_id) {
   return found == record.turns.end() ? SIZE_MAX : static_cast<size_t>(found - record.turns.begin());
 }
 
+common::Gauge& SessionGauge(common::Metrics& metrics, const std::string& model, const char* state) {
+  return metrics.gauge("loopserve_session_active",
+                       "Sessions this worker owns: a turn runs, between turns, only in the store.",
+                       {{"model", model}, {"state", state}});
+}
+
 void KeepTurns(SessionRecord& record, uint64_t turns) {
   if (turns >= record.turns.size()) return;
   record.tokens.resize(record.turns[turns].begin);
@@ -144,21 +150,15 @@ absl::Status SessionCache::Claim::Commit(TurnCommit commit) {
 SessionCache::SessionCache(Options options, kvstore::SessionLog& log, KvCache& kv,
                            const common::Clock& clock, common::Metrics& metrics,
                            common::Logger& logger)
-    : options_(std::move(options)), log_(log), kv_(kv), clock_(clock), logger_(logger) {
-  auto gauge = [&](const std::string& state) {
-    return &metrics.gauge(
-        "loopserve_session_active",
-        "Sessions this worker owns: a turn runs, between turns, only in the store.",
-        {{"model", options_.model_name}, {"state", state}});
-  };
-  metrics.OnScrape(
-      [this, active = gauge("active"), idle = gauge("idle"), parked = gauge("parked")] {
-        const Counts now = counts();
-        active->Set(static_cast<double>(now.active));
-        idle->Set(static_cast<double>(now.idle));
-        parked->Set(static_cast<double>(now.parked));
-      });
-}
+    : options_(std::move(options)),
+      log_(log),
+      kv_(kv),
+      clock_(clock),
+      logger_(logger),
+      active_(SessionGauge(metrics, options_.model_name, "active")),
+      idle_(SessionGauge(metrics, options_.model_name, "idle")),
+      parked_gauge_(SessionGauge(metrics, options_.model_name, "parked")),
+      scrape_link_(metrics, [this] { Publish(); }) {}
 
 SessionCache::~SessionCache() = default;
 
@@ -499,6 +499,13 @@ size_t SessionCache::SweepExpired() {
     ++swept;
   }
   return swept;
+}
+
+void SessionCache::Publish() {
+  const Counts now = counts();
+  active_.Set(static_cast<double>(now.active));
+  idle_.Set(static_cast<double>(now.idle));
+  parked_gauge_.Set(static_cast<double>(now.parked));
 }
 
 SessionCache::Counts SessionCache::counts() const {

@@ -38,6 +38,7 @@
 #include "kvstore/store.h"
 #include "worker/session/accounting.h"
 #include "worker/session/kv_cache.h"
+#include "worker/session/scrape_link.h"
 
 namespace loopserve::worker {
 
@@ -191,6 +192,7 @@ class SessionCache final {
   void Drop(const std::shared_ptr<Entry>& entry, bool parked) ABSL_LOCKS_EXCLUDED(mutex_);
   void DropLocked(Entry& entry, bool parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TrimLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Publish();
   bool Expired(int64_t used_unix_us, int64_t ttl_seconds) const;
   SessionInfo InfoOf(const kvstore::SessionRecord& record, SessionState state, bool resident) const;
   int64_t NowMicros() const { return absl::ToUnixMicros(clock_.Now()); }
@@ -205,6 +207,10 @@ class SessionCache final {
   std::list<std::string> lru_ ABSL_GUARDED_BY(mutex_);  // most recently used first
   // Ids that were resident once; bounded, for a gauge.
   absl::flat_hash_set<std::string> parked_ ABSL_GUARDED_BY(mutex_);
+  common::Gauge& active_;
+  common::Gauge& idle_;
+  common::Gauge& parked_gauge_;
+  ScrapeLink scrape_link_;
 };
 
 // What separates the cached prefixes of this session from those of others: its cache_namespace, or
