@@ -1,0 +1,117 @@
+#include "kvstore/block_pool.h"
+
+#include <cstring>
+#include <thread>
+
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::kvstore {
+namespace {
+
+using testing::StatusIs;
+
+constexpr KvShape kShape{.layers = 2, .kv_heads = 3, .head_dim = 4, .block_tokens = 8};
+
+std::vector<std::byte> Pattern(int seed) {
+  std::vector<std::byte> bytes(kShape.block_bytes());
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + seed);
+  return bytes;
+}
+
+class BlockPoolTest : public ::testing::Test {
+ protected:
+  const std::unique_ptr<Memory> memory_ = CreateHostMemory();
+  std::unique_ptr<KvBlockPool> Pool(uint32_t blocks, std::vector<int32_t> heads) {
+    std::vector<KvBlockPool::Shard> shards;
+    int32_t first = 0;
+    for (const int32_t n : heads) {
+      shards.push_back({memory_.get(), first, n});
+      first += n;
+    }
+    auto pool = KvBlockPool::Create(kShape, blocks, shards);
+    EXPECT_OK(pool);
+    return *std::move(pool);
+  }
+};
+
+TEST_F(BlockPoolTest, HandlesShareAndFree) {
+  const auto pool = Pool(2, {3});
+  std::optional<BlockHandle> a = pool->Allocate();
+  std::optional<BlockHandle> b = pool->Allocate();
+  ASSERT_TRUE(a && b);
+  EXPECT_NE(a->id(), b->id());
+  EXPECT_FALSE(pool->Allocate());
+  {
+    const BlockHandle copy = *a;
+    EXPECT_EQ(pool->use_count(a->id()), 2u);
+    a.reset();
+    EXPECT_EQ(pool->free_blocks(), 0u);
+  }
+  EXPECT_EQ(pool->free_blocks(), 1u);
+  BlockHandle moved = *std::move(b);
+  EXPECT_EQ(pool->use_count(moved.id()), 1u);
+  moved = BlockHandle();
+  EXPECT_EQ(pool->free_blocks(), 2u);
+}
+
+TEST_F(BlockPoolTest, LogicalBytesDoNotDependOnTheSharding) {
+  const std::vector<std::byte> bytes = Pattern(3);
+  for (const auto& heads : std::vector<std::vector<int32_t>>{{3}, {2, 1}, {1, 1, 1}}) {
+    const auto pool = Pool(3, heads);
+    const BlockHandle first = *pool->Allocate();
+    const BlockHandle second = *pool->Allocate();
+    ASSERT_OK(pool->WriteBlock(first.id(), Pattern(1)));
+    ASSERT_OK(pool->WriteBlock(second.id(), bytes));
+    std::vector<std::byte> back(bytes.size());
+    ASSERT_OK(pool->ReadBlock(second.id(), back));
+    EXPECT_EQ(back, bytes);
+    ASSERT_OK(pool->CopyBlock(second.id(), first.id()));
+    ASSERT_OK(pool->ReadBlock(first.id(), back));
+    EXPECT_EQ(back, bytes);
+    // Each rank's arena has its own heads where its own shape says.
+    for (int rank = 0; rank < pool->ranks(); ++rank) {
+      const KvArena& arena = pool->arena(rank);
+      for (int32_t h = 0; h < arena.shape.kv_heads; ++h) {
+        EXPECT_EQ(
+            std::memcmp(arena.block(second.id()) + arena.shape.offset(1, KvSide::kValue, h),
+                        bytes.data() + kShape.offset(1, KvSide::kValue, arena.first_kv_head + h),
+                        kShape.head_bytes()),
+            0);
+      }
+    }
+  }
+}
+
+TEST_F(BlockPoolTest, WhatDoesNotFitIsRefused) {
+  const auto pool = Pool(1, {3});
+  std::vector<std::byte> short_buffer(10);
+  EXPECT_THAT(pool->ReadBlock(common::BlockId(0), short_buffer),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(pool->WriteBlock(common::BlockId(1), Pattern(0)),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(KvBlockPool::Create(kShape, 1, {{memory_.get(), 0, 2}}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(KvBlockPool::Create(kShape, 1, {{memory_.get(), 1, 3}}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(KvBlockPool::Create(kShape, 0, {{memory_.get(), 0, 3}}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(BlockPoolTest, ThreadsAllocateEachBlockOnce) {
+  const auto pool = Pool(64, {3});
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&pool] {
+      for (int i = 0; i < 2000; ++i) {
+        const std::optional<BlockHandle> block = pool->Allocate();
+        ASSERT_TRUE(block);
+        ASSERT_EQ(pool->use_count(block->id()), 1u);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(pool->free_blocks(), 64u);
+}
+
+}  // namespace
+}  // namespace loopserve::kvstore
