@@ -8,7 +8,7 @@ BIN := build/bin
 PYTEST := build/venv/bin/pytest -q -p no:cacheprovider
 
 .PHONY: help setup build model demo test test-unit test-py test-asan test-tsan lint format bench \
-        bench-kernels check-reference clean
+        bench-kernels reference check-reference clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,14 +55,19 @@ lint: setup ## Formatting, clang-tidy (with thread-safety analysis), protos, YAM
 format: setup ## Format all C++ sources
 	@git ls-files '*.h' '*.cc' | xargs clang-format-14 -i
 
-bench: build model ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
-	@build/venv/bin/python bench/engine_bench.py
+reference:
+	@.ci/reference
+
+bench: build model reference ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
+	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
+	  build/reference-venv/bin/python bench/engine_bench.py
 
 bench-kernels: build ## Each CPU kernel against its roofline
 	@$(BIN)/kernels_bench
 
-check-reference: build model ## Logits and tokens against llama.cpp and a float64 reference
-	@build/venv/bin/python bench/reference/check.py
+check-reference: build model reference ## Logits and tokens against llama.cpp and a float64 reference
+	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
+	  build/reference-venv/bin/python bench/reference/check.py
 
 clean: ## Remove everything that was built
 	rm -rf build

@@ -3,10 +3,15 @@
 //
 //   loopserve-logits --model=F --tokens=IDS [--backend=cpu] [--isa=auto] [--kv-dtype=f32|bf16]
 //                    [--chunk=N] [--tp=N] [--threads=N] [--out=FILE] [--greedy=N]
+//                    [--kv-codec=NAME]
+//
+// With --kv-codec, the KV of the first half of the text goes through that codec before the second
+// half is computed: as if the session had been stored and restored in between.
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "kvstore/codec/codec.h"
 #include "kvstore/kv_shape.h"
 #include "tests/support/model_runner.h"
 #include "worker/model/gguf.h"
@@ -34,6 +40,7 @@ struct Options {
   int tp = 1;
   int threads = 0;
   int64_t greedy = 0;
+  const kvstore::Codec* codec = nullptr;
 };
 
 absl::Status ParseNumber(absl::string_view name, const std::string& text, int64_t min,
@@ -79,6 +86,8 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
       options.isa = value;
     } else if (name == "kv-dtype" && (value == "f32" || value == "bf16")) {
       options.kv_dtype = value == "f32" ? kvstore::KvDtype::kF32 : kvstore::KvDtype::kBf16;
+    } else if (name == "kv-codec" && kvstore::FindCodec(value) != nullptr) {
+      options.codec = kvstore::FindCodec(value);
     } else if (name == "chunk") {
       RETURN_IF_ERROR(ParseNumber(name, value, 1, options.chunk));
     } else if (name == "tp") {
@@ -93,6 +102,9 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   }
   if (options.model.empty() || options.tokens_path.empty()) {
     return absl::InvalidArgumentError("--model and --tokens are required");
+  }
+  if (options.codec != nullptr && options.kv_dtype != kvstore::KvDtype::kBf16) {
+    return absl::InvalidArgumentError("--kv-codec needs --kv-dtype=bf16");
   }
   options.tp = static_cast<int>(tp);
   options.threads = static_cast<int>(threads);
@@ -117,6 +129,42 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
   return tokens;
 }
 
+// Encodes and decodes the first `tokens` positions in place.
+absl::Status ThroughCodec(const kvstore::Codec& codec, kvstore::KvBlockPool& pool,
+                          std::span<const common::BlockId> blocks, int64_t tokens) {
+  const kvstore::KvShape& shape = pool.shape();
+  std::vector<std::byte> bytes(shape.block_bytes());
+  for (int64_t begin = 0; begin < tokens; begin += shape.block_tokens) {
+    const common::BlockId block = blocks[static_cast<size_t>(begin / shape.block_tokens)];
+    const auto count = static_cast<int32_t>(std::min<int64_t>(tokens - begin, shape.block_tokens));
+    RETURN_IF_ERROR(pool.ReadBlock(block, bytes));
+    std::vector<std::vector<std::byte>> planes;
+    RETURN_IF_ERROR(codec.Encode(shape, count, bytes, [&](size_t, kvstore::ByteSpan payload) {
+      planes.emplace_back(payload.begin(), payload.end());
+      return absl::OkStatus();
+    }));
+    const std::vector<kvstore::ByteSpan> views(planes.begin(), planes.end());
+    RETURN_IF_ERROR(codec.Decode(shape, count, views, bytes));
+    RETURN_IF_ERROR(pool.WriteBlock(block, bytes));
+  }
+  return absl::OkStatus();
+}
+
+// Logits of every token.
+absl::StatusOr<std::vector<float>> ReadText(testing::ModelRunner& runner, const Options& options,
+                                            std::span<const TokenId> tokens) {
+  if (options.codec == nullptr) return runner.AppendAll(0, tokens, options.chunk);
+  const size_t half = tokens.size() / 2;
+  ASSIGN_OR_RETURN(std::vector<float> logits,
+                   runner.AppendAll(0, tokens.first(half), options.chunk));
+  RETURN_IF_ERROR(
+      ThroughCodec(*options.codec, runner.pool(), runner.blocks(0), static_cast<int64_t>(half)));
+  ASSIGN_OR_RETURN(const std::vector<float> rest,
+                   runner.AppendAll(0, tokens.subspan(half), options.chunk));
+  logits.insert(logits.end(), rest.begin(), rest.end());
+  return logits;
+}
+
 struct Result {
   std::vector<float> logits;  // [tokens, vocab]
   std::vector<TokenId> continuation;
@@ -125,7 +173,7 @@ struct Result {
 absl::StatusOr<Result> Run(testing::ModelRunner& runner, const Options& options, int64_t vocab,
                            const std::vector<TokenId>& tokens) {
   Result result;
-  ASSIGN_OR_RETURN(result.logits, runner.AppendAll(0, tokens, options.chunk));
+  ASSIGN_OR_RETURN(result.logits, ReadText(runner, options, tokens));
   std::vector<float> last(result.logits.end() - vocab, result.logits.end());
   for (int64_t i = 0; i < options.greedy; ++i) {
     const auto next = std::max_element(last.begin(), last.end()) - last.begin();

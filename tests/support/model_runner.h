@@ -61,7 +61,7 @@ class ModelRunner final {
 
   worker::Model& model(int rank = 0) { return *ranks_[static_cast<size_t>(rank)].model; }
   worker::Backend& backend() { return *ranks_[0].backend; }
-  const kvstore::KvBlockPool& pool() const { return *pool_; }
+  kvstore::KvBlockPool& pool() { return *pool_; }
   // The blocks of a sequence, in order.
   const std::vector<common::BlockId>& blocks(int sequence) const {
     return blocks_[static_cast<size_t>(sequence)];

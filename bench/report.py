@@ -1,0 +1,101 @@
+"""What every benchmark's result looks like: one JSON file in bench/results and one table.
+
+    {"bench": "engine", "machine": {...}, "commit": "...", "rows": [
+        {"id": "decode_b1_d0", "unit": "tokens/s", "ours": 1, "peer": 2, "ratio": 0.5, "limit": 0.3}]}
+
+ratio is ours / peer in the sense that more is better; limit is the share of what the machine could
+do at most. Either is null where there is none.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results"
+_SHOWN_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8",
+                "amx_bf16")
+
+
+def machine():
+    """The processor and memory this runs on, without anything that names a host."""
+    info = {}
+    for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        info.setdefault(key.strip(), value.strip())
+    flags = info.get("flags", "").split()
+    memory = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]
+    return {
+        "cpu": info.get("model name", "unknown"),
+        "family": f"{info.get('vendor_id', '?')} {info.get('cpu family', '?')}"
+                  f"/{info.get('model', '?')}",
+        "cores": len(os.sched_getaffinity(0)),
+        "features": [flag for flag in _SHOWN_FLAGS if flag in flags],
+        "memory_gib": round(int(memory) / 2**20, 1),
+    }
+
+
+def commit():
+    """The checked-out commit, with + for local changes; "unknown" outside a repository."""
+    def git(*args):
+        return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True,
+                              check=True).stdout.strip()
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".",
+                      ":!bench/results")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def row(identifier, unit, ours, peer=None, limit=None, lower_is_better=False):
+    """One row. limit: what the machine could do, in the same unit."""
+    ratio = share = None
+    if peer:
+        ratio = peer / ours if lower_is_better else ours / peer
+    if limit:
+        share = limit / ours if lower_is_better else ours / limit
+    return {"id": identifier, "unit": unit, "ours": _round(ours), "peer": _round(peer),
+            "ratio": _round(ratio), "limit": _round(share)}
+
+
+def _round(value):
+    return None if value is None else float(f"{value:.4g}")
+
+
+def write(name, document):
+    """bench/results/<name>.json; returns its path."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def write_rows(bench, rows, **extra):
+    return write(bench, {"bench": bench, "machine": machine(), "commit": commit(), "rows": rows,
+                         **extra})
+
+
+def table(header, rows):
+    """Text columns, aligned: the first to the left, the others to the right."""
+    cells = [[_cell(value) for value in line] for line in [header, *rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    lines = []
+    for line in cells:
+        first, *others = (cell.ljust(width) if i == 0 else cell.rjust(width)
+                          for i, (cell, width) in enumerate(zip(line, widths)))
+        lines.append("  ".join([first, *others]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def rows_table(rows):
+    keys = ("id", "unit", "ours", "peer", "ratio", "limit")
+    return table(keys, [[line[key] for key in keys] for line in rows])
