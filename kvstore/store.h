@@ -30,19 +30,10 @@
 #include "kvstore/block_pool.h"
 #include "kvstore/codec/codec.h"
 #include "kvstore/kv_metrics.h"
+#include "kvstore/restore_job.h"
 #include "kvstore/tier/tier.h"
 
 namespace loopserve::kvstore {
-
-// What a Restore found. Every restored token has exactly one source.
-struct RestoreResult {
-  int64_t restored_tokens = 0;                // a prefix of what was asked, in tokens
-  std::array<uint64_t, 4> tokens_by_place{};  // index: Place; sums to restored_tokens
-  uint64_t bytes = 0;                         // encoded bytes that were read
-  absl::Duration elapsed;
-  // Why it ended before all that Lookup promised: "", "miss", "damaged", "timeout", "cancelled".
-  std::string short_reason;
-};
 
 struct StoreOptions {
   uint64_t host_bytes = uint64_t{1} << 30;
@@ -50,15 +41,19 @@ struct StoreOptions {
   uint64_t disk_bytes = uint64_t{8} << 30;
   std::string remote_target;  // host:port of a kvstore service; empty: none
   std::string codec = "bf16";
-  int io_threads = 2;
+  int io_threads = 2;                               // each for host loads and for slower tiers
+  uint64_t max_queued_bytes = uint64_t{256} << 20;  // of writes that wait, for each tier
+  int max_queued_saves = 256;                       // turns whose blocks wait to be encoded
 };
 
 class KvStore {
  public:
   virtual ~KvStore() = default;
 
-  // The longest stored prefix of `tokens` beyond `from_token` (a multiple of block_tokens), in
-  // tokens: full blocks, then possibly a stored partial tail. Reads no block.
+  // The longest stored prefix of `tokens`, at least `from_token` (a multiple of block_tokens), in
+  // tokens from the first: full blocks, then possibly a stored partial tail. Reads no block. Where
+  // a reachable remote tier is configured it is asked for what is not known here, for at most a
+  // fraction of a second.
   virtual int64_t Lookup(const BlockKey& root, std::span<const common::TokenId> tokens,
                          int64_t from_token) = 0;
 
@@ -68,9 +63,13 @@ class KvStore {
     int64_t from_token = 0;               // already on the device; a multiple of block_tokens
     int64_t to_token = 0;                 // what Lookup answered
     std::vector<BlockHandle> blocks;      // where [from_token, to_token) goes, one per block
+    // How fast the caller could compute instead; 0: not known. When it is known, what would be
+    // slower to load is not loaded, and a load that falls behind is given up.
+    double prefill_tokens_per_second = 0;
   };
-  using RestoreDone = absl::AnyInvocable<void(RestoreResult)>;
-  // Loads in the background. `done` is called exactly once, also on shutdown.
+  using RestoreDone = kvstore::RestoreDone;
+  // Loads in the background. `done` is called exactly once, also on shutdown. Only blocks whose
+  // bytes proved to be right are written, and none after `done`.
   virtual void Restore(RestoreRequest request, RestoreDone done) = 0;
 
   struct SaveRequest {
@@ -90,7 +89,7 @@ class KvStore {
   virtual void Park(const BlockKey& root, std::vector<common::TokenId> tokens) = 0;
   virtual void Prefetch(const BlockKey& root, std::vector<common::TokenId> tokens) = 0;
 
-  // Waits until everything handed to Save has reached every tier that takes it.
+  // Waits until everything handed to Save has reached every tier that takes it. DeadlineExceeded.
   virtual absl::Status Flush(absl::Duration timeout) = 0;
 
   // Usage of host, disk and remote; a tier that is not configured has capacity 0.
@@ -98,9 +97,16 @@ class KvStore {
 };
 
 // `pool` must outlive the store. FailedPrecondition when the disk directory cannot be used, with
-// the way out; an unreachable remote is not an error: it is tried again as long as the store lives.
+// the way out; InvalidArgument for an unknown codec. An unreachable remote is not an error: it is
+// tried again as long as the store lives.
 absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStore(const StoreOptions& options,
                                                        KvBlockPool& pool, KvMetrics& metrics,
                                                        common::Logger& log);
+
+// The same over tiers that the caller has built, fastest first, at least one.
+absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(std::vector<std::unique_ptr<Tier>> tiers,
+                                                           const StoreOptions& options,
+                                                           KvBlockPool& pool, KvMetrics& metrics,
+                                                           common::Logger& log);
 
 }  // namespace loopserve::kvstore

@@ -1,0 +1,136 @@
+// One restore in motion: blocks are loaded by several threads, in any order; the result is the
+// longest prefix that arrived whole and proved to be what was asked for.
+//
+// The job is over as soon as that prefix cannot grow any more, or when somebody gives it up. From
+// then on nothing is written to the device, however late a load comes back: the caller may already
+// be computing into the same blocks.
+//
+// Thread rule: all calls are safe from any thread.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/ids.h"
+#include "kvstore/block_format.h"
+#include "kvstore/block_pool.h"
+#include "kvstore/kv_metrics.h"
+#include "kvstore/restore_plan.h"
+#include "kvstore/tier/tier.h"
+
+namespace loopserve::kvstore {
+
+// What a Restore found. Every restored token has exactly one source.
+struct RestoreResult {
+  int64_t restored_tokens = 0;                      // from from_token on
+  std::array<uint64_t, kPlaces> tokens_by_place{};  // index: Place; sums to restored_tokens
+  uint64_t bytes = 0;                               // encoded bytes that were read
+  absl::Duration elapsed;
+  // Why it ended before all that Lookup promised: "", "miss", "damaged", "timeout", "cancelled",
+  // "cheaper" (computing is faster than loading).
+  std::string short_reason;
+};
+using RestoreDone = absl::AnyInvocable<void(RestoreResult)>;
+
+// One block to load. The tokens are a view into RestoreJob::Plan::tokens.
+struct BlockToLoad {
+  BlockKey parent;
+  BlockKey key;
+  std::span<const common::TokenId> tokens;
+  BlockHandle into;
+  Place expected = Place::kHost;
+};
+
+class RestoreJob final {
+ public:
+  struct Tools {
+    Tier& tiers;
+    KvBlockPool& pool;
+    KvMetrics& metrics;
+    SpeedMeter& speeds;
+  };
+  struct Plan {
+    BlockKey root;
+    std::vector<common::TokenId> tokens;
+    std::vector<BlockToLoad> blocks;  // at least one
+    RestoreDecision decision = RestoreDecision::kLoad;
+    std::string short_reason;              // of the result when all of `blocks` arrive
+    double prefill_tokens_per_second = 0;  // 0: not known; the job is then never given up
+  };
+  RestoreJob(Tools tools, Plan plan, RestoreDone done);
+
+  size_t num_blocks() const { return plan_.blocks.size(); }
+  Place expected(size_t block) const { return plan_.blocks[block].expected; }
+  // Loads one block; blocking. Call it once for each.
+  void Load(size_t block);
+  // Ends the job with what has arrived so far. No effect when it is over.
+  void GiveUp(const std::string& reason);
+  // When the job must be looked at again; the past when it is too slow by now, InfiniteFuture when
+  // it is over or has no limit.
+  absl::Time Deadline() const;
+
+ private:
+  enum class State : uint8_t { kWaiting, kLoaded, kFailed };
+  struct Slot {
+    State state = State::kWaiting;
+    Place place = Place::kHost;
+    uint64_t bytes = 0;
+  };
+
+  absl::StatusOr<Slot> LoadInto(const BlockToLoad& block) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Decode(const BlockToLoad& block, std::span<const Entry> planes,
+                      MutableByteSpan into);
+  bool BeginWrite();
+  void EndWrite();
+  void Settle(size_t block, const absl::StatusOr<Slot>& slot);
+  void Finish(RestoreDecision decision, std::string reason);
+  int64_t TokensLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool NoWriters() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return writers_ == 0; }
+
+  const Tools tools_;
+  Plan plan_;
+  const absl::Time begin_;
+  int64_t all_tokens_ = 0;
+
+  mutable absl::Mutex mutex_;
+  RestoreDone done_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
+  size_t prefix_ ABSL_GUARDED_BY(mutex_) = 0;  // blocks loaded without a gap
+  size_t failed_ ABSL_GUARDED_BY(mutex_);      // the first block known to be missing
+  std::string failure_ ABSL_GUARDED_BY(mutex_);
+  int writers_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool over_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// Gives up jobs that have become slower than computing would be, at the moment they do.
+class RestoreWatch final {
+ public:
+  RestoreWatch();
+  // CancelAll comes first.
+  ~RestoreWatch();
+  void Add(std::shared_ptr<RestoreJob> job);
+  // Gives up every job, and each one that is added later.
+  void CancelAll();
+
+ private:
+  void Run();
+  bool Stirred() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stirred_; }
+
+  absl::Mutex mutex_;
+  // Weak: a job lives as long as its loads do.
+  std::list<std::weak_ptr<RestoreJob>> jobs_ ABSL_GUARDED_BY(mutex_);
+  bool stirred_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::jthread thread_;
+};
+
+}  // namespace loopserve::kvstore

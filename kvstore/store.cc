@@ -1,0 +1,357 @@
+#include "kvstore/store.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "common/status_macros.h"
+#include "common/thread.h"
+#include "kvstore/prefix_index.h"
+#include "kvstore/restore_plan.h"
+#include "kvstore/tier/chain.h"
+#include "kvstore/tier/registry.h"
+
+namespace loopserve::kvstore {
+namespace {
+
+std::vector<PlaneKey> PlaneKeys(std::span<const BlockKey> blocks, size_t planes) {
+  std::vector<PlaneKey> keys;
+  keys.reserve(blocks.size() * planes);
+  for (const BlockKey& block : blocks) {
+    for (size_t plane = 0; plane < planes; ++plane) {
+      keys.push_back({block, static_cast<uint8_t>(plane)});
+    }
+  }
+  return keys;
+}
+
+size_t MostPlanes() {
+  size_t most = 1;
+  for (const Codec* codec : AllCodecs()) most = std::max(most, codec->planes().size());
+  return most;
+}
+
+class TieredStore final : public KvStore {
+ public:
+  TieredStore(std::vector<std::unique_ptr<Tier>> tiers, const StoreOptions& options,
+              const Codec& codec, KvBlockPool& pool, KvMetrics& metrics, common::Logger& log)
+      : codec_(codec),
+        pool_(pool),
+        metrics_(metrics),
+        log_(log),
+        chain_(Chain::Create(std::move(tiers), options.max_queued_bytes, metrics, log)),
+        save_threads_("kv-save", 1, static_cast<size_t>(options.max_queued_saves)),
+        host_threads_("kv-load", options.io_threads),
+        slow_threads_("kv-io", options.io_threads) {
+    metrics_.SetUsageSource([this] { return chain_->usage_by_place(); });
+  }
+
+  ~TieredStore() override {
+    stopping_ = true;
+    metrics_.SetUsageSource(nullptr);
+    watch_.CancelAll();
+    save_threads_.Stop();
+    host_threads_.Stop();
+    slow_threads_.Stop();
+  }
+
+  int64_t Lookup(const BlockKey& root, std::span<const common::TokenId> tokens,
+                 int64_t from_token) override;
+  void Restore(RestoreRequest request, RestoreDone done) override;
+  void Save(SaveRequest request, absl::AnyInvocable<void(absl::Status)> done) override;
+  absl::Status Forget(const BlockKey& root, std::span<const common::TokenId> tokens) override;
+  void Park(const BlockKey& root, std::vector<common::TokenId> tokens) override;
+  void Prefetch(const BlockKey& root, std::vector<common::TokenId> tokens) override;
+  absl::Status Flush(absl::Duration timeout) override;
+  std::array<Usage, kPlaces> usage() const override;
+
+ private:
+  int block_tokens() const { return pool_.shape().block_tokens; }
+  absl::Status Check(const RestoreRequest& request) const;
+  std::vector<BlockToLoad> BlocksOf(RestoreRequest& request,
+                                    std::span<const common::TokenId> tokens);
+  size_t PlanLoad(std::span<const BlockToLoad> blocks, double prefill, RestoreDecision& decision);
+  absl::Status SaveNow(SaveRequest& request);
+  absl::Status SaveBlock(const BlockHeader& header, const BlockHandle& block);
+  void PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens);
+  void Later(absl::AnyInvocable<void()> task);
+  bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return saves_ == 0; }
+
+  const Codec& codec_;
+  KvBlockPool& pool_;
+  KvMetrics& metrics_;
+  common::Logger& log_;
+  const std::unique_ptr<Chain> chain_;
+  SpeedMeter speeds_;
+  std::atomic<bool> stopping_ = false;
+  mutable absl::Mutex mutex_;
+  int saves_ ABSL_GUARDED_BY(mutex_) = 0;  // accepted and not over
+  RestoreWatch watch_;
+  // Apart, so that a disk or a network that hangs holds up nothing that lies in host memory.
+  common::ThreadPool save_threads_;
+  common::ThreadPool host_threads_;
+  common::ThreadPool slow_threads_;
+};
+
+int64_t TieredStore::Lookup(const BlockKey& root, std::span<const common::TokenId> tokens,
+                            int64_t from_token) {
+  const absl::Time begin = absl::Now();
+  const auto from = std::min(static_cast<size_t>(std::max<int64_t>(from_token, 0)), tokens.size());
+  const std::vector<BlockKey> head = ChainKeys(root, tokens.first(from), block_tokens());
+  const size_t known = head.size() * static_cast<size_t>(block_tokens());
+  const absl::StatusOr<int64_t> more =
+      chain_->Lookup(head.empty() ? root : head.back(), tokens.subspan(known), block_tokens());
+  metrics_.ObserveLookup(absl::Now() - begin);
+  const int64_t found = static_cast<int64_t>(known) + (more.ok() ? *more : 0);
+  return std::max(found, from_token);
+}
+
+absl::Status TieredStore::Check(const RestoreRequest& request) const {
+  const int64_t first = request.from_token / block_tokens();
+  const int64_t blocks = pool_.shape().blocks_for(request.to_token) - first;
+  if (request.from_token < 0 || request.from_token % block_tokens() != 0 ||
+      request.to_token > static_cast<int64_t>(request.tokens.size()) ||
+      request.from_token >= request.to_token ||
+      blocks != static_cast<int64_t>(request.blocks.size())) {
+    return absl::InvalidArgumentError("a restore that does not fit its tokens and blocks");
+  }
+  return absl::OkStatus();
+}
+
+std::vector<BlockToLoad> TieredStore::BlocksOf(RestoreRequest& request,
+                                               std::span<const common::TokenId> tokens) {
+  const auto size = static_cast<size_t>(block_tokens());
+  const auto to = static_cast<size_t>(request.to_token);
+  const std::vector<BlockKey> keys = BlockKeys(request.root, tokens.first(to), block_tokens());
+  std::vector<BlockToLoad> blocks;
+  for (size_t i = static_cast<size_t>(request.from_token) / size; i < keys.size(); ++i) {
+    blocks.push_back({.parent = i == 0 ? request.root : keys[i - 1],
+                      .key = keys[i],
+                      .tokens = tokens.subspan(i * size, std::min(size, to - i * size)),
+                      .into = std::move(request.blocks[blocks.size()]),
+                      // What nobody here has seen was found by asking the remote tier.
+                      .expected = chain_->Locate({keys[i], 0}).value_or(Place::kRemote)});
+  }
+  return blocks;
+}
+
+// How many of the blocks to load, from the first on.
+size_t TieredStore::PlanLoad(std::span<const BlockToLoad> blocks, double prefill,
+                             RestoreDecision& decision) {
+  std::vector<StoredRun> runs;
+  std::vector<size_t> ends;
+  uint64_t block_bytes = 0;
+  for (size_t plane = 0; plane < codec_.planes().size(); ++plane) {
+    block_bytes += codec_.MaxEncodedBytes(pool_.shape(), plane);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (runs.empty() || runs.back().place != blocks[i].expected) {
+      runs.push_back({.place = blocks[i].expected});
+      ends.push_back(i);
+    }
+    const auto tokens = static_cast<int64_t>(blocks[i].tokens.size());
+    runs.back().tokens += tokens;
+    runs.back().bytes +=
+        block_bytes * static_cast<uint64_t>(tokens) / static_cast<uint64_t>(block_tokens());
+    ends.back() = i + 1;
+  }
+  const RestorePlan plan = PlanRestore(runs, speeds_.speeds(absl::Now()), prefill);
+  decision = plan.decision;
+  return plan.load_runs == 0 ? 0 : ends[plan.load_runs - 1];
+}
+
+void TieredStore::Restore(RestoreRequest request, RestoreDone done) {
+  if (const absl::Status status = Check(request); !status.ok()) {
+    log_.Error("restore refused", {{"why", status.message()}});
+    RestoreResult nothing;
+    nothing.short_reason = "miss";
+    return done(std::move(nothing));
+  }
+  RestoreJob::Plan plan{.root = request.root,
+                        .tokens = std::move(request.tokens),
+                        .prefill_tokens_per_second = request.prefill_tokens_per_second};
+  plan.blocks = BlocksOf(request, plan.tokens);
+  const size_t load = PlanLoad(plan.blocks, request.prefill_tokens_per_second, plan.decision);
+  if (load < plan.blocks.size()) plan.short_reason = "cheaper";
+  if (load == 0) {
+    metrics_.CountPlan(plan.decision);
+    RestoreResult nothing;
+    nothing.short_reason = plan.short_reason;
+    return done(std::move(nothing));
+  }
+  plan.blocks.resize(load);
+  const auto job = std::make_shared<RestoreJob>(
+      RestoreJob::Tools{*chain_, pool_, metrics_, speeds_}, std::move(plan), std::move(done));
+  watch_.Add(job);
+  for (size_t i = 0; i < job->num_blocks(); ++i) {
+    common::ThreadPool& threads = job->expected(i) == Place::kHost ? host_threads_ : slow_threads_;
+    if (!threads.Submit([job, i] { job->Load(i); })) return job->GiveUp("cancelled");
+  }
+}
+
+void TieredStore::Save(SaveRequest request, absl::AnyInvocable<void(absl::Status)> done) {
+  if (static_cast<int64_t>(request.blocks.size()) !=
+      pool_.shape().blocks_for(static_cast<int64_t>(request.tokens.size()))) {
+    return done(absl::InvalidArgumentError("a save needs one block for every block of tokens"));
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    ++saves_;
+  }
+  // Shared because a refused task is gone together with what it holds.
+  const auto work =
+      std::make_shared<std::pair<SaveRequest, absl::AnyInvocable<void(absl::Status)>>>(
+          std::move(request), std::move(done));
+  const auto finish = [this](const auto& over, const absl::Status& status) {
+    over->first.blocks.clear();
+    over->second(status);
+    absl::MutexLock lock(&mutex_);
+    --saves_;
+  };
+  if (save_threads_.Submit([this, work, finish] { finish(work, SaveNow(work->first)); })) return;
+  metrics_.CountDropped(chain_->place(), KvDropReason::kBackpressure);
+  finish(work, absl::ResourceExhaustedError("too many turns wait to be saved"));
+}
+
+absl::Status TieredStore::SaveNow(SaveRequest& request) {
+  const std::span<const common::TokenId> tokens = request.tokens;
+  const auto size = static_cast<size_t>(block_tokens());
+  const std::vector<BlockKey> keys = BlockKeys(request.root, tokens, block_tokens());
+  absl::Status status;
+  for (size_t i = 0; i < keys.size() && status.ok(); ++i) {
+    if (stopping_) return absl::CancelledError("the store is closing");
+    if (chain_->WouldStore({keys[i], 0})) {
+      const auto part = tokens.subspan(i * size, std::min(size, tokens.size() - i * size));
+      status = SaveBlock({.codec = codec_.wire_id(),
+                          .shape = pool_.shape(),
+                          .root = request.root,
+                          .parent = i == 0 ? request.root : keys[i - 1],
+                          .key = keys[i],
+                          .num_tokens = static_cast<int32_t>(part.size()),
+                          .tokens = {part.begin(), part.end()}},
+                         request.blocks[i]);
+    }
+    request.blocks[i] = BlockHandle();
+  }
+  // From the last block to the first, so that under pressure a sequence shrinks from its end.
+  std::vector<PlaneKey> used = PlaneKeys(keys, codec_.planes().size());
+  std::ranges::reverse(used);
+  chain_->Touch(used);
+  return status;
+}
+
+absl::Status TieredStore::SaveBlock(const BlockHeader& base, const BlockHandle& block) {
+  const absl::Time begin = absl::Now();
+  std::vector<std::byte> logical(pool_.shape().block_bytes());
+  RETURN_IF_ERROR(pool_.ReadBlock(block.id(), logical));
+  uint64_t bytes = 0;
+  const auto store = [&](size_t plane, ByteSpan payload) {
+    BlockHeader header = base;
+    header.plane = static_cast<uint8_t>(plane);
+    if (plane > 0) header.tokens.clear();
+    SharedBytes record = Share(EncodeBlockRecord(header, payload));
+    bytes += record->size();
+    return chain_->Put({header.key, header.plane}, std::move(record));
+  };
+  RETURN_IF_ERROR(codec_.Encode(pool_.shape(), base.num_tokens, logical, store));
+  if (chain_->place() == Place::kHost) {
+    metrics_.CountMove(Place::kDevice, Place::kHost, KvMove::kStore, bytes, absl::Now() - begin);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TieredStore::Forget(const BlockKey& root, std::span<const common::TokenId> tokens) {
+  // Turns that ended inside a block left partial blocks under keys of their own.
+  const std::vector<BlockKey> keys = AllPrefixKeys(root, tokens, block_tokens());
+  return chain_->Erase(PlaneKeys(keys, MostPlanes())).status();
+}
+
+void TieredStore::Later(absl::AnyInvocable<void()> task) {
+  // Best effort: refused when too much waits already.
+  static_cast<void>(slow_threads_.Submit(std::move(task)));
+}
+
+void TieredStore::Park(const BlockKey& root, std::vector<common::TokenId> tokens) {
+  Later([this, root, tokens = std::move(tokens)] {
+    if (stopping_) return;
+    chain_->Park(PlaneKeys(AllPrefixKeys(root, tokens, block_tokens()), MostPlanes()));
+  });
+}
+
+void TieredStore::Prefetch(const BlockKey& root, std::vector<common::TokenId> tokens) {
+  Later([this, root, tokens = std::move(tokens)] { PrefetchNow(root, tokens); });
+}
+
+void TieredStore::PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens) {
+  const auto found = static_cast<size_t>(Lookup(root, tokens, 0));
+  const uint64_t room = chain_->usage().capacity_bytes / 2;
+  uint64_t bytes = 0;
+  for (const BlockKey& key : BlockKeys(root, tokens.first(found), block_tokens())) {
+    if (stopping_ || bytes > room) return;
+    if (chain_->Locate({key, 0}) == chain_->place()) continue;
+    const absl::Time begin = absl::Now();
+    const absl::StatusOr<Entry> entry = chain_->Get({key, 0});
+    if (!entry.ok()) return;
+    bytes += entry->bytes->size();
+    if (entry->place > Place::kHost && chain_->place() == Place::kHost) {
+      metrics_.CountMove(entry->place, Place::kHost, KvMove::kPrefetch, entry->bytes->size(),
+                         absl::Now() - begin);
+    }
+  }
+}
+
+absl::Status TieredStore::Flush(absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!mutex_.AwaitWithDeadline(absl::Condition(this, &TieredStore::NothingToSave), deadline)) {
+      return absl::DeadlineExceededError("turns still wait to be saved");
+    }
+  }
+  return chain_->Flush(deadline - absl::Now());
+}
+
+std::array<Usage, kPlaces> TieredStore::usage() const {
+  UsageByPlace usage = chain_->usage_by_place();
+  const uint64_t block_bytes = pool_.shape().block_bytes();
+  const uint64_t used = pool_.num_blocks() - pool_.free_blocks();
+  usage[static_cast<size_t>(Place::kDevice)] = {used * block_bytes,
+                                                pool_.num_blocks() * block_bytes, used};
+  return usage;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(std::vector<std::unique_ptr<Tier>> tiers,
+                                                           const StoreOptions& options,
+                                                           KvBlockPool& pool, KvMetrics& metrics,
+                                                           common::Logger& log) {
+  const Codec* codec = FindCodec(options.codec);
+  if (codec == nullptr) {
+    std::string names;
+    for (const Codec* known : AllCodecs()) absl::StrAppend(&names, " ", known->name());
+    return absl::InvalidArgumentError(
+        absl::StrCat("there is no codec '", options.codec, "'; the codecs are:", names));
+  }
+  return std::make_unique<TieredStore>(std::move(tiers), options, *codec, pool, metrics, log);
+}
+
+absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStore(const StoreOptions& options,
+                                                       KvBlockPool& pool, KvMetrics& metrics,
+                                                       common::Logger& log) {
+  ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Tier>> tiers,
+                   CreateTiers({.host_bytes = options.host_bytes,
+                                .disk_directory = options.disk_directory,
+                                .disk_bytes = options.disk_bytes,
+                                .remote_target = options.remote_target},
+                               log));
+  if (tiers.empty()) {
+    return absl::InvalidArgumentError("a store needs at least one of host, disk and remote tier");
+  }
+  return CreateKvStoreOver(std::move(tiers), options, pool, metrics, log);
+}
+
+}  // namespace loopserve::kvstore

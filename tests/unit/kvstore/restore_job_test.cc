@@ -1,0 +1,201 @@
+#include "kvstore/restore_job.h"
+
+#include <gtest/gtest.h>
+
+#include "absl/synchronization/notification.h"
+#include "common/thread.h"
+#include "kvstore/codec/codec.h"
+#include "kvstore/prefix_index.h"
+#include "tests/support/faulty_tier.h"
+#include "tests/support/kv_fixture.h"
+#include "tests/support/kv_tiers.h"
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::kvstore {
+namespace {
+
+constexpr int kBlock = 4;
+
+class RestoreJobTest : public ::testing::Test {
+ protected:
+  RestoreJobTest() {
+    const auto keys = BlockKeys(root_, tokens_, kBlock);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const auto end = std::min(tokens_.size(), (i + 1) * kBlock);
+      const std::span part = std::span(tokens_).subspan(i * kBlock, end - i * kBlock);
+      const BlockHeader header{.codec = FindCodec("bf16")->wire_id(),
+                               .shape = kv_.pool().shape(),
+                               .root = root_,
+                               .parent = i == 0 ? root_ : keys[i - 1],
+                               .key = keys[i],
+                               .num_tokens = static_cast<int32_t>(part.size()),
+                               .tokens = {part.begin(), part.end()}};
+      FindCodec("bf16")
+          ->Encode(header.shape, header.num_tokens, kv_.KvOf(std::span(tokens_).first(end)),
+                   [&](size_t, ByteSpan payload) {
+                     records_.push_back(EncodeBlockRecord(header, payload));
+                     return tier_.Put({keys[i], 0}, Share(records_.back()));
+                   })
+          .IgnoreError();
+    }
+    blocks_ = kv_.Allocate(tokens_.size());
+  }
+
+  std::shared_ptr<RestoreJob> Job(double prefill = 0) {
+    RestoreJob::Plan plan{.root = root_, .tokens = tokens_, .prefill_tokens_per_second = prefill};
+    const auto keys = BlockKeys(root_, plan.tokens, kBlock);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const size_t begin = i * kBlock;
+      plan.blocks.push_back(
+          {.parent = i == 0 ? root_ : keys[i - 1],
+           .key = keys[i],
+           .tokens = std::span(plan.tokens)
+                         .subspan(begin, std::min<size_t>(kBlock, tokens_.size() - begin)),
+           .into = blocks_[i],
+           .expected = Place::kHost});
+    }
+    return std::make_shared<RestoreJob>(RestoreJob::Tools{tier_, kv_.pool(), kv_metrics_, speeds_},
+                                        std::move(plan), [this](RestoreResult result) {
+                                          ++done_;
+                                          result_ = std::move(result);
+                                          over_.Notify();
+                                        });
+  }
+  double Plans(const std::string& decision) {
+    return metrics_->counter("loopserve_restore_plans_total", "", {{"decision", decision}}).value();
+  }
+
+  const BlockKey root_ = RootKey({.model = "m"});
+  const std::vector<common::TokenId> tokens_ = testing::RandomTokens(14, 3);
+  testing::KvPoolFixture kv_;
+  testing::FaultyTier tier_{testing::MakeHostTier(1 << 20)};
+  std::unique_ptr<common::Metrics> metrics_ = common::Metrics::Create("test");
+  KvMetrics kv_metrics_{*metrics_};
+  SpeedMeter speeds_;
+  std::vector<std::vector<std::byte>> records_;
+  std::vector<BlockHandle> blocks_;
+  int done_ = 0;
+  RestoreResult result_;
+  absl::Notification over_;
+};
+
+TEST_F(RestoreJobTest, AnyOrderBringsEverythingBack) {
+  const auto job = Job();
+  for (const size_t block : {2, 0, 3, 1}) {
+    EXPECT_EQ(done_, 0);
+    job->Load(block);
+  }
+  ASSERT_EQ(done_, 1);
+  EXPECT_EQ(result_.restored_tokens, 14);
+  EXPECT_EQ(result_.tokens_by_place[static_cast<size_t>(Place::kHost)], 14u);
+  EXPECT_EQ(result_.short_reason, "");
+  EXPECT_GT(result_.bytes, 14 * kv_.pool().shape().token_bytes());
+  EXPECT_EQ(kv_.Exact(tokens_, 0, blocks_), 14);
+  EXPECT_EQ(Plans("load"), 1);
+}
+
+TEST_F(RestoreJobTest, AMissingBlockEndsItThereAtOnce) {
+  const PlaneKey key{BlockKeys(root_, tokens_, kBlock)[1], 0};
+  ASSERT_OK(tier_.Erase({&key, 1}));
+  const auto job = Job();
+  job->Load(1);
+  EXPECT_EQ(done_, 0);
+  job->Load(0);
+  ASSERT_EQ(done_, 1);
+  EXPECT_EQ(result_.restored_tokens, 4);
+  EXPECT_EQ(result_.short_reason, "miss");
+  const int gets = tier_.gets();
+  job->Load(2);
+  EXPECT_EQ(tier_.gets(), gets) << "what comes after the end is not read";
+  EXPECT_TRUE(kv_.IsUntouched(blocks_[2]));
+}
+
+TEST_F(RestoreJobTest, EveryFlippedByteEndsItAndWritesNothing) {
+  for (size_t at = 0; at < records_[0].size(); ++at) {
+    auto bytes = records_[0];
+    bytes[at] ^= std::byte{0x10};
+    const PlaneKey key{BlockKeys(root_, tokens_, kBlock)[0], 0};
+    ASSERT_OK(tier_.Erase({&key, 1}));
+    ASSERT_OK(tier_.Put(key, Share(bytes)));
+    done_ = 0;
+    RestoreJob::Plan plan{.root = root_, .tokens = tokens_};
+    plan.blocks.push_back({.parent = root_,
+                           .key = key.block,
+                           .tokens = std::span(plan.tokens).first(kBlock),
+                           .into = blocks_[0]});
+    RestoreResult result;
+    RestoreJob job({tier_, kv_.pool(), kv_metrics_, speeds_}, std::move(plan),
+                   [&](RestoreResult r) { result = std::move(r); });
+    job.Load(0);
+    ASSERT_EQ(result.restored_tokens, 0) << at;
+    ASSERT_EQ(result.short_reason, "damaged") << at;
+    ASSERT_TRUE(kv_.IsUntouched(blocks_[0])) << at;
+    EXPECT_FALSE(tier_.Contains(key)) << "damage is erased";
+  }
+}
+
+TEST_F(RestoreJobTest, ABlockOfAnotherSequenceEndsIt) {
+  const auto keys = BlockKeys(root_, tokens_, kBlock);
+  const PlaneKey key{keys[1], 0};
+  ASSERT_OK(tier_.Erase({&key, 1}));
+  ASSERT_OK(tier_.Put(key, Share(records_[2])));  // sound, but swapped
+  const auto job = Job();
+  for (size_t i = 0; i < 4; ++i) job->Load(i);
+  EXPECT_EQ(result_.restored_tokens, 4);
+  EXPECT_EQ(result_.short_reason, "damaged");
+  EXPECT_TRUE(kv_.IsUntouched(blocks_[1]));
+}
+
+TEST_F(RestoreJobTest, GivingUpKeepsThePrefixAndLateLoadsWriteNothing) {
+  const auto job = Job();
+  job->Load(0);
+  tier_.HoldGets();
+  {
+    const auto thread = common::NamedThread("load", [&](std::stop_token) { job->Load(1); });
+    tier_.AwaitWaiting(1);
+    job->GiveUp("timeout");
+    ASSERT_EQ(done_, 1);
+    EXPECT_EQ(result_.restored_tokens, 4);
+    EXPECT_EQ(result_.short_reason, "timeout");
+    tier_.Release();
+  }
+  EXPECT_TRUE(kv_.IsUntouched(blocks_[1]));
+  EXPECT_EQ(Plans("abandoned"), 1);
+  EXPECT_EQ(Plans("load"), 0);
+  EXPECT_LT(speeds_.speeds(absl::Now())[static_cast<size_t>(Place::kHost)], 1e12);
+  job->GiveUp("timeout");
+  EXPECT_EQ(done_, 1);
+}
+
+TEST_F(RestoreJobTest, TheDeadlineMovesWithTheLoad) {
+  const auto job = Job(/*prefill=*/1);  // a token per second
+  const absl::Time before = job->Deadline();
+  job->Load(0);
+  EXPECT_EQ(job->Deadline() - before, absl::Seconds(4));
+  EXPECT_EQ(Job()->Deadline(), absl::InfiniteFuture());
+  job->GiveUp("cancelled");
+  EXPECT_EQ(job->Deadline(), absl::InfiniteFuture());
+}
+
+TEST_F(RestoreJobTest, TheWatchGivesUpWhatIsTooSlow) {
+  RestoreWatch watch;
+  const auto job = Job(/*prefill=*/1e6);
+  tier_.HoldGets();
+  const auto thread = common::NamedThread("load", [&](std::stop_token) { job->Load(0); });
+  watch.Add(job);
+  over_.WaitForNotification();
+  EXPECT_EQ(result_.short_reason, "timeout");
+  tier_.Release();
+}
+
+TEST_F(RestoreJobTest, TheWatchCancelsWhatIsLeft) {
+  RestoreWatch watch;
+  const auto job = Job();
+  watch.Add(job);
+  watch.CancelAll();
+  EXPECT_EQ(done_, 1);
+  EXPECT_EQ(result_.short_reason, "cancelled");
+}
+
+}  // namespace
+}  // namespace loopserve::kvstore
