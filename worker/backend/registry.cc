@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "worker/backend/backend.h"
+#include "worker/backend/cpu/cpu_backend.h"
 #include "worker/backend/reference/reference.h"
 
 namespace loopserve::worker {
@@ -14,6 +15,7 @@ struct Row {
 
 // Tried in order for "auto"; the reference comes last.
 constexpr std::array kBackends = {
+    Row{"cpu", CreateCpuBackend},
     Row{"reference", CreateReferenceBackend},
 };
 

@@ -1,0 +1,397 @@
+// Attention and the KV it reads, of every backend on every instruction set: against the reference,
+// and bit for bit against itself however a prompt is cut into steps.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "tests/conformance/backend_data.h"
+#include "tests/support/status_matchers.h"
+#include "worker/backend/backend.h"
+#include "worker/backend/cpu/cpu_isa.h"
+
+namespace loopserve::worker {
+namespace {
+
+using kvstore::KvDtype;
+using ::loopserve::testing::PagedKv;
+using ::loopserve::testing::Random;
+using ::loopserve::testing::StatusIs;
+using ::loopserve::testing::Tensor;
+
+struct Candidate {
+  std::string backend;
+  std::string isa = "auto";
+  friend std::ostream& operator<<(std::ostream& os, const Candidate& c) {
+    return os << c.backend << "/" << c.isa;
+  }
+};
+
+std::vector<Candidate> Candidates() {
+  std::vector<Candidate> out = {{"reference"}};
+  for (const cpu::Isa& isa : cpu::AllIsas()) out.push_back({"cpu", std::string(isa.name)});
+  return out;
+}
+
+std::unique_ptr<Backend> Make(const Candidate& candidate, int threads) {
+  auto backend =
+      CreateBackend({.name = candidate.backend, .threads = threads, .isa = candidate.isa});
+  return backend.ok() ? *std::move(backend) : nullptr;
+}
+
+struct Shape {
+  int32_t kv_heads;
+  int32_t group;
+  int32_t head_dim;
+  int32_t block_tokens;
+  KvDtype dtype;
+};
+
+std::string Describe(const Shape& s) {
+  return absl::StrCat("kv_heads ", s.kv_heads, " group ", s.group, " head_dim ", s.head_dim,
+                      " block_tokens ", s.block_tokens, s.dtype == KvDtype::kF32 ? " f32" : "");
+}
+
+// One sequence's activations, computed once and then fed in pieces.
+struct Inputs {
+  int64_t tokens;
+  std::vector<float> q, k, v;
+};
+
+Inputs MakeInputs(const Shape& s, int64_t tokens, uint32_t seed) {
+  Random random(seed);
+  const auto kv = static_cast<size_t>(tokens * s.kv_heads * s.head_dim);
+  Inputs in{tokens, random.Normals(kv * static_cast<size_t>(s.group)), random.Normals(kv),
+            random.Normals(kv)};
+  for (float& q : in.q) q *= 2;  // peaked weights, so that a wrong key shows
+  return in;
+}
+
+struct Plan {
+  const LinePlan* lines = nullptr;
+  const WorkingSet* working_set = nullptr;
+};
+
+// Runs a sequence in steps of the given sizes and returns the outputs of all its rows.
+class Runner {
+ public:
+  Runner(Backend& backend, const Shape& shape, int64_t tokens)
+      : backend_(backend),
+        shape_(shape),
+        kv_(backend,
+            {.layers = 2,
+             .kv_heads = shape.kv_heads,
+             .head_dim = shape.head_dim,
+             .block_tokens = shape.block_tokens,
+             .dtype = shape.dtype},
+            static_cast<uint32_t>(tokens / shape.block_tokens / 7 * 7 + 8)) {}
+
+  struct Piece {
+    const Inputs* in;
+    std::vector<common::BlockId> blocks;
+    int64_t done = 0;
+    std::vector<float> out = {};
+  };
+  Piece Open(const Inputs& in) { return {&in, kv_.Take(in.tokens)}; }
+
+  // One step over several sequences: rows[i] new rows of pieces[i].
+  void Step(std::vector<Piece>& pieces, const std::vector<int64_t>& rows, const Plan& plan = {}) {
+    const int64_t kv_cols = int64_t{shape_.kv_heads} * shape_.head_dim;
+    const int64_t q_cols = kv_cols * shape_.group;
+    std::vector<float> q, k, v;
+    std::vector<AttentionSequence> sequences;
+    int64_t total = 0;
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      Piece& p = pieces[i];
+      Append(q, p.in->q, p.done * q_cols, rows[i] * q_cols);
+      Append(k, p.in->k, p.done * kv_cols, rows[i] * kv_cols);
+      Append(v, p.in->v, p.done * kv_cols, rows[i] * kv_cols);
+      sequences.push_back({.first_row = total,
+                           .rows = rows[i],
+                           .kv_tokens = p.done + rows[i],
+                           .blocks = p.blocks,
+                           .lines = plan.lines,
+                           .working_set = plan.working_set});
+      total += rows[i];
+    }
+    Tensor tq(backend_, total, q_cols, q);
+    Tensor tk(backend_, total, kv_cols, k);
+    Tensor tv(backend_, total, kv_cols, v);
+    Tensor out(backend_, total, q_cols);
+    ASSERT_OK(backend_.AppendKv(1, tk.view(), tv.view(), sequences, kv_.arena()));
+    AttentionArgs args{.layer = 1,
+                       .q_heads = shape_.kv_heads * shape_.group,
+                       .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+                       .q = tq.view(),
+                       .kv = &kv_.arena(),
+                       .sequences = sequences,
+                       .out = out.view()};
+    ASSERT_OK(backend_.Attention(args));
+    const auto values = out.Read();
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      Append(pieces[i].out, values, sequences[i].first_row * q_cols, rows[i] * q_cols);
+      pieces[i].done += rows[i];
+    }
+  }
+
+ private:
+  static void Append(std::vector<float>& to, const std::vector<float>& from, int64_t at,
+                     int64_t n) {
+    to.insert(to.end(), from.begin() + at, from.begin() + at + n);
+  }
+  Backend& backend_;
+  const Shape shape_;
+  PagedKv kv_;
+};
+
+std::vector<float> RunInChunks(Backend& backend, const Shape& shape, const Inputs& in,
+                               int64_t chunk, const Plan& plan = {}) {
+  Runner runner(backend, shape, in.tokens);
+  std::vector<Runner::Piece> pieces = {runner.Open(in)};
+  while (pieces[0].done < in.tokens) {
+    runner.Step(pieces, {std::min(chunk, in.tokens - pieces[0].done)}, plan);
+  }
+  return pieces[0].out;
+}
+
+void ExpectClose(const std::vector<float>& got, const std::vector<float>& want,
+                 const std::string& what, double tolerance = 5e-6) {
+  ASSERT_EQ(got.size(), want.size()) << what;
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_NEAR(got[i], want[i], tolerance) << what << " at " << i;
+  }
+}
+
+void ExpectSameBits(const std::vector<float>& got, const std::vector<float>& want,
+                    const std::string& what) {
+  ASSERT_EQ(got.size(), want.size()) << what;
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_EQ(std::memcmp(&got[i], &want[i], sizeof(float)), 0)
+        << what << " at " << i << ": " << got[i] << " against " << want[i];
+  }
+}
+
+const Shape kShapes[] = {
+    {3, 3, 64, 32, KvDtype::kBf16},  {1, 1, 64, 16, KvDtype::kBf16},
+    {2, 4, 128, 32, KvDtype::kBf16}, {1, 7, 24, 5, KvDtype::kBf16},
+    {2, 2, 80, 32, KvDtype::kBf16},  {2, 3, 64, 32, KvDtype::kF32},
+    {1, 2, 7, 3, KvDtype::kF32},     {1, 4, 256, 32, KvDtype::kBf16},
+    {1, 2, 96, 64, KvDtype::kBf16},
+};
+
+class AttentionTest : public ::testing::TestWithParam<Candidate> {
+ protected:
+  void SetUp() override {
+    backend_ = Make(GetParam(), 2);
+    if (backend_ == nullptr) {
+      std::cout << "\n*** NOT RUN: this machine has no " << GetParam().isa << " ***\n\n";
+      GTEST_SKIP() << "no " << GetParam().isa;
+    }
+    reference_ = Make({"reference"}, 1);
+  }
+  bool is_reference() const { return GetParam().backend == "reference"; }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> reference_;
+};
+
+INSTANTIATE_TEST_SUITE_P(All, AttentionTest, ::testing::ValuesIn(Candidates()),
+                         [](const auto& info) {
+                           return absl::StrReplaceAll(
+                               absl::StrCat(info.param.backend, "_", info.param.isa), {{"-", "_"}});
+                         });
+
+TEST_P(AttentionTest, DenseMatchesTheReference) {
+  if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
+  for (const Shape& shape : kShapes) {
+    for (const int64_t tokens : {1, 2, 63, 64, 65, 200}) {
+      const Inputs in = MakeInputs(shape, tokens, static_cast<uint32_t>(tokens));
+      ExpectClose(RunInChunks(*backend_, shape, in, tokens),
+                  RunInChunks(*reference_, shape, in, tokens),
+                  absl::StrCat(Describe(shape), " tokens ", tokens));
+    }
+  }
+}
+
+TEST_P(AttentionTest, BitsDoNotDependOnTheChunks) {
+  for (const Shape& shape : kShapes) {
+    const int64_t tokens = is_reference() ? 70 : 150;
+    const Inputs in = MakeInputs(shape, tokens, 17);
+    const auto whole = RunInChunks(*backend_, shape, in, tokens);
+    for (const int64_t chunk : {1, 2, 5, 31, 64, 100}) {
+      ExpectSameBits(RunInChunks(*backend_, shape, in, chunk), whole,
+                     absl::StrCat(Describe(shape), " in chunks of ", chunk));
+    }
+    for (const int threads : {1, 5}) {
+      const auto other = Make(GetParam(), threads);
+      ExpectSameBits(RunInChunks(*other, shape, in, tokens), whole,
+                     absl::StrCat(Describe(shape), " threads ", threads));
+    }
+  }
+}
+
+// Beyond the length at which a decode step gives ranges of keys to different threads.
+TEST_P(AttentionTest, LongContextBitsDoNotDependOnWhoSumsThem) {
+  if (is_reference()) GTEST_SKIP() << "slow, and it has no ranges";
+  const Shape shape{1, 3, 64, 32, KvDtype::kBf16};
+  const int64_t tokens = 1700;
+  const Inputs in = MakeInputs(shape, tokens, 23);
+  const auto whole = RunInChunks(*backend_, shape, in, tokens);
+  ExpectSameBits(RunInChunks(*backend_, shape, in, 200), whole, "chunks of 200");
+  for (const int threads : {1, 2, 4, 9}) {
+    const auto other = Make(GetParam(), threads);
+    Runner runner(*other, shape, tokens);
+    std::vector<Runner::Piece> pieces = {runner.Open(in)};
+    runner.Step(pieces, {1500});
+    while (pieces[0].done < 1600) runner.Step(pieces, {1});
+    while (pieces[0].done < tokens) runner.Step(pieces, {10});
+    ExpectSameBits(pieces[0].out, whole, absl::StrCat("decode with threads: ", threads));
+  }
+  // The reference, on the last rows only: it is slow.
+  Runner slow(*reference_, shape, tokens);
+  std::vector<Runner::Piece> pieces = {slow.Open(in)};
+  slow.Step(pieces, {tokens});
+  ExpectClose(whole, pieces[0].out, "long context");
+}
+
+TEST_P(AttentionTest, RaggedBatchesLeaveEachSequenceItsBits) {
+  const Shape shape{2, 3, 64, 32, KvDtype::kBf16};
+  const std::vector<Inputs> inputs = {MakeInputs(shape, 1, 1), MakeInputs(shape, 90, 2),
+                                      MakeInputs(shape, 33, 3), MakeInputs(shape, 130, 4)};
+  Runner runner(*backend_, shape, 400);
+  std::vector<Runner::Piece> pieces;
+  for (const Inputs& in : inputs) pieces.push_back(runner.Open(in));
+  runner.Step(pieces, {1, 89, 0, 64});
+  runner.Step(pieces, {0, 1, 20, 1});
+  runner.Step(pieces, {0, 0, 13, 65});
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    ExpectSameBits(pieces[i].out, RunInChunks(*backend_, shape, inputs[i], inputs[i].tokens),
+                   absl::StrCat("sequence ", i));
+  }
+}
+
+TEST_P(AttentionTest, PeakedAndHugeScoresStayFinite) {
+  const Shape shape{1, 1, 64, 32, KvDtype::kBf16};
+  Inputs in = MakeInputs(shape, 100, 9);
+  for (float& q : in.q) q *= 100;
+  const auto got = RunInChunks(*backend_, shape, in, 100);
+  for (const float v : got) ASSERT_TRUE(std::isfinite(v));
+  // Scores in the thousands, in float32: their last bits are as large as 1e-4.
+  ExpectClose(got, RunInChunks(*reference_, shape, in, 100), "peaked", 1e-3);
+}
+
+LinePlan RandomLines(const Shape& shape, int64_t tokens, Random& random) {
+  LinePlan plan;
+  for (int32_t h = 0; h < shape.kv_heads * shape.group; ++h) {
+    LinePlan::Head head;
+    for (int32_t j = 0; j < tokens; ++j) {
+      if (random.Below(8) == 0) head.verticals.push_back(j);
+      if (random.Below(8) == 0) head.slashes.push_back(j);
+    }
+    plan.heads.push_back(head);
+  }
+  return plan;
+}
+
+TEST_P(AttentionTest, LinePlansMatchTheReference) {
+  if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
+  for (const Shape& shape : {kShapes[0], kShapes[3]}) {
+    Random random(31);
+    const Inputs in = MakeInputs(shape, 150, 31);
+    const LinePlan lines = RandomLines(shape, 150, random);
+    const Plan plan{.lines = &lines};
+    const auto got = RunInChunks(*backend_, shape, in, 150, plan);
+    ExpectClose(got, RunInChunks(*reference_, shape, in, 150, plan), "lines");
+    ExpectSameBits(RunInChunks(*backend_, shape, in, 13, plan), got, "lines in chunks");
+  }
+}
+
+TEST_P(AttentionTest, WorkingSetsMatchTheReference) {
+  if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
+  for (const Shape& shape : {kShapes[0], kShapes[3]}) {
+    Random random(37);
+    const Inputs in = MakeInputs(shape, 150, 37);
+    WorkingSet set;
+    set.dense_from = 120;
+    for (int32_t h = 0; h < shape.kv_heads; ++h) {
+      set.keys.emplace_back();
+      for (int32_t j = 0; j < 130; ++j) {
+        if (random.Below(3) == 0) set.keys.back().push_back(j);
+      }
+    }
+    const Plan plan{.working_set = &set};
+    ExpectClose(RunInChunks(*backend_, shape, in, 150, plan),
+                RunInChunks(*reference_, shape, in, 150, plan), "working set");
+  }
+}
+
+TEST_P(AttentionTest, PlansThatNameEveryKeyAreDenseToTheBit) {
+  const Shape shape = kShapes[0];
+  const Inputs in = MakeInputs(shape, 600, 41);
+  LinePlan lines;
+  lines.heads.resize(9);
+  WorkingSet set;
+  set.keys.resize(3);
+  for (int32_t j = 0; j < 600; ++j) {
+    for (auto& head : lines.heads) head.verticals.push_back(j);
+    for (auto& keys : set.keys) keys.push_back(j);
+  }
+  set.dense_from = 600;
+  const Plan by_lines{.lines = &lines};
+  const Plan by_set{.working_set = &set};
+  // Only the last rows: the plans are evaluated row by row.
+  std::vector<float> results[3];
+  int i = 0;
+  for (const Plan* plan : {static_cast<const Plan*>(nullptr), &by_lines, &by_set}) {
+    Runner runner(*backend_, shape, 600);
+    std::vector<Runner::Piece> pieces = {runner.Open(in)};
+    runner.Step(pieces, {590});
+    runner.Step(pieces, {10}, plan != nullptr ? *plan : Plan{});
+    results[i++] = pieces[0].out;
+  }
+  ExpectSameBits(results[1], results[0], "lines");
+  ExpectSameBits(results[2], results[0], "working set");
+}
+
+TEST_P(AttentionTest, RowsWithoutKeysAreZero) {
+  const Shape shape{1, 2, 64, 32, KvDtype::kBf16};
+  const Inputs in = MakeInputs(shape, 3, 43);
+  LinePlan lines;
+  lines.heads.resize(2);
+  lines.heads[1].slashes = {2};
+  const auto got = RunInChunks(*backend_, shape, in, 3, Plan{.lines = &lines});
+  for (size_t i = 0; i < got.size(); ++i) {
+    const bool reads = i / 64 == 5;  // row 2, head 1
+    EXPECT_EQ(got[i] != 0, reads) << i;
+  }
+}
+
+TEST_P(AttentionTest, RefusesSequencesThatDoNotFit) {
+  PagedKv kv(*backend_, {.layers = 1, .kv_heads = 1, .head_dim = 64}, 3);
+  const auto blocks = kv.Take(32);
+  Tensor x(*backend_, 4, 64);
+  for (const AttentionSequence& bad : {
+           AttentionSequence{.first_row = 1, .rows = 4, .kv_tokens = 4, .blocks = blocks},
+           AttentionSequence{.first_row = 0, .rows = 4, .kv_tokens = 3, .blocks = blocks},
+           AttentionSequence{.first_row = 0, .rows = 4, .kv_tokens = 33, .blocks = blocks},
+       }) {
+    const AttentionSequence sequences[] = {bad};
+    EXPECT_THAT(backend_->AppendKv(0, x.view(), x.view(), sequences, kv.arena()),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+    const AttentionArgs args{.q_heads = 1,
+                             .scale = 1,
+                             .q = x.view(),
+                             .kv = &kv.arena(),
+                             .sequences = sequences,
+                             .out = x.view()};
+    EXPECT_THAT(backend_->Attention(args), StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
+}  // namespace
+}  // namespace loopserve::worker

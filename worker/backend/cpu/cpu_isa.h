@@ -1,0 +1,25 @@
+// The instruction sets that the cpu backend has kernels for, and which of them this machine has.
+#pragma once
+
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "worker/backend/cpu/kernels.h"
+
+namespace loopserve::worker::cpu {
+
+struct Isa {
+  absl::string_view name;  // "avx512-vnni"
+  bool (*available)();
+  const Kernels& (*kernels)();
+};
+
+// Best first.
+std::span<const Isa> AllIsas();
+
+// "auto": the best that the machine has. NotFound for an unknown name, FailedPrecondition for one
+// that the machine lacks.
+absl::StatusOr<const Kernels*> SelectKernels(absl::string_view name);
+
+}  // namespace loopserve::worker::cpu

@@ -1,0 +1,323 @@
+// Matrix product of one packed panel with up to kRowTile rows, for any instruction set.
+//
+// S is a class of the instruction set's vectors (see kernels_avx512.cc). It lives in the anonymous
+// namespace of its translation unit, so each instantiation stays there too. The order of operations
+// per output is the same for every number of rows: integer dot product of a block, then one
+// multiply-add with its scales.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "worker/backend/cpu/kernels.h"
+#include "worker/backend/cpu/packing.h"
+
+namespace loopserve::worker::cpu {
+
+// A panel's vectors at lanes [first, first + kNv * W) of its outputs.
+template <class S>
+struct MatMulKernels {
+  using F = typename S::F;
+  using I = typename S::I;
+  static constexpr int kW = S::kWidth;
+  static constexpr int kNv = S::kOutputVectors;
+  static constexpr int kLanes = kW * kNv;  // outputs of one pass
+
+  template <BlockLayout L>
+  static F LoadScale(const uint8_t* at, int lane) {
+    if constexpr (L.wide) {
+      return S::Load(reinterpret_cast<const float*>(at) + lane);
+    } else {
+      return S::LoadF16(reinterpret_cast<const uint16_t*>(at) + lane);
+    }
+  }
+
+  // Codes of column groups g and g + 4 of one vector of outputs.
+  template <BlockLayout L>
+  static void LoadCodes(const uint8_t* block, int g, int lane, I& low, I& high) {
+    constexpr size_t kCodesAt = L.codes_at();
+    constexpr size_t kGroup = kPanelOutputs * 4;
+    const uint8_t* codes = block + kCodesAt + size_t(lane) * 4;
+    if constexpr (L.codes == Codes::kBytes) {
+      low = S::LoadBytes(codes + size_t(g) * kGroup);
+      high = S::LoadBytes(codes + size_t(g + 4) * kGroup);
+    } else {
+      const I both = S::LoadBytes(codes + size_t(g) * kGroup);
+      low = S::LowNibbles(both);
+      high = S::HighNibbles(both);
+      if constexpr (L.codes == Codes::kFiveBits) {
+        constexpr size_t kBitsAt = L.bits_at();
+        const uint8_t* bits = block + kBitsAt + size_t(lane) / 2;
+        low = S::AddFifthBits(low, bits + size_t(g) * (kGroup / 8));
+        high = S::AddFifthBits(high, bits + size_t(g + 4) * (kGroup / 8));
+      }
+    }
+  }
+
+  // Some instruction sets cannot multiply the full range of unsigned bytes: then signed codes.
+  template <BlockLayout L>
+  static constexpr bool kSigned = L.offset == 128 && !S::kFullUnsigned;
+
+  template <BlockLayout L>
+  static I Dot(I sum, I codes, const int8_t* q) {
+    if constexpr (kSigned<L>) {
+      return S::DotSigned(sum, codes, q);
+    } else {
+      return S::Dot(sum, codes, q);
+    }
+  }
+
+  template <BlockLayout L>
+  static I StartDot(int32_t sum) {
+    if constexpr (kSigned<L> || L.offset == 0) {
+      return S::Zero();
+    } else {
+      return S::SetInt(-L.offset * sum);
+    }
+  }
+
+  // Adds columns of groups [kFrom, kTo) and the same + 4 if kHigh, or of one half of the block.
+  template <BlockLayout L, int MR>
+  static void DotBlock(const uint8_t* block, int lane, const int8_t* q, I (&low_dot)[MR][kNv],
+                       I (&high_dot)[MR][kNv]) {
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      I low[kNv];
+      I high[kNv];
+#pragma GCC unroll 4
+      for (int v = 0; v < kNv; ++v) LoadCodes<L>(block, g, lane + v * kW, low[v], high[v]);
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+        const int8_t* four = q + r * kBlockValues + g * 4;
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) {
+          low_dot[r][v] = Dot<L>(low_dot[r][v], low[v], four);
+          high_dot[r][v] = Dot<L>(high_dot[r][v], high[v], four + 16);
+        }
+      }
+    }
+  }
+
+  // One scale per block: both halves run into one sum.
+  template <BlockLayout L, int MR>
+  static void DotWhole(const uint8_t* block, int lane, const int8_t* q, I (&dot)[MR][kNv]) {
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      I low[kNv];
+      I high[kNv];
+#pragma GCC unroll 4
+      for (int v = 0; v < kNv; ++v) LoadCodes<L>(block, g, lane + v * kW, low[v], high[v]);
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+        const int8_t* four = q + r * kBlockValues + g * 4;
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) dot[r][v] = Dot<L>(dot[r][v], low[v], four);
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) dot[r][v] = Dot<L>(dot[r][v], high[v], four + 16);
+      }
+    }
+  }
+
+  template <BlockLayout L, int MR>
+  static void AddBlock(const uint8_t* block, int lane, const QuantTile& a, int64_t b, int row0,
+                       F (&acc)[MR][kNv]) {
+    const int64_t at = b * kRowTile + row0;
+    const int8_t* q = a.q + at * kBlockValues;
+    const int32_t* sums = a.half_sum + at * 2;
+    I dot[MR][kNv];
+    I high[MR][kNv];
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kNv; ++v) {
+        dot[r][v] = StartDot<L>(L.halves ? sums[2 * r] : sums[2 * r] + sums[2 * r + 1]);
+        if constexpr (L.halves) high[r][v] = StartDot<L>(sums[2 * r + 1]);
+      }
+    }
+    if constexpr (L.halves) {
+      DotBlock<L, MR>(block, lane, q, dot, high);
+    } else {
+      DotWhole<L, MR>(block, lane, q, dot);
+    }
+    constexpr size_t kMinAt = L.min_at();
+#pragma GCC unroll 4
+    for (int v = 0; v < kNv; ++v) {
+      const F scale = LoadScale<L>(block, lane + v * kW);
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+        const F row_scale = S::Set1(a.scale[at + r]);
+        acc[r][v] = S::Fma(S::Mul(scale, row_scale), S::FromInt(dot[r][v]), acc[r][v]);
+        if constexpr (L.halves) {
+          const F second = LoadScale<L>(block + kPanelOutputs * 4, lane + v * kW);
+          acc[r][v] = S::Fma(S::Mul(second, row_scale), S::FromInt(high[r][v]), acc[r][v]);
+        }
+      }
+      if constexpr (L.has_min) {
+        const F min = LoadScale<L>(block + kMinAt, lane + v * kW);
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) {
+          acc[r][v] = S::Fma(min, S::Set1(a.scaled_sum[at + r]), acc[r][v]);
+        }
+      }
+    }
+  }
+
+  template <int MR>
+  static void StoreTile(const MatMulTile& tile, int row0, int lane, const F (&acc)[MR][kNv]) {
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+      float* out = tile.out + (row0 + r) * tile.out_stride;
+#pragma GCC unroll 4
+      for (int v = 0; v < kNv; ++v) {
+        const int n = tile.outputs - (lane + v * kW);
+        if (n >= kW) {
+          S::Store(out + lane + v * kW, acc[r][v]);
+        } else if (n > 0) {
+          S::StoreN(out + lane + v * kW, acc[r][v], n);
+        }
+      }
+    }
+  }
+
+  template <BlockLayout L, int MR>
+  static void QuantRows(const MatMulTile& tile, int row0) {
+    constexpr size_t kBytes = L.bytes();
+    const int64_t blocks = tile.cols / kBlockValues;
+    for (int lane = 0; lane < tile.outputs; lane += kLanes) {
+      F acc[MR][kNv];
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) acc[r][v] = S::Set1(0.0f);
+      }
+      const auto* block = reinterpret_cast<const uint8_t*>(tile.panel);
+      for (int64_t b = 0; b < blocks; ++b, block += kBytes) {
+        if constexpr (MR == 1) S::Prefetch(block + S::kPrefetchBytes, kBytes);
+        AddBlock<L, MR>(block, lane, tile.quant, b, row0, acc);
+      }
+      StoreTile<MR>(tile, row0, lane, acc);
+    }
+  }
+
+  template <WeightFloat T>
+  static F LoadWeights(const std::byte* at, int64_t i) {
+    if constexpr (T == WeightFloat::kF32) {
+      return S::Load(reinterpret_cast<const float*>(at) + i);
+    } else if constexpr (T == WeightFloat::kF16) {
+      return S::LoadF16(reinterpret_cast<const uint16_t*>(at) + i);
+    } else {
+      return S::LoadBf16(reinterpret_cast<const uint16_t*>(at) + i);
+    }
+  }
+
+  template <WeightFloat T, int MR>
+  static void FloatRows(const MatMulTile& tile, int row0) {
+    const float* x = tile.x + row0 * tile.x_stride;
+    for (int lane = 0; lane < tile.outputs; lane += kLanes) {
+      F acc[MR][kNv];
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) acc[r][v] = S::Set1(0.0f);
+      }
+      for (int64_t k = 0; k < tile.cols; ++k) {
+        F w[kNv];
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) {
+          w[v] = LoadWeights<T>(tile.panel, k * kPanelOutputs + lane + v * kW);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) {
+          const F value = S::Set1(x[r * tile.x_stride + k]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kNv; ++v) acc[r][v] = S::Fma(w[v], value, acc[r][v]);
+        }
+      }
+      StoreTile<MR>(tile, row0, lane, acc);
+    }
+  }
+
+  // Cuts the tile's rows into register tiles.
+  template <BlockLayout L>
+  static void Quant(const MatMulTile& tile) {
+    constexpr int kMr = S::kQuantRows;
+    int row = 0;
+    for (; row + kMr <= tile.rows; row += kMr) QuantRows<L, kMr>(tile, row);
+    switch (tile.rows - row) {
+      case 5:
+        if constexpr (kMr > 5) QuantRows<L, 5>(tile, row);
+        break;
+      case 4:
+        if constexpr (kMr > 4) QuantRows<L, 4>(tile, row);
+        break;
+      case 3:
+        if constexpr (kMr > 3) QuantRows<L, 3>(tile, row);
+        break;
+      case 2:
+        if constexpr (kMr > 2) QuantRows<L, 2>(tile, row);
+        break;
+      case 1:
+        QuantRows<L, 1>(tile, row);
+        break;
+      default:
+        break;
+    }
+  }
+
+  template <WeightFloat T>
+  static void Float(const MatMulTile& tile) {
+    switch (tile.rows) {
+      case 6:
+        return FloatRows<T, 6>(tile, 0);
+      case 5:
+        return FloatRows<T, 5>(tile, 0);
+      case 4:
+        return FloatRows<T, 4>(tile, 0);
+      case 3:
+        return FloatRows<T, 3>(tile, 0);
+      case 2:
+        return FloatRows<T, 2>(tile, 0);
+      case 1:
+        return FloatRows<T, 1>(tile, 0);
+      default:
+        return;
+    }
+  }
+
+  // x = scale * q per block of one row, scale = largest magnitude / 127.
+  static void QuantizeRow(const float* x, int64_t cols, int r, const QuantTile& out) {
+    constexpr int kParts = kBlockValues / kW;
+    for (int64_t b = 0; b * kBlockValues < cols; ++b) {
+      F part[kParts];
+      F largest = S::Set1(0.0f);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        part[i] = S::Load(x + b * kBlockValues + i * kW);
+        largest = S::Max(largest, S::Abs(part[i]));
+      }
+      const float top = S::ReduceMax(largest);
+      const int64_t at = b * kRowTile + r;
+      const F inverse = S::Set1(top > 0 ? 127.0f / top : 0.0f);
+      int8_t* q = out.q + at * kBlockValues;
+      I sums[2] = {S::Zero(), S::Zero()};
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        const I rounded = S::Round(S::Mul(part[i], inverse));
+        S::StoreInt8(q + i * kW, rounded);
+        sums[i * 2 / kParts] = S::AddInt(sums[i * 2 / kParts], rounded);
+      }
+      out.half_sum[at * 2] = S::ReduceAddInt(sums[0]);
+      out.half_sum[at * 2 + 1] = S::ReduceAddInt(sums[1]);
+      out.scale[at] = top / 127.0f;
+      out.scaled_sum[at] =
+          out.scale[at] * static_cast<float>(out.half_sum[at * 2] + out.half_sum[at * 2 + 1]);
+    }
+  }
+
+  static void Quantize(const float* x, int64_t stride, int rows, int64_t cols,
+                       const QuantTile& out) {
+    for (int r = 0; r < rows; ++r) QuantizeRow(x + r * stride, cols, r, out);
+  }
+};
+
+}  // namespace loopserve::worker::cpu
