@@ -1,0 +1,84 @@
+// Attention of one tile of query rows over paged keys and values, with raw pointers.
+//
+// An *item* is a few consecutive rows of one sequence, for the query heads that share one KV head.
+// The keys that a row reads come in segments of fixed bounds: the listed keys by their index in
+// the list, then all others by their absolute position. Every kSplitKeys keys of a segment are a
+// *split*, whose result is computed by itself; the splits of a row are merged in ascending order.
+// So a row's result is bit-identical whatever rows share its tile, however a prompt is cut into
+// steps, and whichever threads compute its splits.
+//
+// Thread rule: pure functions of their arguments; a scratch belongs to one call at a time. No
+// errors: StepAttention (step_attention.h) checks shapes and splits the work of a step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/strings/string_view.h"
+#include "common/ids.h"
+
+namespace loopserve::worker::cpu_attention {
+
+// Results are bit-identical within one instruction set, not between them.
+enum class AttentionIsa : uint8_t { kPortable, kAvx2, kAvx512 };
+
+inline constexpr AttentionIsa kAttentionIsas[] = {AttentionIsa::kPortable, AttentionIsa::kAvx2,
+                                                  AttentionIsa::kAvx512};
+
+absl::string_view Name(AttentionIsa isa);  // "portable", "avx2", "avx512"
+bool Available(AttentionIsa isa);          // in this build and on this machine
+AttentionIsa BestAttentionIsa();
+
+inline constexpr int64_t kSplitKeys = 512;
+
+struct AttentionItem {
+  // Row r, head g of the group lies at q + r * q_stride + g * head_dim; likewise out.
+  const float* q = nullptr;
+  int64_t q_stride = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int32_t rows = 0;
+  int32_t group = 0;  // query heads computed here, which share the KV head
+  int32_t head_dim = 0;
+  float scale = 0;
+  int64_t first_position = 0;  // absolute, of row 0; row r reads keys up to first_position + r
+
+  // The key at position p is vector p % block_tokens at arena + blocks[p / block_tokens].value() *
+  // block_bytes + key_offset; likewise the value.
+  const std::byte* arena = nullptr;
+  const common::BlockId* blocks = nullptr;
+  size_t block_bytes = 0;
+  size_t key_offset = 0;
+  size_t value_offset = 0;
+  int32_t block_tokens = 0;
+  bool bf16 = true;  // else float32
+
+  // Keys read by position, ascending and without duplicates: those of a working set or the
+  // vertical lines of a plan.
+  const int32_t* listed = nullptr;
+  int64_t listed_count = 0;
+  // dense: the keys from dense_from on are read too; the listed ones lie before it.
+  // else: so are the keys position - slashes[i], ascending, unless they are listed.
+  bool dense = true;
+  int64_t dense_from = 0;
+  const int32_t* slashes = nullptr;
+  int64_t slash_count = 0;
+};
+
+// Splits of the item, 0 ... SplitCount - 1.
+int64_t SplitCount(const AttentionItem& item);
+// Floats that a call needs for an item of `rows` * group rows at most.
+size_t ScratchFloats(int64_t rows_of_heads, int32_t head_dim);
+// Floats of one split's partial result.
+size_t PartialFloats(const AttentionItem& item);
+
+// Computes out of all the item's rows.
+void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch);
+// The same in two steps: partial results of splits [first, last), stored one after the other, by
+// several threads if need be; then out from the partials of all splits.
+void AttendSplits(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
+                  float* scratch, float* partials);
+void MergeSplits(AttentionIsa isa, const AttentionItem& item, const float* partials,
+                 float* scratch);
+
+}  // namespace loopserve::worker::cpu_attention

@@ -1,0 +1,65 @@
+// The inner loops of attention on a CPU, as one table of functions per instruction set.
+//
+// Keys are read in chunks of kKeyChunk. A chunk is first laid out for the arithmetic (its keys
+// transposed, its values widened to float32), then serves every row of a tile: scores, one step of
+// online softmax, and the weighted sum of its values. Weights are powers of two, so queries come
+// multiplied by scale * log2(e).
+//
+// Every row is computed by the same float operations in the same order whatever rows are beside
+// it: a dot product sums over ascending dimensions, a weighted sum over ascending keys, and a key
+// that a row does not see adds an exact zero. So a chunk that a row sees nothing of leaves its
+// state as it was.
+//
+// Only plain data crosses this header. Each table lies in a translation unit of its own, compiled
+// for its instruction set and entered only on a machine that has it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace loopserve::worker::cpu_attention {
+
+inline constexpr int kKeyChunk = 64;
+inline constexpr int kDimAlign = 16;    // head_dim is padded to a multiple of it in scratch
+inline constexpr int kLanes = 16;       // partial sums of weights per row
+inline constexpr int kStateExtra = 32;  // values of a row's state beside its sum of values
+
+// A row's running softmax: [padded_dim] weighted sum of values, [kLanes] sums of weights, then the
+// highest score so far, padded to whole vectors. {0 ..., 0 ..., -infinity} is a row without keys.
+constexpr int StateStride(int padded_dim) { return padded_dim + kStateExtra; }
+
+struct ChunkStep {
+  int rows;
+  int head_dim;
+  int padded_dim;           // stride of q and values
+  const float* q;           // [rows, padded_dim], multiplied by scale * log2(e)
+  const uint64_t* visible;  // [rows]: bit j is set when the row reads key j of the chunk
+  const float* keys;        // [head_dim, kKeyChunk]
+  const float* values;      // [kKeyChunk, padded_dim]
+  float* state;             // [rows, StateStride(padded_dim)], updated
+};
+
+// The kKeyChunk vectors of a chunk as the arena holds them; bf16 or f32. `next` (may be null) are
+// those of the chunk to come, which are fetched into the cache meanwhile.
+struct ChunkSource {
+  const std::byte* const* at;
+  const std::byte* const* next;
+  bool bf16;
+  int head_dim;
+};
+
+struct ChunkKernels {
+  void (*load_keys)(const ChunkSource& from, float* keys);
+  void (*load_values)(const ChunkSource& from, int padded_dim, float* values);
+  void (*attend)(const ChunkStep& step);
+  // state := that of its keys and those of `other`, which are disjoint; [rows, StateStride].
+  void (*merge)(int rows, int padded_dim, const float* other, float* state);
+  // out[head_dim] = the row's weighted mean; zeros when it saw no key.
+  void (*finish)(const float* state, int head_dim, int padded_dim, float* out);
+};
+
+const ChunkKernels& PortableChunkKernels();
+const ChunkKernels& Avx2ChunkKernels();
+const ChunkKernels& Avx512ChunkKernels();
+
+}  // namespace loopserve::worker::cpu_attention

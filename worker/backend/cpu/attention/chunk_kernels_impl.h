@@ -1,0 +1,254 @@
+// The chunk kernels over an instruction set S, which supplies vectors and their arithmetic.
+//
+// Include only from kernels_<isa>.cc: S lies in that file's anonymous namespace, so what is
+// instantiated here is its own and cannot be mistaken for another instruction set's code.
+//
+//   S::F  a vector of S::kWidth floats;  S::kTileVectors  vectors beside kTileRows rows in a tile
+//   Load Store Set1 Add Mul Sub Max Fma(a, b, c) = a * b + c  ReduceMax ReduceAdd
+//   Exp2(x), x <= 0: 0 below -126;  Select(x, bits): -infinity where a bit is clear
+//   WidenBf16(const uint16_t*)  TransposeKeys(source, keys)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "worker/backend/cpu/attention/chunk_kernels.h"
+
+#define LOOPSERVE_INLINE [[gnu::always_inline]] static inline
+
+namespace loopserve::worker::cpu_attention {
+
+template <class S>
+struct ChunkKernelsFor {
+  using F = typename S::F;
+  static constexpr int kW = S::kWidth;
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileVectors = S::kTileVectors;
+  static constexpr float kNever = -__builtin_inff();
+
+  static float ValueAt(const std::byte* at, bool bf16, int i) {
+    float value;
+    if (bf16) {
+      uint16_t half;
+      __builtin_memcpy(&half, at + size_t(i) * 2, 2);
+      const uint32_t wide = uint32_t{half} << 16;
+      __builtin_memcpy(&value, &wide, 4);
+    } else {
+      __builtin_memcpy(&value, at + size_t(i) * 4, 4);
+    }
+    return value;
+  }
+
+  LOOPSERVE_INLINE void Prefetch(const ChunkSource& from, int j) {
+    if (from.next == nullptr) return;
+    const int bytes = from.head_dim * (from.bf16 ? 2 : 4);
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(from.next[j] + i);
+  }
+
+  static void LoadKeys(const ChunkSource& from, float* keys) {
+    for (int j = 0; j < kKeyChunk; ++j) Prefetch(from, j);
+    const int done = S::TransposeKeys(from, keys);
+    for (int j = 0; j < kKeyChunk; ++j) {
+      for (int i = done; i < from.head_dim; ++i) {
+        keys[size_t(i) * kKeyChunk + size_t(j)] = ValueAt(from.at[j], from.bf16, i);
+      }
+    }
+  }
+
+  static void LoadValues(const ChunkSource& from, int padded_dim, float* values) {
+    for (int j = 0; j < kKeyChunk; ++j) {
+      Prefetch(from, j);
+      float* to = values + size_t(j) * size_t(padded_dim);
+      const std::byte* at = from.at[j];
+      int i = 0;
+      if (from.bf16) {
+        for (; i + kW <= from.head_dim; i += kW) {
+          S::Store(to + i, S::WidenBf16(reinterpret_cast<const uint16_t*>(at) + i));
+        }
+      } else {
+        for (; i + kW <= from.head_dim; i += kW) {
+          S::Store(to + i, S::Load(reinterpret_cast<const float*>(at) + i));
+        }
+      }
+      for (; i < from.head_dim; ++i) to[i] = ValueAt(at, from.bf16, i);
+      for (; i < padded_dim; ++i) to[i] = 0.0f;
+    }
+  }
+
+  template <int MR>
+  LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, float (*scores)[kKeyChunk]) {
+    const float* q = a.q + size_t(row0) * size_t(a.padded_dim);
+    for (int lane = 0; lane < kKeyChunk; lane += kW * kTileVectors) {
+      F acc[MR][kTileVectors];
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) acc[r][v] = S::Set1(0.0f);
+      }
+      const float* keys = a.keys + lane;
+      for (int i = 0; i < a.head_dim; ++i, keys += kKeyChunk) {
+        F k[kTileVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) k[v] = S::Load(keys + v * kW);
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) {
+          const F value = S::Set1(q[size_t(r) * size_t(a.padded_dim) + size_t(i)]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kTileVectors; ++v) acc[r][v] = S::Fma(value, k[v], acc[r][v]);
+        }
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) S::Store(scores[r] + lane + v * kW, acc[r][v]);
+      }
+    }
+  }
+
+  // Scores become weights 2^(score - highest); returns the factor that older sums shrink by.
+  LOOPSERVE_INLINE float Softmax(float* scores, uint64_t visible, float* lanes, float* highest) {
+    constexpr int kParts = kKeyChunk / kW;
+    F part[kParts];
+    F top = S::Set1(*highest);
+#pragma GCC unroll 16
+    for (int i = 0; i < kParts; ++i) {
+      part[i] = S::Load(scores + i * kW);
+      if (visible != ~uint64_t{0}) part[i] = S::Select(part[i], visible >> (i * kW));
+      top = S::Max(top, part[i]);
+    }
+    const float new_highest = S::ReduceMax(top);
+    const float shift = new_highest == kNever ? 0.0f : new_highest;
+    const F shifts = S::Set1(shift);
+    F sum = S::Set1(0.0f);
+#pragma GCC unroll 16
+    for (int i = 0; i < kParts; ++i) {
+      const F weight = S::Exp2(S::Sub(part[i], shifts));
+      S::Store(scores + i * kW, weight);
+      sum = S::Add(sum, weight);
+    }
+    const float shrink = S::First(S::Exp2(S::Set1(*highest - shift)));
+    *highest = new_highest;
+    S::Store(lanes, S::Add(S::Mul(S::Load(lanes), S::Set1(shrink)), sum));
+    return shrink;
+  }
+
+  template <int MR, int NV>
+  LOOPSERVE_INLINE void AddValue(const float* values, const float (*weights)[kKeyChunk], int j,
+                                 F (&acc)[MR][NV]) {
+    F value[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) value[v] = S::Load(values + v * kW);
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+      const F weight = S::Set1(weights[r][j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[r][v] = S::Fma(weight, value[v], acc[r][v]);
+    }
+  }
+
+  // `keys` are those that any of the rows sees. Others weigh nothing, so leaving them out is exact.
+  template <int MR, int NV>
+  LOOPSERVE_INLINE void WeightedSum(const ChunkStep& a, float* state, int dim, uint64_t keys,
+                                    const float (*weights)[kKeyChunk], const float* shrink) {
+    const size_t stride = size_t(StateStride(a.padded_dim));
+    float* sum = state + dim;
+    F acc[MR][NV];
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+      const F factor = S::Set1(shrink[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        acc[r][v] = S::Mul(S::Load(sum + size_t(r) * stride + v * kW), factor);
+      }
+    }
+    const float* values = a.values + dim;
+    if ((keys & (keys + 1)) == 0) {
+      const int count = 64 - __builtin_clzll(keys);
+      for (int j = 0; j < count; ++j, values += a.padded_dim) {
+        AddValue<MR, NV>(values, weights, j, acc);
+      }
+    } else {
+      for (; keys != 0; keys &= keys - 1) {
+        const int j = __builtin_ctzll(keys);
+        AddValue<MR, NV>(values + size_t(j) * size_t(a.padded_dim), weights, j, acc);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) S::Store(sum + size_t(r) * stride + v * kW, acc[r][v]);
+    }
+  }
+
+  template <int MR>
+  [[gnu::noinline]] static void AttendRows(const ChunkStep& a, int row0) {
+    uint64_t keys = 0;
+    for (int r = 0; r < MR; ++r) keys |= a.visible[row0 + r];
+    if (keys == 0) return;
+    alignas(64) float scores[MR][kKeyChunk];
+    float shrink[MR];
+    const size_t stride = size_t(StateStride(a.padded_dim));
+    float* state = a.state + size_t(row0) * stride;
+    Scores<MR>(a, row0, scores);
+    for (int r = 0; r < MR; ++r) {
+      float* lanes = state + size_t(r) * stride + a.padded_dim;
+      shrink[r] = Softmax(scores[r], a.visible[row0 + r], lanes, lanes + kLanes);
+    }
+    int dim = 0;
+    for (; dim + kTileVectors * kW <= a.padded_dim; dim += kTileVectors * kW) {
+      WeightedSum<MR, kTileVectors>(a, state, dim, keys, scores, shrink);
+    }
+    for (; dim + kW <= a.padded_dim; dim += kW) {
+      WeightedSum<MR, 1>(a, state, dim, keys, scores, shrink);
+    }
+  }
+
+  static void Attend(const ChunkStep& a) {
+    int row = 0;
+    for (; row + kTileRows <= a.rows; row += kTileRows) AttendRows<kTileRows>(a, row);
+    switch (a.rows - row) {
+      case 5:
+        return AttendRows<5>(a, row);
+      case 4:
+        return AttendRows<4>(a, row);
+      case 3:
+        return AttendRows<3>(a, row);
+      case 2:
+        return AttendRows<2>(a, row);
+      case 1:
+        return AttendRows<1>(a, row);
+      default:
+        return;
+    }
+  }
+
+  static void Merge(int rows, int padded_dim, const float* other, float* state) {
+    const int stride = StateStride(padded_dim);
+    for (int r = 0; r < rows; ++r, other += stride, state += stride) {
+      const float theirs = other[padded_dim + kLanes];
+      const float ours = state[padded_dim + kLanes];
+      const float top = ours > theirs ? ours : theirs;
+      const float shift = top == kNever ? 0.0f : top;
+      const F a = S::Exp2(S::Set1(ours - shift));
+      const F b = S::Exp2(S::Set1(theirs - shift));
+      for (int i = 0; i < padded_dim + kLanes; i += kW) {
+        S::Store(state + i, S::Fma(S::Load(other + i), b, S::Mul(S::Load(state + i), a)));
+      }
+      state[padded_dim + kLanes] = top;
+    }
+  }
+
+  static void Finish(const float* state, int head_dim, int padded_dim, float* out) {
+    F lanes = S::Set1(0.0f);
+    for (int i = 0; i < kLanes; i += kW) lanes = S::Add(lanes, S::Load(state + padded_dim + i));
+    const float total = S::ReduceAdd(lanes);
+    const bool none = state[padded_dim + kLanes] == kNever;
+    // Adding zero makes -0 into 0: which of the two a sum ends at may depend on unseen keys.
+    for (int i = 0; i < head_dim; ++i) out[i] = none ? 0.0f : state[i] / total + 0.0f;
+  }
+
+  // A constant: reaching it executes nothing that was compiled for the instruction set.
+  static constexpr ChunkKernels kTable = {LoadKeys, LoadValues, Attend, Merge, Finish};
+};
+
+}  // namespace loopserve::worker::cpu_attention

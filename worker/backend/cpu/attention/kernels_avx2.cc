@@ -1,0 +1,119 @@
+#include <immintrin.h>
+
+#include "worker/backend/cpu/attention/chunk_kernels_impl.h"
+
+namespace loopserve::worker::cpu_attention {
+namespace {
+
+struct Avx2 {
+  using F = __m256;
+  static constexpr int kWidth = 8;
+  static constexpr int kTileVectors = 2;
+
+  LOOPSERVE_INLINE F Load(const float* at) { return _mm256_loadu_ps(at); }
+  LOOPSERVE_INLINE void Store(float* at, F x) { _mm256_storeu_ps(at, x); }
+  LOOPSERVE_INLINE F Set1(float x) { return _mm256_set1_ps(x); }
+  LOOPSERVE_INLINE float First(F x) { return _mm256_cvtss_f32(x); }
+  LOOPSERVE_INLINE F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  LOOPSERVE_INLINE F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  LOOPSERVE_INLINE F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  LOOPSERVE_INLINE F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  LOOPSERVE_INLINE F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+
+  LOOPSERVE_INLINE float ReduceMax(F x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_shuffle_ps(y, y, 1)));
+  }
+  LOOPSERVE_INLINE float ReduceAdd(F x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
+  }
+
+  LOOPSERVE_INLINE F Select(F x, uint64_t bits) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i word = _mm256_set1_epi32(static_cast<int>(bits & 0xff));
+    const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(word, lane), lane);
+    return _mm256_blendv_ps(Set1(-__builtin_inff()), x, _mm256_castsi256_ps(keep));
+  }
+
+  LOOPSERVE_INLINE F Exp2(F x) {
+    const F kept = _mm256_cmp_ps(x, Set1(-126.0f), _CMP_NLT_UQ);
+    x = _mm256_max_ps(Set1(-126.0f), x);
+    const F n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F r = Sub(x, n);
+    F p = Set1(1.326472731307149e-3f);
+    p = Fma(p, r, Set1(9.671512991189957e-3f));
+    p = Fma(p, r, Set1(5.550733581185341e-2f));
+    p = Fma(p, r, Set1(0.24022242426872253f));
+    p = Fma(p, r, Set1(0.6931470036506653f));
+    p = Fma(p, r, Set1(1.0f));
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    const F power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return _mm256_and_ps(kept, Mul(p, power));
+  }
+
+  LOOPSERVE_INLINE F WidenBf16(const uint16_t* at) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+
+  // 8 x 8 words: element j of result i is element i of row j.
+  LOOPSERVE_INLINE void Transpose(__m256i (&x)[8]) {
+    __m256i y[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+      y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      x[4 * i] = _mm256_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+      x[4 * i + 1] = _mm256_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+      x[4 * i + 2] = _mm256_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+      x[4 * i + 3] = _mm256_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      y[i] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x20);
+      y[i + 4] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) x[i] = y[i];
+  }
+
+  static int TransposeKeys(const ChunkSource& from, float* keys) {
+    const int bytes = from.head_dim * (from.bf16 ? 2 : 4);
+    const int step = from.bf16 ? 16 : 8;  // dimensions in a vector
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    const int words = bytes / 32;
+    for (int j = 0; j < kKeyChunk; j += kWidth) {
+      for (int w = 0; w < words; ++w) {
+        __m256i x[8];
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; ++k) {
+          x[k] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from.at[j + k] + w * 32));
+        }
+        Transpose(x);
+        float* to = keys + size_t(w) * size_t(step) * kKeyChunk + j;
+#pragma GCC unroll 8
+        for (int p = 0; p < 8; ++p) {
+          if (from.bf16) {
+            Store(to + 2 * p * kKeyChunk, _mm256_castsi256_ps(_mm256_slli_epi32(x[p], 16)));
+            Store(to + (2 * p + 1) * kKeyChunk, _mm256_castsi256_ps(_mm256_and_si256(x[p], high)));
+          } else {
+            Store(to + p * kKeyChunk, _mm256_castsi256_ps(x[p]));
+          }
+        }
+      }
+    }
+    return words * step;
+  }
+};
+
+}  // namespace
+
+const ChunkKernels& Avx2ChunkKernels() { return ChunkKernelsFor<Avx2>::kTable; }
+
+}  // namespace loopserve::worker::cpu_attention
