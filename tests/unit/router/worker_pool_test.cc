@@ -1,0 +1,109 @@
+#include "router/worker_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "absl/strings/str_cat.h"
+#include "tests/scenario/fake_worker.h"
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::router {
+namespace {
+
+using common::Epoch;
+using common::SessionId;
+using common::WorkerId;
+using testing::FakeStore;
+using testing::FakeWorker;
+
+const WorkerId kId("w1");
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+class WorkerPoolTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK_AND_ASSIGN(directory_, CreateDirectory("embedded"));
+    worker_ = std::make_unique<FakeWorker>("w1", &store_);
+    port_ = worker_->port();
+    addresses_ = {{kId, absl::StrCat("127.0.0.1:", port_)}};
+    table_ = std::make_unique<WorkerTable>(addresses_);
+  }
+  void Start() {
+    pool_ = WorkerPool::Create(addresses_, {.check_interval = absl::Milliseconds(5)}, *table_,
+                               *directory_, router_metrics_, common::Logger::Null(),
+                               [this] { ++changes_; });
+  }
+  bool Await(WorkerHealth health) { return table_->AwaitHealth(kId, health, kPatience); }
+  void Remember(const std::string& id, uint64_t epoch) {
+    absl::MutexLock lock(&store_.mutex);
+    store_.sessions[id] = {.epoch = epoch, .holder = "w1"};
+  }
+
+  FakeStore store_;
+  std::unique_ptr<FakeWorker> worker_;
+  int port_ = 0;
+  std::vector<WorkerAddress> addresses_;
+  std::unique_ptr<WorkerTable> table_;
+  std::unique_ptr<SessionDirectory> directory_;
+  std::unique_ptr<common::Metrics> metrics_ = common::Metrics::Create("router");
+  RouterMetrics router_metrics_{*metrics_, {kId}};
+  std::atomic<int> changes_ = 0;
+  std::unique_ptr<WorkerPool> pool_;
+};
+
+TEST_F(WorkerPoolTest, LearnsSessionsBeforeTheWorkerIsUp) {
+  Remember("s", 12);
+  Start();
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  EXPECT_EQ(*directory_->Find(SessionId("s")), (Pin{kId, Epoch(12)}));
+  EXPECT_EQ(pool_->info(kId)->model().id(), FakeWorker::kModel);
+  EXPECT_NE(pool_->stub(kId), nullptr);
+  EXPECT_EQ(pool_->stub(WorkerId("other")), nullptr);
+  EXPECT_FALSE(pool_->info(WorkerId("other")).has_value());
+  EXPECT_NE(&router_metrics_.ForModel(FakeWorker::kModel), &router_metrics_.ForModel("unknown"));
+}
+
+TEST_F(WorkerPoolTest, SeesADeathAndARestartAndLearnsAgain) {
+  Start();
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  worker_.reset();
+  ASSERT_TRUE(Await(WorkerHealth::kDown));
+  EXPECT_GT(router_metrics_.ForWorker(kId)->errors->value(), 0);
+  Remember("late", 3);
+  worker_ = std::make_unique<FakeWorker>("w1", &store_, port_);
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  EXPECT_EQ(*directory_->Find(SessionId("late")), (Pin{kId, Epoch(3)}));
+  EXPECT_GT(changes_, 0);
+}
+
+TEST_F(WorkerPoolTest, ASickWorkerGoesDownAndComesBack) {
+  Start();
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  worker_->FailChecks(true);
+  ASSERT_TRUE(Await(WorkerHealth::kDown));
+  worker_->FailChecks(false);
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+}
+
+TEST_F(WorkerPoolTest, FollowsDraining) {
+  Start();
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  worker_->SetDraining(true);
+  ASSERT_TRUE(Await(WorkerHealth::kDraining));
+  worker_->SetDraining(false);
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+}
+
+TEST_F(WorkerPoolTest, StopsAtAnyMoment) {
+  for (int i = 0; i < 30; ++i) {
+    Start();
+    if (i % 3 == 0) {
+      ASSERT_TRUE(Await(WorkerHealth::kReady));
+    }
+    pool_.reset();
+  }
+}
+
+}  // namespace
+}  // namespace loopserve::router
