@@ -12,6 +12,7 @@ constexpr absl::string_view kDropReasons[] = {"backpressure", "full"};
 constexpr absl::string_view kLeaveReasons[] = {"capacity", "delete"};
 constexpr absl::string_view kMoves[] = {"store", "load", "prefetch", "evict"};
 constexpr absl::string_view kDecisions[] = {"reuse", "load", "mixed", "recompute", "abandoned"};
+constexpr absl::string_view kBlockStates[] = {"free", "active", "cached"};
 
 struct Move {
   Place from;
@@ -43,6 +44,7 @@ Labels MoveLabels(Place from, Place to, KvMove move) {
 
 constexpr char kCapacity[] = "loopserve_kv_capacity_bytes";
 constexpr char kUsed[] = "loopserve_kv_used_bytes";
+constexpr char kBlocks[] = "loopserve_kv_blocks";
 constexpr char kEvictions[] = "loopserve_kv_evictions_total";
 constexpr char kEvictedBytes[] = "loopserve_kv_evicted_bytes_total";
 constexpr char kErrors[] = "loopserve_kv_errors_total";
@@ -56,6 +58,7 @@ constexpr char kRestoreSeconds[] = "loopserve_restore_duration_seconds";
 absl::string_view HelpOf(absl::string_view name) {
   if (name == kCapacity) return "Size of the tier; 0 when it is not configured.";
   if (name == kUsed) return "Bytes held, by plane of the codec.";
+  if (name == kBlocks) return "KV blocks: unused, held by a sequence, only kept for later.";
   if (name == kEvictions) return "Blocks that left a tier.";
   if (name == kEvictedBytes) return "Bytes of the blocks that left a tier.";
   if (name == kErrors) return "Failed reads and writes; the tokens are recomputed.";
@@ -126,6 +129,11 @@ void KvMetrics::CreateTierSeries() {
 }
 
 void KvMetrics::CreateWorkerSeries() {
+  SetDeviceBlocks(0, 0, 0, 0);
+  for (const absl::string_view reason : kLeaveReasons) {
+    CounterOf(kEvictions, TierLabel(Place::kDevice, "reason", reason));
+    CounterOf(kEvictedBytes, TierLabel(Place::kDevice, "reason", reason));
+  }
   for (const Place place : StoragePlaces(role_)) {
     for (const absl::string_view reason : kDropReasons) {
       CounterOf(kDropped, TierLabel(place, "reason", reason));
@@ -183,6 +191,19 @@ void KvMetrics::ObserveLookup(absl::Duration took) {
 
 void KvMetrics::ObserveLoad(absl::Duration took) {
   HistogramOf(metrics, kRestoreSeconds, {{"stage", "load"}}).Observe(absl::ToDoubleSeconds(took));
+}
+
+void KvMetrics::SetDeviceBlocks(uint64_t free, uint64_t active, uint64_t cached,
+                                uint64_t block_bytes) {
+  const uint64_t counts[] = {free, active, cached};
+  for (size_t i = 0; i < std::size(counts); ++i) {
+    GaugeOf(metrics, kBlocks, TierLabel(Place::kDevice, "state", kBlockStates[i]))
+        .Set(static_cast<double>(counts[i]));
+  }
+  GaugeOf(metrics, kCapacity, TierLabel(Place::kDevice))
+      .Set(static_cast<double>((free + active + cached) * block_bytes));
+  GaugeOf(metrics, kUsed, TierLabel(Place::kDevice, "plane", "0"))
+      .Set(static_cast<double>((active + cached) * block_bytes));
 }
 
 void KvMetrics::SetUsageSource(std::function<UsageByPlace()> source) {

@@ -1,5 +1,5 @@
-// The metrics of the tiers below the device, by the names of docs/metrics.md. Every series exists
-// at 0 from the start. The device's are its cache's (worker/session/kv_cache).
+// The metrics of the KV tiers, by the names of docs/metrics.md. Every series exists at 0 from the
+// start.
 //
 // Thread rule: safe from any thread.
 #pragma once
@@ -45,6 +45,8 @@ class KvMetrics {
   void ObserveLookup(absl::Duration took);
   void ObserveLoad(absl::Duration took);
 
+  // The device's part of the gauges; the KV cache over the block pool sets it.
+  void SetDeviceBlocks(uint64_t free, uint64_t active, uint64_t cached, uint64_t block_bytes);
   // Asked at every scrape for host, disk and remote, until it is replaced; null: nobody is.
   void SetUsageSource(std::function<UsageByPlace()> source);
 

@@ -9,6 +9,7 @@
 #include "common/lifecycle.h"
 #include "common/log.h"
 #include "common/metrics.h"
+#include "common/status_macros.h"
 #include "common/units.h"
 #include "kvstore/open_session_log.h"
 #include "kvstore/store.h"
