@@ -16,6 +16,7 @@
 #include "worker/engine/inbox.h"
 #include "worker/engine/scheduler.h"
 #include "worker/engine/turn_io.h"
+#include "worker/engine/turn_ledger.h"
 
 namespace loopserve::worker {
 namespace {
@@ -23,19 +24,7 @@ namespace {
 using common::MakeError;
 using common::Reason;
 using common::TokenId;
-using kvstore::Place;
 using kvstore::RestoreResult;
-
-constexpr absl::Duration kRetryAfter = absl::Milliseconds(500);
-
-absl::Status Retryable(Reason reason, absl::string_view message) {
-  common::ErrorInfo info;
-  info.reason = reason;
-  info.retry_after = kRetryAfter;
-  return MakeError(std::move(info), message);
-}
-
-absl::Status Stopping() { return Retryable(Reason::kDraining, "the worker is stopping"); }
 
 // What a client may learn of a failed step. A rank that stalls makes this worker useless for now,
 // so the router may try another one.
@@ -63,6 +52,7 @@ class StepLoopEngine final : public Engine {
         turn_io_({context_tokens, ranks.config().vocab, options.policy}, sessions, kv, clock,
                  metrics_),
         inbox_(std::make_shared<Inbox>()),
+        ledger_(options.max_queue),
         io_("turn-io", options.io_threads),
         loop_(common::NamedThread("engine", [this](std::stop_token) { Loop(); })) {}
 
@@ -93,10 +83,10 @@ class StepLoopEngine final : public Engine {
   void Publish();
 
   // From the queue to the batch.
+  void Enqueue(Owned sequence);
   void Admit();
   bool AdmitFirst();
   void StartRestore(Sequence& sequence);
-  void UseRestored(Sequence& sequence, const RestoreResult& result);
 
   // One step. True when there was something to run.
   bool Step();
@@ -104,8 +94,9 @@ class StepLoopEngine final : public Engine {
   void Preempt(Owned sequence);
   void AllocateFor(std::vector<StepItem>& items);
   absl::Status RunItems(const std::vector<StepItem>& items);
+  void MeasurePrefill(int64_t rows, absl::Duration took);
   void Advance(const StepItem& item, std::span<const float> logits);
-  void CountFirstToken(Sequence& sequence);
+  void OnFirstToken(Sequence& sequence);
   std::optional<FinishReason> Emit(Sequence& sequence, std::span<const float> logits);
   std::vector<TokenId> StopTokensOf(const Sequence& sequence) const;
 
@@ -133,16 +124,13 @@ class StepLoopEngine final : public Engine {
   absl::flat_hash_set<TurnTicket> cancelled_early_;
   uint64_t admissions_ = 0;
   bool blocked_on_blocks_ = false;
+  double prefill_rows_ = 0;
+  double prefill_seconds_ = 0;
 
+  TurnLedger ledger_;
+  std::atomic<bool> stopping_ = false;
   std::atomic<int64_t> busy_since_ns_ = 0;  // 0: the loop waits for work
   std::atomic<int64_t> running_count_ = 0;
-
-  mutable absl::Mutex mutex_;
-  bool refusing_ ABSL_GUARDED_BY(mutex_) = false;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  int64_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;
-  absl::flat_hash_set<TurnTicket> live_ ABSL_GUARDED_BY(mutex_);  // OnDone is still owed
 
   absl::Mutex stop_mutex_;  // one Stop at a time
   common::ThreadPool io_;
@@ -153,41 +141,24 @@ class StepLoopEngine final : public Engine {
 
 absl::StatusOr<TurnTicket> StepLoopEngine::Submit(TurnSpec spec, std::shared_ptr<TokenSink> sink) {
   RETURN_IF_ERROR(ValidateSampling(spec.sampling, ranks_.config().vocab));
+  ASSIGN_OR_RETURN(const TurnTicket ticket, ledger_.Enter());
   auto sequence = std::make_unique<Sequence>();
+  sequence->ticket = ticket;
+  sequence->arrival = spec.arrival == absl::InfinitePast() ? clock_.Now() : spec.arrival;
   sequence->spec = std::move(spec);
   sequence->sink = std::move(sink);
-  sequence->arrival =
-      sequence->spec.arrival == absl::InfinitePast() ? clock_.Now() : sequence->spec.arrival;
-  TurnTicket ticket;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (refusing_) return Stopping();
-    if (queued_ >= options_.max_queue) {
-      return Retryable(
-          Reason::kQueueFull,
-          absl::StrCat(queued_, " turns wait already, the limit is ", options_.max_queue));
-    }
-    ++queued_;
-    ticket = TurnTicket(next_ticket_++);
-    sequence->ticket = ticket;
-    live_.insert(ticket);
-  }
   const bool accepted = io_.Submit([this, sequence = std::move(sequence)]() mutable {
     absl::StatusOr<bool> replayed = turn_io_.Open(*sequence);
     inbox_->Post(Opened{std::move(sequence), std::move(replayed)});
   });
   if (accepted) return ticket;
-  absl::MutexLock lock(&mutex_);
-  --queued_;
-  live_.erase(ticket);
-  return Retryable(Reason::kQueueFull, "too much I/O waits already");
+  ledger_.Leave(ticket, true);
+  return StoppingError();
 }
 
 EngineLoad StepLoopEngine::load() const {
-  absl::MutexLock lock(&mutex_);
-  EngineLoad load{.running = running_count_, .waiting = queued_};
-  load.closing =
-      std::max<int64_t>(0, static_cast<int64_t>(live_.size()) - load.running - load.waiting);
+  EngineLoad load{.running = running_count_, .waiting = ledger_.waiting()};
+  load.closing = std::max<int64_t>(0, ledger_.size() - load.running - load.waiting);
   return load;
 }
 
@@ -197,21 +168,16 @@ bool StepLoopEngine::alive(absl::Duration limit) const {
 }
 
 absl::Status StepLoopEngine::Drain(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  refusing_ = true;
-  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty(); };
-  if (mutex_.AwaitWithTimeout(absl::Condition(&over), timeout)) return absl::OkStatus();
+  ledger_.Close();
+  if (ledger_.AwaitEmpty(timeout)) return absl::OkStatus();
   return absl::DeadlineExceededError(
-      absl::StrCat(live_.size(), " turns still run after ", absl::FormatDuration(timeout)));
+      absl::StrCat(ledger_.size(), " turns still run after ", absl::FormatDuration(timeout)));
 }
 
 void StepLoopEngine::Stop() {
   absl::MutexLock one_at_a_time(&stop_mutex_);
-  {
-    absl::MutexLock lock(&mutex_);
-    refusing_ = true;
-    stopping_ = true;
-  }
+  ledger_.Close();
+  stopping_ = true;
   inbox_->Post(Wake{});
   if (loop_.joinable()) loop_.join();
   io_.Stop();
@@ -226,10 +192,7 @@ void StepLoopEngine::Loop() {
     std::vector<Event> events = inbox_->Take(runnable ? absl::ZeroDuration() : IdleTime());
     busy_since_ns_ = absl::ToUnixNanos(clock_.Now());
     Handle(std::move(events));
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_ && live_.empty()) return;
-    }
+    if (stopping_ && ledger_.size() == 0) return;
     ExpireAll();
     Admit();
     runnable = Step();
@@ -249,12 +212,7 @@ void StepLoopEngine::Handle(std::vector<Event> events) {
   for (Event& event : events) {
     std::visit([this](auto& concrete) { On(concrete); }, event);
   }
-  bool stopping = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping = stopping_;
-  }
-  if (stopping) EndAll();
+  if (stopping_) EndAll();
 }
 
 void StepLoopEngine::On(Opened& event) {
@@ -263,22 +221,19 @@ void StepLoopEngine::On(Opened& event) {
   if (!event.replayed.ok()) return Fail(std::move(sequence), event.replayed.status());
   if (*event.replayed) return Forget(sequence->ticket, true);
   if (cancelled) return CancelNow(std::move(sequence));
-  const auto place = std::ranges::upper_bound(waiting_, sequence->ticket, {},
-                                              [](const Owned& other) { return other->ticket; });
-  waiting_.insert(place, std::move(sequence));
+  Enqueue(std::move(sequence));
 }
 
 void StepLoopEngine::On(Restored& event) {
   for (Owned& sequence : running_) {
     if (sequence->ticket != event.ticket || sequence->admission != event.admission) continue;
-    UseRestored(*sequence, event.result);
+    TakeRestored(*sequence, event.result, limits_.block_tokens, clock_.Now());
   }
 }
 
 void StepLoopEngine::On(Cancelled& event) {
   if (Owned sequence = TakeOut(event.ticket)) return CancelNow(std::move(sequence));
-  absl::MutexLock lock(&mutex_);
-  if (live_.contains(event.ticket)) cancelled_early_.insert(event.ticket);
+  if (ledger_.Contains(event.ticket)) cancelled_early_.insert(event.ticket);
 }
 
 StepLoopEngine::Owned StepLoopEngine::TakeOut(TurnTicket ticket) {
@@ -309,8 +264,8 @@ void StepLoopEngine::ExpireAll() {
 }
 
 void StepLoopEngine::EndAll() {
-  while (!waiting_.empty()) Fail(TakeOut(waiting_.front()->ticket), Stopping());
-  while (!running_.empty()) Fail(TakeOut(running_.front()->ticket), Stopping());
+  while (!waiting_.empty()) Fail(TakeOut(waiting_.front()->ticket), StoppingError());
+  while (!running_.empty()) Fail(TakeOut(running_.front()->ticket), StoppingError());
 }
 
 void StepLoopEngine::Publish() {
@@ -328,6 +283,13 @@ void StepLoopEngine::Publish() {
 }
 
 // --- From the queue to the batch
+
+// By age, so that a preempted sequence comes before all that were never admitted.
+void StepLoopEngine::Enqueue(Owned sequence) {
+  const auto place = std::ranges::upper_bound(waiting_, sequence->ticket, {},
+                                              [](const Owned& other) { return other->ticket; });
+  waiting_.insert(place, std::move(sequence));
+}
 
 void StepLoopEngine::Admit() {
   blocked_on_blocks_ = false;
@@ -351,21 +313,9 @@ bool StepLoopEngine::AdmitFirst() {
     blocked_on_blocks_ = true;
     return false;
   }
-  sequence.blocks = std::move((*acquired)->blocks);
-  sequence.kv_tokens = (*acquired)->device_tokens;
+  TakeBlocks(sequence, **std::move(acquired), clock_.Now());
   sequence.admission = ++admissions_;
-  if (sequence.queued) {
-    sequence.queued = false;
-    absl::MutexLock lock(&mutex_);
-    --queued_;
-  }
-  const absl::Time now = clock_.Now();
-  if (sequence.admitted == absl::InfinitePast()) sequence.admitted = now;
-  if (sequence.generated() == 0) {
-    sequence.computing = now;
-    sequence.prompt = PromptAccounting();
-    sequence.prompt.from(Place::kDevice) = static_cast<uint64_t>(sequence.kv_tokens);
-  }
+  if (std::exchange(sequence.queued, false)) ledger_.Admitted();
   running_.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
   if (use_cache && kv_.has_store() && sequence.pending() > 1) StartRestore(sequence);
@@ -377,32 +327,12 @@ void StepLoopEngine::StartRestore(Sequence& sequence) {
                      admission = sequence.admission](RestoreResult result) {
     inbox->Post(Restored{ticket, admission, std::move(result)});
   };
+  const double prefill_speed = prefill_seconds_ > 0 ? prefill_rows_ / prefill_seconds_ : 0;
   sequence.restoring =
-      io_.Submit([this, done, root = sequence.root, tokens = sequence.tokens,
+      io_.Submit([this, done, prefill_speed, root = sequence.root, tokens = sequence.tokens,
                   blocks = sequence.blocks, device_tokens = sequence.kv_tokens]() mutable {
-        kv_.Restore(root, std::move(tokens), device_tokens, std::move(blocks), done);
+        kv_.Restore(root, std::move(tokens), device_tokens, std::move(blocks), prefill_speed, done);
       });
-}
-
-void StepLoopEngine::UseRestored(Sequence& sequence, const RestoreResult& result) {
-  sequence.restoring = false;
-  const int64_t from = sequence.kv_tokens / limits_.block_tokens * limits_.block_tokens;
-  // A load that failed may have begun to write over the tail that came from the device.
-  const bool tail_lost =
-      result.restored_tokens == 0 && !result.short_reason.empty() && result.short_reason != "miss";
-  if (result.restored_tokens > 0 || tail_lost) {
-    sequence.kv_tokens = from + result.restored_tokens;
-  }
-  sequence.restore_shortfall = result.short_reason;
-  if (sequence.generated() > 0) return;  // preempted: its prompt has been accounted for
-  sequence.computing = clock_.Now();
-  if (result.restored_tokens > 0 || tail_lost) {
-    sequence.prompt.from(Place::kDevice) = static_cast<uint64_t>(from);
-  }
-  for (size_t place = 0; place < result.tokens_by_place.size(); ++place) {
-    sequence.prompt.restored[place] += result.tokens_by_place[place];
-  }
-  sequence.prompt.restored_bytes = result.bytes;
 }
 
 // --- One step
@@ -443,12 +373,8 @@ void StepLoopEngine::Preempt(Owned sequence) {
     const auto begin = sequence->tokens.begin();
     kv_.Keep(sequence->root, {begin, begin + full}, std::move(sequence->blocks), false);
   }
-  sequence->blocks.clear();
-  sequence->kv_tokens = 0;
-  sequence->preempted = true;
-  const auto place = std::ranges::upper_bound(waiting_, sequence->ticket, {},
-                                              [](const Owned& other) { return other->ticket; });
-  waiting_.insert(place, std::move(sequence));
+  GiveUpBlocks(*sequence);
+  Enqueue(std::move(sequence));
 }
 
 // Blocks can be short only while the store still holds some: who gets none waits for a step.
@@ -478,8 +404,17 @@ absl::Status StepLoopEngine::RunItems(const std::vector<StepItem>& items) {
     }
     Advance(item, logits);
   }
-  metrics_.Step(prefills, decodes, rows, clock_.Now() - begin, result.skew);
+  const absl::Duration took = clock_.Now() - begin;
+  metrics_.Step(prefills, decodes, rows, took, result.skew);
+  if (prefills) MeasurePrefill(rows, took);
   return absl::OkStatus();
+}
+
+// A running mean over the recent past: what a restore has to beat.
+void StepLoopEngine::MeasurePrefill(int64_t rows, absl::Duration took) {
+  constexpr double kMemory = 0.9;
+  prefill_rows_ = kMemory * prefill_rows_ + static_cast<double>(rows);
+  prefill_seconds_ = kMemory * prefill_seconds_ + absl::ToDoubleSeconds(took);
 }
 
 void StepLoopEngine::Advance(const StepItem& item, std::span<const float> logits) {
@@ -489,15 +424,7 @@ void StepLoopEngine::Advance(const StepItem& item, std::span<const float> logits
   const absl::Time now = clock_.Now();
   if (sequence.generated() == 0) {
     sequence.first_token = now;
-    CountFirstToken(sequence);
-    // From now on others may share the prompt's full blocks.
-    if (!sequence.spec.ephemeral) {
-      const auto full = static_cast<size_t>(sequence.kv_tokens / limits_.block_tokens);
-      kv_.device().Insert(
-          sequence.root,
-          std::span(sequence.tokens).first(full * static_cast<size_t>(limits_.block_tokens)),
-          std::span(sequence.blocks).first(full));
-    }
+    OnFirstToken(sequence);
   } else {
     metrics_.NextToken(now - sequence.last_token);
   }
@@ -507,26 +434,15 @@ void StepLoopEngine::Advance(const StepItem& item, std::span<const float> logits
   }
 }
 
-void StepLoopEngine::CountFirstToken(Sequence& sequence) {
-  PromptAccounting& prompt = sequence.prompt;
-  const uint64_t restored = prompt.restored_total();
-  prompt.computed = static_cast<uint64_t>(sequence.prompt_tokens) - restored;
-  // The log's last token was sampled, never fed: its KV did not exist before.
-  const uint64_t known = static_cast<uint64_t>(std::max<int64_t>(0, sequence.history_tokens - 1));
-  if (known > restored) {
-    prompt.recomputed = known - restored;
-    if (sequence.spec.bypass_cache) {
-      prompt.recompute_reason = "policy";
-    } else if (sequence.restore_shortfall == "damaged") {
-      prompt.recompute_reason = "damaged";
-    } else if (!sequence.restore_shortfall.empty() && sequence.restore_shortfall != "miss") {
-      prompt.recompute_reason = "cheaper";
-    } else {
-      const bool had_it = sequence.preempted || sequence.claim.committed_here();
-      prompt.recompute_reason = had_it ? "evicted" : "miss";
-    }
-  }
+void StepLoopEngine::OnFirstToken(Sequence& sequence) {
+  SettlePrompt(sequence);
   metrics_.FirstToken(sequence, !sequence.spec.bypass_cache);
+  if (sequence.spec.ephemeral) return;
+  // From now on others may share the prompt's full blocks.
+  const auto blocks = static_cast<size_t>(sequence.kv_tokens / limits_.block_tokens);
+  const auto tokens = blocks * static_cast<size_t>(limits_.block_tokens);
+  kv_.device().Insert(sequence.root, std::span(sequence.tokens).first(tokens),
+                      std::span(sequence.blocks).first(blocks));
 }
 
 std::vector<TokenId> StepLoopEngine::StopTokensOf(const Sequence& sequence) const {
@@ -573,7 +489,10 @@ void StepLoopEngine::Fail(Owned sequence, const absl::Status& why) {
   const bool aborted =
       reason == Reason::kCancelled || reason == Reason::kDeadline || reason == Reason::kDraining;
   metrics_.Finished(aborted ? "abort" : "error");
-  if (!aborted) log_.Warning("turn failed", {{"error", why.ToString()}});
+  // The rest is the client's doing.
+  if (reason == Reason::kNone || reason == Reason::kInternal || reason == Reason::kWorkerLost) {
+    log_.Warning("turn failed", {{"error", why.ToString()}});
+  }
   sequence->blocks.clear();
   sequence->claim.Release();
   sequence->sink->OnDone(why);
@@ -589,9 +508,7 @@ void StepLoopEngine::CancelNow(Owned sequence) {
 
 void StepLoopEngine::Forget(TurnTicket ticket, bool was_queued) {
   cancelled_early_.erase(ticket);
-  absl::MutexLock lock(&mutex_);
-  if (was_queued) --queued_;
-  live_.erase(ticket);
+  ledger_.Leave(ticket, was_queued);
 }
 
 absl::StatusOr<int64_t> ContextOf(const EngineOptions& options, RankGroup& ranks) {

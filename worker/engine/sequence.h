@@ -14,10 +14,12 @@
 #include "common/ids.h"
 #include "kvstore/block_key.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/store.h"
 #include "worker/engine/sampler.h"
 #include "worker/engine/turn.h"
 #include "worker/policy/kv_policy.h"
 #include "worker/session/accounting.h"
+#include "worker/session/kv_cache.h"
 #include "worker/session/session_cache.h"
 
 namespace loopserve::worker {
@@ -64,5 +66,17 @@ struct Sequence {
   int64_t pending() const { return known_tokens() - kv_tokens; }
   bool returning() const { return turn > 0; }
 };
+
+// --- The KV of a sequence, and the accounting that goes with it
+
+// Admitted: `acquired` holds the cached prefix and room for the rest.
+void TakeBlocks(Sequence& sequence, AcquiredKv acquired, absl::Time now);
+// The tiers have answered.
+void TakeRestored(Sequence& sequence, const kvstore::RestoreResult& result, int64_t block_tokens,
+                  absl::Time now);
+// Preempted: as if it had never been admitted, but for the tokens generated so far.
+void GiveUpBlocks(Sequence& sequence);
+// The first token is there: what was not restored has been computed, and why.
+void SettlePrompt(Sequence& sequence);
 
 }  // namespace loopserve::worker

@@ -103,7 +103,8 @@ int64_t KvCache::FreedBy(std::span<const BlockHandle> blocks) const {
 }
 
 void KvCache::Restore(const BlockKey& root, std::vector<TokenId> tokens, int64_t device_tokens,
-                      std::vector<BlockHandle> blocks, kvstore::KvStore::RestoreDone done) {
+                      std::vector<BlockHandle> blocks, double prefill_tokens_per_second,
+                      kvstore::KvStore::RestoreDone done) {
   tokens.resize(Restorable(tokens).size());
   const int64_t block_tokens = pool_.shape().block_tokens;
   const int64_t from = device_tokens / block_tokens * block_tokens;
@@ -118,7 +119,8 @@ void KvCache::Restore(const BlockKey& root, std::vector<TokenId> tokens, int64_t
                                            .tokens = std::move(tokens),
                                            .from_token = from,
                                            .to_token = found,
-                                           .blocks = {}};
+                                           .blocks = {},
+                                           .prefill_tokens_per_second = prefill_tokens_per_second};
   const auto end = pool_.shape().blocks_for(found);
   for (int64_t i = from / block_tokens; i < end; ++i) {
     request.blocks.push_back(std::move(blocks[static_cast<size_t>(i)]));

@@ -72,11 +72,12 @@ class KvCache final {
   int64_t FreedBy(std::span<const kvstore::BlockHandle> blocks) const;
 
   // Looks up what the tiers hold of `tokens` (all but the last) beyond `device_tokens` and loads it
-  // into `blocks`. `done` is called exactly once, maybe before this returns. Only blocks from
-  // device_tokens / block_tokens on are written, and only when the result is longer.
+  // into `blocks`, unless computing it at `prefill_tokens_per_second` (0: not known) is faster.
+  // `done` is called exactly once, maybe before this returns. Only blocks from device_tokens /
+  // block_tokens on are written.
   void Restore(const kvstore::BlockKey& root, std::vector<common::TokenId> tokens,
                int64_t device_tokens, std::vector<kvstore::BlockHandle> blocks,
-               kvstore::KvStore::RestoreDone done);
+               double prefill_tokens_per_second, kvstore::KvStore::RestoreDone done);
 
   // `blocks` hold the KV of `tokens`. Registers them on the device and, if `save`, saves them to
   // the tiers in the background; `saved` runs when that is over (and the blocks are let go).

@@ -65,7 +65,7 @@ class KvCacheTest : public ::testing::Test {
   }
   RestoreResult Restore(const Tokens& tokens, const AcquiredKv& acquired) {
     RestoreResult out;
-    cache_->Restore(root_, tokens, acquired.device_tokens, acquired.blocks,
+    cache_->Restore(root_, tokens, acquired.device_tokens, acquired.blocks, 0,
                     [&](RestoreResult result) { out = std::move(result); });
     return out;
   }
@@ -197,7 +197,7 @@ TEST_F(KvCacheTest, AStoreThatKnowsNoMoreThanTheDeviceIsAMiss) {
 TEST_F(KvCacheTest, WithoutAStoreRestoreAnswersAtOnce) {
   KvCache alone({.model_fingerprint = "m"}, *pool_, nullptr, *kv_metrics_);
   bool called = false;
-  alone.Restore(root_, Range(9), 0, {}, [&](RestoreResult result) {
+  alone.Restore(root_, Range(9), 0, {}, 0, [&](RestoreResult result) {
     called = true;
     EXPECT_EQ(result.restored_tokens, 0);
   });

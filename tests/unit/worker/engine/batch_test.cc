@@ -1,0 +1,80 @@
+#include "worker/engine/batch.h"
+
+#include "gtest/gtest.h"
+#include "kvstore/memory.h"
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::worker {
+namespace {
+
+using kvstore::KvBlockPool;
+
+class BatchTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    memory_ = kvstore::CreateHostMemory();
+    ASSERT_OK_AND_ASSIGN(
+        pool_,
+        KvBlockPool::Create({.layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = 4}, 16,
+                            {{.memory = memory_.get(), .first_kv_head = 0, .kv_heads = 1}}));
+  }
+  void Add(std::vector<common::TokenId> tokens, int64_t kv_tokens) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->ticket = TurnTicket(sequences_.size() + 1);
+    sequence->kv_tokens = kv_tokens;
+    for (size_t i = 0; i < (tokens.size() + 3) / 4; ++i) {
+      sequence->blocks.push_back(*pool_->Allocate());
+    }
+    sequence->tokens = std::move(tokens);
+    sequence->policy = *CreatePolicy("full");
+    sequences_.push_back(std::move(sequence));
+  }
+
+  std::unique_ptr<kvstore::Memory> memory_;
+  std::unique_ptr<KvBlockPool> pool_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+};
+
+TEST_F(BatchTest, AViewTellsWhatIsMissing) {
+  Add({1, 2, 3, 4, 5, 6}, 4);
+  const SequenceView view = ViewOf(*sequences_[0]);
+  EXPECT_EQ(view.order, 1u);
+  EXPECT_EQ(view.kv_tokens, 4);
+  EXPECT_EQ(view.pending, 2);
+  EXPECT_EQ(view.blocks, 2);
+  EXPECT_FALSE(view.restoring);
+}
+
+TEST_F(BatchTest, PartsFollowOneAnother) {
+  Add({1, 2, 3, 4, 5, 6}, 5);        // decodes
+  Add({10, 11, 12, 13, 14, 15}, 1);  // a chunk in the middle
+  ASSERT_OK_AND_ASSIGN(const auto plan,
+                       MakeStepPlan(std::vector<StepItem>{{0, 1, 0, true}, {1, 3, 0, false}},
+                                    sequences_, ModelConfig(), 4));
+  EXPECT_EQ(plan->tokens, (std::vector<common::TokenId>{6, 11, 12, 13}));
+  EXPECT_EQ(plan->positions, (std::vector<int32_t>{5, 1, 2, 3}));
+  EXPECT_EQ(plan->logit_rows, (std::vector<int32_t>{0}));
+  ASSERT_EQ(plan->parts.size(), 2u);
+  EXPECT_EQ(plan->parts[0].kv_tokens, 6);
+  EXPECT_EQ(plan->parts[0].blocks.size(), 2u);
+  EXPECT_EQ(plan->parts[1].kv_tokens, 4);
+  EXPECT_EQ(plan->parts[1].blocks.size(), 1u) << "only what the rows can see";
+  EXPECT_EQ(plan->parts[0].lines, nullptr);
+  EXPECT_EQ(plan->parts[0].working_set, nullptr);
+}
+
+TEST_F(BatchTest, WhatIsWrittenIsPinned) {
+  Add({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 4);
+  {
+    ASSERT_OK_AND_ASSIGN(const auto plan, MakeStepPlan(std::vector<StepItem>{{0, 6, 0, true}},
+                                                       sequences_, ModelConfig(), 4));
+    const auto& blocks = sequences_[0]->blocks;
+    EXPECT_EQ(pool_->use_count(blocks[0].id()), 1u);
+    EXPECT_EQ(pool_->use_count(blocks[1].id()), 2u);
+    EXPECT_EQ(pool_->use_count(blocks[2].id()), 2u);
+  }
+  EXPECT_EQ(pool_->use_count(sequences_[0]->blocks[2].id()), 1u);
+}
+
+}  // namespace
+}  // namespace loopserve::worker
