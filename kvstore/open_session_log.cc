@@ -14,10 +14,12 @@ bool Unreachable(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
+// Of two copies written under one epoch, that is by one owner, the later one counts, also when it
+// has fewer turns: a rewind takes some away.
 template <typename T>
 bool Newer(const T& a, size_t a_turns, const T& b, size_t b_turns) {
-  return std::tuple(a.epoch, a_turns, a.used_unix_us) >
-         std::tuple(b.epoch, b_turns, b.used_unix_us);
+  return std::tuple(a.epoch, a.used_unix_us, a_turns) >
+         std::tuple(b.epoch, b.used_unix_us, b_turns);
 }
 
 class CombinedSessionLog final : public SessionLog {
@@ -29,8 +31,11 @@ class CombinedSessionLog final : public SessionLog {
   absl::Status Put(const SessionRecord& record) override {
     const absl::Status status = shared_->Put(record);
     if (status.ok()) {
-      // A stale copy on disk loses against the service when it is read: no reason to fail.
-      Report(local_->Put(record), "the local copy of a session record was not written");
+      const absl::Status copied = local_->Put(record);
+      // A newer epoch was written here while the service could not be reached.
+      if (common::HasReason(copied, common::Reason::kStaleEpoch)) return copied;
+      // Any other failure: an old copy on disk loses against the service when it is read.
+      Report(copied, "the local copy of a session record was not written");
       return absl::OkStatus();
     }
     if (!Unreachable(status)) return status;
@@ -44,7 +49,9 @@ class CombinedSessionLog final : public SessionLog {
     if (shared.ok() && local.ok()) {
       return Newer(*local, local->turns.size(), *shared, shared->turns.size()) ? local : shared;
     }
-    if (shared.ok() || (!local.ok() && !Unreachable(shared.status()))) return shared;
+    if (shared.ok()) return shared;
+    // Nobody knows whether the service, which cannot be asked, has what is not here.
+    if (absl::IsNotFound(local.status())) return shared;
     return local;
   }
 

@@ -29,6 +29,7 @@ using grpc::ServerReadReactor;
 using grpc::ServerUnaryReactor;
 using grpc::ServerWriteReactor;
 
+constexpr size_t kMaxSessionIdBytes = 256;
 constexpr char kServiceName[] = "loopserve.kvstore.v1.KvStore";
 constexpr std::array kOps = {"put",         "get",         "lookup",        "erase",        "usage",
                              "put_session", "get_session", "erase_session", "list_sessions"};
@@ -80,6 +81,12 @@ absl::StatusOr<PlaneKey> PlaneKeyOf(const v1::PlaneKey& proto) {
   if (proto.plane() > 255) return InvalidField("key.plane", absl::StrCat(proto.plane()));
   key.plane = static_cast<uint8_t>(proto.plane());
   return key;
+}
+
+absl::Status CheckSessionId(absl::string_view field, const std::string& id) {
+  if (!id.empty() && id.size() <= kMaxSessionIdBytes) return absl::OkStatus();
+  return InvalidField(field, absl::StrCat("a session id has 1 ... ", kMaxSessionIdBytes,
+                                          " bytes, not ", id.size()));
 }
 
 absl::Status CheckStorable(const PlaneKey& key, ByteSpan bytes) {
@@ -304,8 +311,9 @@ ServerUnaryReactor* Server::Answer(CallbackServerContext* context, absl::string_
                                    std::function<absl::Status()> work) {
   ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Time start = absl::Now();
-  const bool taken = OnPool([this, reactor, op, start, work = std::move(work)] {
-    const absl::Status status = work();
+  const bool taken = OnPool([this, context, reactor, op, start, work = std::move(work)] {
+    const absl::Status status =
+        context->IsCancelled() ? absl::CancelledError("the caller left") : work();
     metrics_.Count(op, status, start);
     reactor->Finish(common::ToGrpc(status));
   });
@@ -368,6 +376,7 @@ ServerUnaryReactor* Server::PutSession(CallbackServerContext* context,
     const absl::StatusOr<SessionRecord> record =
         DecodeSessionRecord(std::as_bytes(std::span(bytes.data(), bytes.size())));
     if (!record.ok()) return InvalidField("record", record.status().message());
+    RETURN_IF_ERROR(CheckSessionId("record", record->id.value()));
     return sessions_.Put(*record);
   });
 }
@@ -376,6 +385,7 @@ ServerUnaryReactor* Server::GetSession(CallbackServerContext* context,
                                        const v1::GetSessionRequest* request,
                                        v1::GetSessionResponse* response) {
   return Answer(context, "get_session", [this, request, response]() -> absl::Status {
+    RETURN_IF_ERROR(CheckSessionId("session_id", request->session_id()));
     ASSIGN_OR_RETURN(const SessionRecord record,
                      sessions_.Get(common::SessionId(request->session_id())));
     const std::vector<std::byte> bytes = EncodeSessionRecord(record);
@@ -387,7 +397,8 @@ ServerUnaryReactor* Server::GetSession(CallbackServerContext* context,
 ServerUnaryReactor* Server::EraseSession(CallbackServerContext* context,
                                          const v1::EraseSessionRequest* request,
                                          v1::EraseSessionResponse*) {
-  return Answer(context, "erase_session", [this, request] {
+  return Answer(context, "erase_session", [this, request]() -> absl::Status {
+    RETURN_IF_ERROR(CheckSessionId("session.id", request->session().id()));
     return sessions_.Erase(
         {common::SessionId(request->session().id()), common::Epoch(request->session().epoch())});
   });

@@ -1,7 +1,7 @@
 // The remote tier and the shared session log: a loopserve-kvstore service over gRPC.
 //
-// A service that cannot be reached must not slow a turn: after a failure every call returns
-// Unavailable at once, until a probe in the background (once a second) has found it again.
+// A service that cannot be reached must not slow a turn: after a call without an answer every call
+// returns Unavailable at once, until a probe in the background (once a second) has found it again.
 #pragma once
 
 #include <memory>

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <thread>
 
+#include "kvstore/block_format.h"
 #include "kvstore/prefix_index.h"
 #include "tests/support/kv_tiers.h"
 #include "tests/support/status_matchers.h"
@@ -15,11 +16,22 @@
 namespace loopserve::kvstore {
 namespace {
 
-using testing::EntryOf;
 using testing::KeyOf;
 using testing::StatusIs;
 
 constexpr uint64_t kCapacity = 400'000;
+
+// A sound block record of that key: a tier behind a service takes nothing else.
+SharedBytes Record(const PlaneKey& key, uint64_t seed = 0, size_t payload_bytes = 1000) {
+  BlockHeader header{.codec = 1,
+                     .plane = key.plane,
+                     .shape = testing::SmallShape(),
+                     .key = key.block,
+                     .num_tokens = 1};
+  if (key.plane == 0) header.tokens = {1};
+  return Share(
+      EncodeBlockRecord(header, testing::RandomBytes(payload_bytes, static_cast<uint32_t>(seed))));
+}
 
 class TierTest : public ::testing::TestWithParam<const TierFactory*> {
  protected:
@@ -61,52 +73,52 @@ TEST_P(TierTest, MissingIsNotFound) {
 
 TEST_P(TierTest, WhatIsPutIsThere) {
   for (const size_t size : {size_t{0}, size_t{1}, size_t{1000}, size_t{90'000}}) {
-    ASSERT_OK(tier().Put(KeyOf(size), EntryOf(size, size)));
+    ASSERT_OK(tier().Put(KeyOf(size), Record(KeyOf(size), size, size)));
     EXPECT_TRUE(tier().Contains(KeyOf(size)));
     ASSERT_OK_AND_ASSIGN(const Entry entry, tier().Get(KeyOf(size)));
-    EXPECT_EQ(*entry.bytes, *EntryOf(size, size));
+    EXPECT_EQ(*entry.bytes, *Record(KeyOf(size), size, size));
   }
 }
 
 TEST_P(TierTest, PlanesOfABlockAreEntriesOfTheirOwn) {
-  ASSERT_OK(tier().Put(KeyOf(1, 0), EntryOf(1)));
-  ASSERT_OK(tier().Put(KeyOf(1, 1), EntryOf(2)));
+  ASSERT_OK(tier().Put(KeyOf(1, 0), Record(KeyOf(1, 0), 1)));
+  ASSERT_OK(tier().Put(KeyOf(1, 1), Record(KeyOf(1, 1), 2)));
   const PlaneKey keys[] = {KeyOf(1, 1)};
   ASSERT_OK(tier().Erase(keys));
   EXPECT_THAT(tier().Get(KeyOf(1, 1)), StatusIs(absl::StatusCode::kNotFound));
   ASSERT_OK_AND_ASSIGN(const Entry entry, tier().Get(KeyOf(1, 0)));
-  EXPECT_EQ(*entry.bytes, *EntryOf(1));
+  EXPECT_EQ(*entry.bytes, *Record(KeyOf(1), 1));
 }
 
 TEST_P(TierTest, KeysNameContentSoTheFirstStays) {
-  ASSERT_OK(tier().Put(KeyOf(1), EntryOf(1)));
-  ASSERT_OK(tier().Put(KeyOf(1), EntryOf(2)));
+  ASSERT_OK(tier().Put(KeyOf(1), Record(KeyOf(1), 1)));
+  ASSERT_OK(tier().Put(KeyOf(1), Record(KeyOf(1), 2)));
   ASSERT_OK_AND_ASSIGN(const Entry entry, tier().Get(KeyOf(1)));
-  EXPECT_EQ(*entry.bytes, *EntryOf(1));
+  EXPECT_EQ(*entry.bytes, *Record(KeyOf(1), 1));
 }
 
 TEST_P(TierTest, ErasedIsGoneAndCanComeBack) {
-  ASSERT_OK(tier().Put(KeyOf(1), EntryOf(1)));
+  ASSERT_OK(tier().Put(KeyOf(1), Record(KeyOf(1), 1)));
   const PlaneKey keys[] = {KeyOf(1), KeyOf(2)};
   ASSERT_OK(tier().Erase(keys));
   EXPECT_FALSE(tier().Contains(KeyOf(1)));
   EXPECT_THAT(tier().Get(KeyOf(1)), StatusIs(absl::StatusCode::kNotFound));
-  ASSERT_OK(tier().Put(KeyOf(1), EntryOf(3)));
+  ASSERT_OK(tier().Put(KeyOf(1), Record(KeyOf(1), 3)));
   ASSERT_OK_AND_ASSIGN(const Entry entry, tier().Get(KeyOf(1)));
-  EXPECT_EQ(*entry.bytes, *EntryOf(3));
+  EXPECT_EQ(*entry.bytes, *Record(KeyOf(1), 3));
 }
 
 TEST_P(TierTest, WhatCannotFitIsResourceExhausted) {
-  EXPECT_THAT(tier().Put(KeyOf(1), EntryOf(1, 3 * kCapacity)),
+  EXPECT_THAT(tier().Put(KeyOf(1), Record(KeyOf(1), 1, 3 * kCapacity)),
               StatusIs(absl::StatusCode::kResourceExhausted));
-  EXPECT_OK(tier().Put(KeyOf(2), EntryOf(2)));
+  EXPECT_OK(tier().Put(KeyOf(2), Record(KeyOf(2))));
   EXPECT_OK(tier().Get(KeyOf(2)));
 }
 
 TEST_P(TierTest, WhenFullTheNewestStay) {
-  for (uint64_t i = 0; i < 2000; ++i) ASSERT_OK(tier().Put(KeyOf(i), EntryOf(i)));
+  for (uint64_t i = 0; i < 2000; ++i) ASSERT_OK(tier().Put(KeyOf(i), Record(KeyOf(i))));
   ASSERT_OK_AND_ASSIGN(const Entry entry, tier().Get(KeyOf(1999)));
-  EXPECT_EQ(*entry.bytes, *EntryOf(1999));
+  EXPECT_EQ(*entry.bytes, *Record(KeyOf(1999)));
   EXPECT_THAT(tier().Get(KeyOf(0)), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_LE(tier().usage().used_bytes, tier().usage().capacity_bytes);
 }
@@ -115,7 +127,7 @@ TEST_P(TierTest, LookupFindsTheLongestPrefix) {
   const BlockKey root = RootKey({.model = "m"});
   const auto tokens = testing::RandomTokens(18, 1);
   for (const BlockKey& key : BlockKeys(root, tokens, 4)) {
-    ASSERT_OK(tier().Put({key, 0}, EntryOf(1)));
+    ASSERT_OK(tier().Put({key, 0}, Record({key, 0})));
   }
   EXPECT_EQ(*tier().Lookup(root, tokens, 4), 18);
   EXPECT_EQ(*tier().Lookup(root, std::span(tokens).first(17), 4), 16);
@@ -134,10 +146,10 @@ TEST_P(TierTest, ManyThreadsAtOnce) {
           const uint64_t n = random() % 40;
           const PlaneKey keys[] = {KeyOf(n)};
           if (random() % 8 == 0) tier().Erase(keys).status().IgnoreError();
-          if (random() % 2 == 0) tier().Put(KeyOf(n), EntryOf(n, 500 + n)).IgnoreError();
+          if (random() % 2 == 0) tier().Put(KeyOf(n), Record(KeyOf(n), n, 500 + n)).IgnoreError();
           const absl::StatusOr<Entry> entry = tier().Get(KeyOf(n));
-          const bool fine =
-              entry.ok() ? *entry->bytes == *EntryOf(n, 500 + n) : absl::IsNotFound(entry.status());
+          const bool fine = entry.ok() ? *entry->bytes == *Record(KeyOf(n), n, 500 + n)
+                                       : absl::IsNotFound(entry.status());
           if (!fine) ++wrong;
           tier().Touch(keys);
           static_cast<void>(tier().usage());
@@ -149,13 +161,13 @@ TEST_P(TierTest, ManyThreadsAtOnce) {
 }
 
 TEST_P(TierTest, AfterARestartItHasAllOrNothing) {
-  for (uint64_t i = 0; i < 20; ++i) ASSERT_OK(tier().Put(KeyOf(i), EntryOf(i)));
+  for (uint64_t i = 0; i < 20; ++i) ASSERT_OK(tier().Put(KeyOf(i), Record(KeyOf(i))));
   Reopen();
   int found = 0;
   for (uint64_t i = 0; i < 20; ++i) {
     const absl::StatusOr<Entry> entry = tier().Get(KeyOf(i));
     if (!entry.ok()) continue;
-    EXPECT_EQ(*entry->bytes, *EntryOf(i));
+    EXPECT_EQ(*entry->bytes, *Record(KeyOf(i)));
     ++found;
   }
   EXPECT_EQ(found, tier().place() == Place::kHost ? 0 : 20);
@@ -163,13 +175,13 @@ TEST_P(TierTest, AfterARestartItHasAllOrNothing) {
 
 // Damage what lies on the disk beneath the tier, if anything does: every read is sound or an error.
 TEST_P(TierTest, DamageIsNeverHandedOut) {
-  for (uint64_t i = 0; i < 20; ++i) ASSERT_OK(tier().Put(KeyOf(i), EntryOf(i)));
+  for (uint64_t i = 0; i < 20; ++i) ASSERT_OK(tier().Put(KeyOf(i), Record(KeyOf(i))));
   place_.DamageFiles(17);
   int damaged = 0;
   for (uint64_t i = 0; i < 20; ++i) {
     const absl::StatusOr<Entry> entry = tier().Get(KeyOf(i));
     if (entry.ok()) {
-      EXPECT_EQ(*entry->bytes, *EntryOf(i));
+      EXPECT_EQ(*entry->bytes, *Record(KeyOf(i)));
       continue;
     }
     ++damaged;

@@ -247,7 +247,11 @@ absl::StatusOr<SessionCache::Claim> SessionCache::OpenNew(const OpenRequest& req
     if (TurnIndexOf(existing->record(), request.turn_id) != SIZE_MAX) return existing;
     return Exists();
   }
-  if (!common::HasReason(existing.status(), Reason::kSessionNotFound)) return existing;
+  // The id is a fresh one, so a log that cannot be asked right now has no record of it either.
+  if (!common::HasReason(existing.status(), Reason::kSessionNotFound) &&
+      !absl::IsUnavailable(existing.status())) {
+    return existing;
+  }
   SessionRecord record;
   record.id = request.ref.id;
   record.epoch = request.ref.epoch;

@@ -85,10 +85,31 @@ TEST(OpenSessionLog, TheServiceFences) {
   EXPECT_EQ(local.turns.size(), 1u);
 }
 
+TEST(OpenSessionLog, ARewindWhileTheServiceIsAwayIsNotUndone) {
+  Combined c;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 3)));
+  c.shared_down = true;
+  SessionRecord rewound = MakeRecord("a", 1, 1);
+  rewound.used_unix_us = MakeRecord("a", 1, 3).used_unix_us + 1;
+  ASSERT_OK(c.log->Put(rewound));
+  c.shared_down = false;
+  ASSERT_OK_AND_ASSIGN(const SessionRecord got, c.log->Get(SessionId("a")));
+  EXPECT_EQ(got.turns.size(), 1u);
+}
+
+TEST(OpenSessionLog, ANewerEpochHereFencesToo) {
+  Combined c;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));
+  c.shared_down = true;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 2, 1)));
+  c.shared_down = false;
+  EXPECT_THAT(c.log->Put(MakeRecord("a", 1, 2)), ReasonIs(Reason::kStaleEpoch));
+}
+
 TEST(OpenSessionLog, UnreachableIsNotUnknown) {
   Combined c;
   c.shared_down = true;
-  EXPECT_THAT(c.log->Get(SessionId("x")), ReasonIs(Reason::kSessionNotFound));
+  EXPECT_THAT(c.log->Get(SessionId("x")), testing::StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_THAT(c.log->Erase({SessionId("x"), common::Epoch(1)}),
               testing::StatusIs(absl::StatusCode::kUnavailable));
 }

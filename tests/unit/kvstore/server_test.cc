@@ -181,6 +181,24 @@ TEST_F(KvServerTest, BadQuestionsAreRefused) {
   EXPECT_EQ(stub_->PutSession(&c3, put, &done).error_code(), grpc::INVALID_ARGUMENT);
 }
 
+TEST_F(KvServerTest, SessionIdsHaveALength) {
+  for (const size_t length : {size_t{0}, size_t{257}}) {
+    const std::string id(length, 'x');
+    v1::GetSessionRequest get;
+    get.set_session_id(id);
+    grpc::ClientContext c1;
+    v1::GetSessionResponse got;
+    EXPECT_EQ(stub_->GetSession(&c1, get, &got).error_code(), grpc::INVALID_ARGUMENT);
+    v1::EraseSessionRequest erase;
+    erase.mutable_session()->set_id(id);
+    grpc::ClientContext c2;
+    v1::EraseSessionResponse erased;
+    EXPECT_EQ(stub_->EraseSession(&c2, erase, &erased).error_code(), grpc::INVALID_ARGUMENT);
+    EXPECT_THAT(CreateRemoteSessionLog(target_)->Put(testing::MakeRecord(id, 1, 1)),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
 TEST_F(KvServerTest, CallsAreCounted) {
   grpc::ClientContext context;
   v1::UsageResponse usage;
@@ -207,6 +225,85 @@ TEST_F(KvServerTest, ALostServiceIsRefusedAtOnce) {
   EXPECT_FALSE(tier->accepting());
   EXPECT_FALSE(tier->Contains(key));
   EXPECT_THAT(tier->Put(key, Share(bytes)), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(KvServerTest, ALostServiceIsFoundAgain) {
+  const auto tier = CreateRemoteTier(target_, common::Logger::Null());
+  const auto log = CreateRemoteSessionLog(target_);
+  ASSERT_OK(log->Put(testing::MakeRecord("a", 1, 1)));
+  server_->Shutdown(absl::ZeroDuration());
+  const auto [key, bytes] = MakeBlock(root_, root_, {1, 2, 3, 4}, 100);
+  EXPECT_THAT(tier->Put(key, Share(bytes)), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(log->Get(common::SessionId("a")), StatusIs(absl::StatusCode::kUnavailable));
+  server_ = *KvServer::Create(target_, *chain_, *sessions_, *metrics_);
+  const absl::Time deadline = absl::Now() + absl::Minutes(1);
+  while (!(tier->accepting() && log->Get(common::SessionId("a")).ok())) {
+    ASSERT_LT(absl::Now(), deadline);
+    std::this_thread::yield();
+  }
+  EXPECT_OK(tier->Put(key, Share(bytes)));
+  EXPECT_GT(tier->usage().capacity_bytes, 0u);
+}
+
+TEST(RemoteTierTest, AServiceThatNeverWasIsNoErrorAndTakesNothing) {
+  const auto tier = CreateRemoteTier("127.0.0.1:1", common::Logger::Null());
+  EXPECT_FALSE(tier->accepting());
+  EXPECT_THAT(tier->Get({}), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(tier->Lookup({}, {}, 4), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+// A service whose answers are wrong in every way that the wire allows.
+class LyingService final : public v1::KvStore::Service {
+ public:
+  std::vector<v1::GetResponse> parts;
+  grpc::Status Usage(grpc::ServerContext*, const v1::UsageRequest*, v1::UsageResponse*) override {
+    return grpc::Status::OK;
+  }
+  grpc::Status Get(grpc::ServerContext*, const v1::GetRequest*,
+                   grpc::ServerWriter<v1::GetResponse>* writer) override {
+    for (const v1::GetResponse& part : parts) writer->Write(part);
+    return grpc::Status::OK;
+  }
+  grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest*,
+                      v1::LookupResponse* response) override {
+    response->set_tokens(~uint64_t{0});
+    return grpc::Status::OK;
+  }
+};
+
+TEST(RemoteTierTest, WrongAnswersAreDamageAndNothingWorse) {
+  LyingService service;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  const auto tier = CreateRemoteTier(absl::StrCat("127.0.0.1:", port), common::Logger::Null());
+  const auto part = [](uint64_t total, const std::string& chunk, uint32_t crc_change) {
+    v1::GetResponse response;
+    response.set_total_bytes(total);
+    response.set_chunk(chunk);
+    response.set_crc32c(common::Crc32c(std::as_bytes(std::span(chunk.data(), chunk.size()))) ^
+                        crc_change);
+    return response;
+  };
+  const std::vector<std::vector<v1::GetResponse>> answers = {
+      {part(4, "abcd", 1)},                   // checksum
+      {part(5, "abcd", 0)},                   // ends early
+      {part(3, "abcd", 0)},                   // longer than it said
+      {part(4, "ab", 0), part(0, "cde", 0)},  // the same, later
+      {part(~uint64_t{0}, "abcd", 0)},        // would need all memory
+  };
+  for (const auto& answer : answers) {
+    service.parts = answer;
+    EXPECT_THAT(tier->Get({}), StatusIs(absl::StatusCode::kDataLoss));
+  }
+  service.parts = {part(4, "ab", 0), part(0, "cd", 0)};
+  ASSERT_OK_AND_ASSIGN(const Entry entry, tier->Get({}));
+  EXPECT_EQ(entry.bytes->size(), 4u);
+  const std::vector<common::TokenId> tokens = {1, 2, 3};
+  EXPECT_EQ(*tier->Lookup({}, tokens, 4), 3) << "no more than was asked about";
+  server->Shutdown();
 }
 
 }  // namespace

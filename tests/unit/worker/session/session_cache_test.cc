@@ -85,6 +85,12 @@ TEST_F(SessionCacheTest, AnUnknownSessionIsNotFound) {
   EXPECT_EQ(worker_.sessions.counts().idle, 0u);
 }
 
+TEST_F(SessionCacheTest, WhileTheLogCannotBeAskedOnlyFreshSessionsOpen) {
+  log_.FailWith(absl::UnavailableError("unreachable"));
+  EXPECT_OK(worker_.OpenNew(Ref("fresh")));
+  EXPECT_THAT(worker_.Open(Ref("old")), testing::StatusIs(absl::StatusCode::kUnavailable));
+}
+
 TEST_F(SessionCacheTest, ACommittedTurnIsInTheLogAndInMemory) {
   ASSERT_OK(worker_.Turn(Ref("s"), {1, 2, 3}, {4, 5}, "t1", true));
   ASSERT_OK_AND_ASSIGN(const auto record, log_.Get(common::SessionId("s")));
