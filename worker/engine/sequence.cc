@@ -22,15 +22,13 @@ void TakeRestored(Sequence& sequence, const kvstore::RestoreResult& result, int6
                   absl::Time now) {
   sequence.restoring = false;
   sequence.restore_shortfall = result.short_reason;
-  // A load replaces a tail that came from the device; one that failed may have begun to.
-  const bool failed = !result.short_reason.empty() && result.short_reason != "miss";
-  const bool tail_replaced = result.restored_tokens > 0 || failed;
+  // What was loaded begins at a block, and so replaces a tail that came from the device.
   const int64_t from = sequence.kv_tokens / block_tokens * block_tokens;
-  if (tail_replaced) sequence.kv_tokens = from + result.restored_tokens;
+  if (result.restored_tokens > 0) sequence.kv_tokens = from + result.restored_tokens;
   if (sequence.generated() > 0) return;  // preempted: its prompt has been accounted for
   sequence.computing = now;
   PromptAccounting& prompt = sequence.prompt;
-  if (tail_replaced) prompt.from(Place::kDevice) = static_cast<uint64_t>(from);
+  if (result.restored_tokens > 0) prompt.from(Place::kDevice) = static_cast<uint64_t>(from);
   for (size_t place = 0; place < result.tokens_by_place.size(); ++place) {
     prompt.restored[place] += result.tokens_by_place[place];
   }

@@ -75,13 +75,12 @@ TEST(Accounting, AMissKeepsTheDevicesTail) {
   EXPECT_EQ(sequence.prompt.recompute_reason, "miss");
 }
 
-TEST(Accounting, AFailedLoadMayHaveSpoiledTheDevicesTail) {
+TEST(Accounting, AFailedLoadKeepsTheDevicesTail) {
   Sequence sequence = MakeSequence(30, 27);
   TakeBlocks(sequence, {.blocks = {}, .device_tokens = 10}, kNow);
   TakeRestored(sequence, Result(0, Place::kHost, "damaged"), 8, kNow);
-  EXPECT_EQ(sequence.kv_tokens, 8);
+  EXPECT_EQ(sequence.kv_tokens, 10);
   SettlePrompt(sequence);
-  EXPECT_EQ(sequence.prompt.from(Place::kDevice), 8u);
   EXPECT_EQ(sequence.prompt.recompute_reason, "damaged");
   EXPECT_EQ(sequence.prompt.prompt_tokens(), 30u);
 }
