@@ -1,0 +1,1 @@
+#include "clients/cli/demo_script.h"
