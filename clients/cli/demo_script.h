@@ -1,25 +1,24 @@
 // What is said in `loopserve demo`: a fact, a long text, and questions that come back to the fact.
+// Chosen so that a model of 135 million parameters, decoding greedily, answers them.
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "absl/strings/string_view.h"
 
 namespace loopserve::clients {
 
-struct DemoScript {
-  std::string system;
-  std::string fact;                    // the first turn
-  std::string long_text;               // the second turn, makes the history long
-  std::vector<std::string> questions;  // the later turns
-  std::string answer;                  // what each of them must mention
-};
+inline constexpr char kDemoFact[] = "The code word is teal. What is the code word?";
+inline constexpr char kDemoAsideQuestion[] = "Where were the boats?";
+inline constexpr char kDemoBackQuestion[] = "I am back. What is the code word?";
+inline constexpr char kDemoWorkerQuestion[] = "Do you remember the code word?";
+inline constexpr char kDemoRestartQuestion[] = "What was the code word I told you first?";
+inline constexpr char kDemoAnswer[] = "teal";
 
-// `tokens_wanted`: about how long the long text should be.
-DemoScript MakeDemoScript(int tokens_wanted);
+// Notes about a village, `sentences` long (13 to 14 tokens each), ending in a question.
+std::string DemoLongMessage(int sentences);
 
-// Whether `text` mentions `answer`, whatever the case.
+// Whether `text` has `answer` in it, whatever the case.
 bool Mentions(absl::string_view text, absl::string_view answer);
 
 }  // namespace loopserve::clients
