@@ -3,6 +3,8 @@
 #include <pwd.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 
 namespace loopserve::clients {
@@ -12,13 +14,21 @@ constexpr char kModelFile[] = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 }  // namespace
 
-Environment::Environment(const char* const* envp) {
+Environment Environment::OfMain(const char* const* envp) {
+  Environment env;
   for (; envp != nullptr && *envp != nullptr; ++envp) {
     const absl::string_view entry(*envp);
     const size_t equals = entry.find('=');
     if (equals == absl::string_view::npos) continue;
-    variables_[std::string(entry.substr(0, equals))] = std::string(entry.substr(equals + 1));
+    env.variables_[std::string(entry.substr(0, equals))] = std::string(entry.substr(equals + 1));
   }
+  return env;
+}
+
+Environment Environment::Of(std::map<std::string, std::string> variables) {
+  Environment env;
+  env.variables_ = std::move(variables);
+  return env;
 }
 
 std::string Environment::Get(absl::string_view name) const {

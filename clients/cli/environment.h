@@ -11,11 +11,9 @@ namespace loopserve::clients {
 
 class Environment {
  public:
-  Environment() = default;
   // `envp` is main's third argument: NAME=value strings, ended by a null pointer.
-  explicit Environment(const char* const* envp);
-  explicit Environment(std::map<std::string, std::string> variables)
-      : variables_(std::move(variables)) {}
+  static Environment OfMain(const char* const* envp);
+  static Environment Of(std::map<std::string, std::string> variables);
 
   // Empty when unset.
   std::string Get(absl::string_view name) const;

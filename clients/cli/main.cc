@@ -11,7 +11,7 @@ int main(int argc, char** argv, char** envp) {
   // A closed pipe (`loopserve logs | head`) is a write that fails, not a signal.
   signal(SIGPIPE, SIG_IGN);
   Context context;
-  context.env = Environment(envp);
+  context.env = Environment::OfMain(envp);
   context.in = &std::cin;
   context.out = &std::cout;
   context.err = &std::cerr;
