@@ -88,7 +88,7 @@ void DeclareCommands(CLI::App& app, Context& context) {
                        absl::StrCat("loopserve ", common::kVersion, " (", common::kRevision, ")"));
   app.footer(kFooter);
   app.require_subcommand(1);
-#define COMMAND(Name) Add##Name##Command(app, context);
+#define COMMAND(name) command_##name(app, context);
 #include "clients/cli/commands.def"
 #undef COMMAND
 }

@@ -89,7 +89,7 @@ void AddLoadOptions(CLI::App& bench, LoadOptions& load) {
 
 }  // namespace
 
-void AddBenchCommand(CLI::App& app, Context& context) {
+void command_bench(CLI::App& app, Context& context) {
   CLI::App* bench = app.add_subcommand("bench", "Closed-loop load of multi-turn conversations");
   auto options = std::make_shared<BenchOptions>();
   AddLoadOptions(*bench, options->load);

@@ -211,7 +211,7 @@ int RunChat(const ChatOptions& options, Context& context) {
 
 }  // namespace
 
-void AddChatCommand(CLI::App& app, Context& context) {
+void command_chat(CLI::App& app, Context& context) {
   CLI::App* chat = app.add_subcommand("chat", "Talk to the model, in turns that share a session");
   auto options = std::make_shared<ChatOptions>();
   chat->add_option("--session", options->session, "Continue this session; made when there is none");

@@ -109,7 +109,7 @@ int RunCompletion(const std::string& shell, Context& context) {
 
 }  // namespace
 
-void AddCompletionCommand(CLI::App& app, Context& context) {
+void command_completion(CLI::App& app, Context& context) {
   CLI::App* completion = app.add_subcommand("completion", "Print a completion script for a shell");
   auto shell = std::make_shared<std::string>();
   completion->add_option("shell", *shell, "bash, zsh or fish")

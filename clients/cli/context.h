@@ -57,7 +57,7 @@ void PrintJson(const Context& context, const nlohmann::json& document);
 std::string DumpJson(const nlohmann::json& document, int indent);
 
 // Declared from commands.def, defined in <name>.cc each.
-#define COMMAND(Name) void Add##Name##Command(CLI::App& app, Context& context);
+#define COMMAND(name) void command_##name(CLI::App& app, Context& context);
 #include "clients/cli/commands.def"
 #undef COMMAND
 

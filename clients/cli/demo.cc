@@ -242,7 +242,7 @@ int RunDemo(ClusterOptions& options, bool keep, Context& context) {
 
 }  // namespace
 
-void AddDemoCommand(CLI::App& app, Context& context) {
+void command_demo(CLI::App& app, Context& context) {
   CLI::App* demo = app.add_subcommand(
       "demo", "Hold a conversation, kill its worker, restart everything, and go on");
   auto options = std::make_shared<ClusterOptions>();

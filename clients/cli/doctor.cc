@@ -61,7 +61,7 @@ int RunDoctor(const DoctorOptions& options, Context& context) {
 
 }  // namespace
 
-void AddDoctorCommand(CLI::App& app, Context& context) {
+void command_doctor(CLI::App& app, Context& context) {
   CLI::App* doctor =
       app.add_subcommand("doctor", "Check this machine, with the way out of each problem");
   auto options = std::make_shared<DoctorOptions>();

@@ -43,7 +43,7 @@ int RunDown(double grace_s, Context& context) {
 
 }  // namespace
 
-void AddDownCommand(CLI::App& app, Context& context) {
+void command_down(CLI::App& app, Context& context) {
   CLI::App* down = app.add_subcommand("down", "Stop the local cluster; its sessions are kept");
   auto grace_s = std::make_shared<double>(kDefaultGraceSeconds);
   AddDirOption(*down, context);

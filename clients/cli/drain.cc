@@ -33,7 +33,7 @@ int RunDrain(const std::string& worker, bool undo, Context& context) {
 
 }  // namespace
 
-void AddDrainCommand(CLI::App& app, Context& context) {
+void command_drain(CLI::App& app, Context& context) {
   CLI::App* drain = app.add_subcommand("drain", "Move a worker's sessions away and stop using it");
   auto worker = std::make_shared<std::string>();
   auto undo = std::make_shared<bool>(false);

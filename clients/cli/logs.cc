@@ -89,7 +89,7 @@ int RunLogs(const LogsOptions& options, Context& context) {
 
 }  // namespace
 
-void AddLogsCommand(CLI::App& app, Context& context) {
+void command_logs(CLI::App& app, Context& context) {
   CLI::App* logs = app.add_subcommand("logs", "The last lines of the local cluster's logs");
   auto options = std::make_shared<LogsOptions>();
   logs->add_option("process", options->names, "router, w1, w2, ..., kvstore (default: all)");

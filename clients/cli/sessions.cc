@@ -101,7 +101,7 @@ CLI::App* AddAction(CLI::App& parent, Context& context, const char* name, const 
 
 }  // namespace
 
-void AddSessionsCommand(CLI::App& app, Context& context) {
+void command_sessions(CLI::App& app, Context& context) {
   CLI::App* sessions =
       app.add_subcommand("sessions", "List, show, fork, rewind, park or delete sessions");
   auto options = std::make_shared<SessionOptions>();

@@ -77,7 +77,7 @@ int RunStatus(Context& context) {
 
 }  // namespace
 
-void AddStatusCommand(CLI::App& app, Context& context) {
+void command_status(CLI::App& app, Context& context) {
   CLI::App* status = app.add_subcommand("status", "Workers, sessions and bytes per tier");
   AddTargetOptions(*status, context);
   AddJsonOption(*status, context);

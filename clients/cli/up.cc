@@ -79,7 +79,7 @@ int RunUp(const ClusterOptions& options, bool foreground, Context& context) {
 
 }  // namespace
 
-void AddUpCommand(CLI::App& app, Context& context) {
+void command_up(CLI::App& app, Context& context) {
   CLI::App* up = app.add_subcommand("up", "Start a local cluster: kvstore, workers and router");
   auto options = std::make_shared<ClusterOptions>();
   auto foreground = std::make_shared<bool>(false);
