@@ -37,6 +37,7 @@ grpc::ServerWriteReactor<Response>* TurnStream<Response>::MakeReactor() {
   auto* reactor = new Reactor(this->shared_from_this());  // deletes itself in OnDone
   absl::MutexLock lock(&mutex_);
   reactor_ = reactor;
+  Advance();  // the engine may have answered already
   return reactor;
 }
 
