@@ -25,8 +25,13 @@ int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t LastPosition(const AttentionItem& item) { return item.first_position + item.rows - 1; }
 
-int64_t FirstAbsoluteSplit(const AttentionItem& item) {
-  return item.dense ? item.dense_from / kSplitKeys : 0;
+// How many keys the row at `position` reads by index: a prefix of the listed ones and then the
+// dense ones.
+int64_t IndexedKeys(const AttentionItem& item, int64_t position) {
+  if (item.dense && position >= item.dense_from) {
+    return item.listed_count + position + 1 - item.dense_from;
+  }
+  return std::upper_bound(item.listed, item.listed + item.listed_count, position) - item.listed;
 }
 
 uint64_t LowBits(int64_t count) {
@@ -92,59 +97,43 @@ struct ChunkPointers {
   const std::byte* values[kKeyChunk];
 };
 
-// One chunk of a segment: the keys listed[first ... first + 64), or positions first ... first + 63.
+// Keys [first, first + 64) of a segment: by index, or positions along slashes.
 struct Chunk {
-  bool listed = false;
+  bool indexed = true;
   int64_t first = 0;
 };
 
-void PointAtPositions(const AttentionItem& item, int64_t first, const std::byte* zeros,
-                      ChunkPointers& to) {
-  const int64_t count = std::min<int64_t>(kKeyChunk, LastPosition(item) + 1 - first);
+void PointAtPosition(const AttentionItem& item, int64_t position, int64_t count, int64_t j,
+                     ChunkPointers& to) {
   const size_t bytes = static_cast<size_t>(item.head_dim) * (item.bf16 ? 2 : 4);
-  int64_t block = first / item.block_tokens;
-  int64_t slot = first % item.block_tokens;
-  int64_t j = 0;
-  while (j < count) {
-    const std::byte* base = item.arena + item.blocks[block].value() * item.block_bytes;
-    for (; slot < item.block_tokens && j < count; ++slot, ++j) {
-      const std::byte* at = base + static_cast<size_t>(slot) * bytes;
+  int64_t block = position / item.block_tokens;
+  int64_t slot = position % item.block_tokens;
+  for (const int64_t end = j + count; j < end; ++block, slot = 0) {
+    const std::byte* at = item.arena + item.blocks[block].value() * item.block_bytes +
+                          static_cast<size_t>(slot) * bytes;
+    for (; slot < item.block_tokens && j < end; ++slot, ++j, at += bytes) {
       to.keys[j] = at + item.key_offset;
       to.values[j] = at + item.value_offset;
     }
-    slot = 0;
-    ++block;
-  }
-  for (; j < kKeyChunk; ++j) to.keys[j] = to.values[j] = zeros;
-}
-
-void PointAtListed(const AttentionItem& item, int64_t first, const std::byte* zeros,
-                   ChunkPointers& to) {
-  const size_t bytes = static_cast<size_t>(item.head_dim) * (item.bf16 ? 2 : 4);
-  const int64_t last = LastPosition(item);
-  for (int64_t j = 0; j < kKeyChunk; ++j) {
-    const bool exists = first + j < item.listed_count && item.listed[first + j] <= last;
-    if (!exists) {
-      to.keys[j] = to.values[j] = zeros;
-      continue;
-    }
-    const int32_t position = item.listed[first + j];
-    const std::byte* at = item.arena +
-                          item.blocks[position / item.block_tokens].value() * item.block_bytes +
-                          static_cast<size_t>(position % item.block_tokens) * bytes;
-    to.keys[j] = at + item.key_offset;
-    to.values[j] = at + item.value_offset;
   }
 }
 
 void PointAt(const AttentionItem& item, const Chunk& chunk, const Workspace& work,
              ChunkPointers& to) {
-  const auto* zeros = reinterpret_cast<const std::byte*>(work.zeros);
-  if (chunk.listed) {
-    PointAtListed(item, chunk.first, zeros, to);
-  } else {
-    PointAtPositions(item, chunk.first, zeros, to);
+  const int64_t last = LastPosition(item);
+  const int64_t keys = chunk.indexed ? IndexedKeys(item, last) : last + 1;
+  const int64_t count = std::clamp<int64_t>(keys - chunk.first, 0, kKeyChunk);
+  int64_t j = 0;
+  int64_t position = chunk.first;
+  if (chunk.indexed) {
+    for (; j < count && chunk.first + j < item.listed_count; ++j) {
+      PointAtPosition(item, item.listed[chunk.first + j], 1, j, to);
+    }
+    position = item.dense_from + chunk.first + j - item.listed_count;
   }
+  if (j < count) PointAtPosition(item, position, count - j, j, to);
+  const auto* zeros = reinterpret_cast<const std::byte*>(work.zeros);
+  for (j = count; j < kKeyChunk; ++j) to.keys[j] = to.values[j] = zeros;
 }
 
 uint64_t ListedBits(const AttentionItem& item, int64_t first) {
@@ -168,24 +157,12 @@ uint64_t SlashBits(const AttentionItem& item, int64_t first, int64_t position) {
 
 // Fills in which keys of the chunk each row reads. False when no row reads any.
 bool SetVisible(const AttentionItem& item, const Chunk& chunk, const Workspace& work) {
-  const bool slashes = !chunk.listed && !item.dense;
-  const uint64_t left_out = slashes        ? ListedBits(item, chunk.first)
-                            : chunk.listed ? 0
-                                           : LowBits(item.dense_from - chunk.first);
+  const uint64_t listed = chunk.indexed ? 0 : ListedBits(item, chunk.first);
   uint64_t any = 0;
   for (int32_t r = 0; r < item.rows; ++r) {
     const int64_t position = item.first_position + r;
-    uint64_t bits;
-    if (chunk.listed) {
-      const int32_t* begin = item.listed + chunk.first;
-      const int32_t* end =
-          item.listed + std::min(item.listed_count, chunk.first + int64_t{kKeyChunk});
-      bits = LowBits(std::upper_bound(begin, end, position) - begin);
-    } else if (slashes) {
-      bits = SlashBits(item, chunk.first, position) & ~left_out;
-    } else {
-      bits = LowBits(position + 1 - chunk.first) & ~left_out;
-    }
+    const uint64_t bits = chunk.indexed ? LowBits(IndexedKeys(item, position) - chunk.first)
+                                        : SlashBits(item, chunk.first, position) & ~listed;
     std::fill_n(work.visible + int64_t{r} * item.group, item.group, bits);
     any |= bits;
   }
@@ -193,22 +170,20 @@ bool SetVisible(const AttentionItem& item, const Chunk& chunk, const Workspace& 
 }
 
 struct SplitChunks {
-  bool listed;
-  int64_t begin;  // chunk indices of the segment
+  bool indexed;
+  int64_t begin;  // chunks of the segment
   int64_t end;
 };
 
 SplitChunks ChunksOf(const AttentionItem& item, int64_t split) {
-  const int64_t listed_splits = DivideUp(item.listed_count, kSplitKeys);
-  if (split < listed_splits) {
-    return {true, split * kSplitChunks,
-            std::min((split + 1) * kSplitChunks, DivideUp(item.listed_count, kKeyChunk))};
+  const int64_t keys = IndexedKeys(item, LastPosition(item));
+  const int64_t indexed_splits = DivideUp(keys, kSplitKeys);
+  if (split < indexed_splits) {
+    const int64_t begin = split * kSplitChunks;
+    return {true, begin, std::min(begin + kSplitChunks, DivideUp(keys, kKeyChunk))};
   }
-  split += FirstAbsoluteSplit(item) - listed_splits;
-  const int64_t begin = split * kSplitChunks;
-  const int64_t first = item.dense ? item.dense_from / kKeyChunk : 0;
-  return {false, std::max(begin, first),
-          std::min(begin + kSplitChunks, LastPosition(item) / kKeyChunk + 1)};
+  const int64_t begin = (split - indexed_splits) * kSplitChunks;
+  return {false, begin, std::min(begin + kSplitChunks, LastPosition(item) / kKeyChunk + 1)};
 }
 
 void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t split,
@@ -217,8 +192,10 @@ void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t
   const SplitChunks chunks = ChunksOf(item, split);
   ChunkPointers pointers[2];
   bool pointed = false;  // pointers[c % 2] are set
+  const bool stream = kernels.stream != nullptr && item.bf16 && work.rows <= kStreamRows &&
+                      item.head_dim % kStreamDims == 0;
   for (int64_t c = chunks.begin; c < chunks.end; ++c) {
-    const Chunk chunk{chunks.listed, c * kKeyChunk};
+    const Chunk chunk{chunks.indexed, c * kKeyChunk};
     ChunkPointers& now = pointers[c % 2];
     if (!SetVisible(item, chunk, work)) {
       pointed = false;
@@ -227,13 +204,25 @@ void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t
     if (!pointed) PointAt(item, chunk, work, now);
     pointed = c + 1 < chunks.end;
     ChunkPointers& next = pointers[(c + 1) % 2];
-    if (pointed) PointAt(item, {chunks.listed, (c + 1) * kKeyChunk}, work, next);
-    const bool fetch = pointed && (chunks.listed || item.dense);
-    kernels.load_keys({now.keys, fetch ? next.keys : nullptr, item.bf16, item.head_dim}, work.keys);
-    kernels.load_values({now.values, fetch ? next.values : nullptr, item.bf16, item.head_dim},
-                        work.padded_dim, work.values);
-    kernels.attend({static_cast<int>(work.rows), item.head_dim, work.padded_dim, work.q,
-                    work.visible, work.keys, work.values, state});
+    if (pointed) PointAt(item, {chunks.indexed, (c + 1) * kKeyChunk}, work, next);
+    const bool fetch = pointed && chunks.indexed;
+    const ChunkSource keys{now.keys, fetch ? next.keys : nullptr, item.bf16, item.head_dim};
+    const ChunkSource values{now.values, fetch ? next.values : nullptr, item.bf16, item.head_dim};
+    const ChunkStep step{.rows = static_cast<int>(work.rows),
+                         .head_dim = item.head_dim,
+                         .padded_dim = work.padded_dim,
+                         .q = work.q,
+                         .visible = work.visible,
+                         .keys = work.keys,
+                         .values = work.values,
+                         .state = state};
+    if (stream) {
+      kernels.stream(step, keys, values);
+      continue;
+    }
+    kernels.load_keys(keys, work.keys);
+    kernels.load_values(values, work.padded_dim, work.values);
+    kernels.attend(step);
   }
 }
 
@@ -280,8 +269,9 @@ AttentionIsa BestAttentionIsa() {
 }
 
 int64_t SplitCount(const AttentionItem& item) {
-  return DivideUp(item.listed_count, kSplitKeys) +
-         std::max<int64_t>(0, LastPosition(item) / kSplitKeys + 1 - FirstAbsoluteSplit(item));
+  const int64_t last = LastPosition(item);
+  return DivideUp(IndexedKeys(item, last), kSplitKeys) +
+         (item.dense ? 0 : DivideUp(last + 1, kSplitKeys));
 }
 
 size_t ScratchFloats(int64_t rows_of_heads, int32_t head_dim) {

@@ -1,11 +1,11 @@
 // Attention of one tile of query rows over paged keys and values, with raw pointers.
 //
 // An *item* is a few consecutive rows of one sequence, for the query heads that share one KV head.
-// The keys that a row reads come in segments of fixed bounds: the listed keys by their index in
-// the list, then all others by their absolute position. Every kSplitKeys keys of a segment are a
-// *split*, whose result is computed by itself; the splits of a row are merged in ascending order.
-// So a row's result is bit-identical whatever rows share its tile, however a prompt is cut into
-// steps, and whichever threads compute its splits.
+// The keys that a row reads are counted: the listed ones, then the dense ones; those along slashes
+// follow by their absolute position. Every kSplitKeys keys of a count are a *split*, whose result
+// is computed by itself; the splits of a row are merged in ascending order. So a row's result is
+// bit-identical whatever rows share its tile, however a prompt is cut into steps, and whichever
+// threads compute its splits; and a list that names every key gives the bits of dense attention.
 //
 // Thread rule: pure functions of their arguments; a scratch belongs to one call at a time. No
 // errors: StepAttention (step_attention.h) checks shapes and splits the work of a step.

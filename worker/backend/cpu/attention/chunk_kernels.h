@@ -20,7 +20,9 @@
 namespace loopserve::worker::cpu_attention {
 
 inline constexpr int kKeyChunk = 64;
-inline constexpr int kDimAlign = 16;    // head_dim is padded to a multiple of it in scratch
+inline constexpr int kDimAlign = 16;  // head_dim is padded to a multiple of it in scratch
+inline constexpr int kStreamRows = 6;
+inline constexpr int kStreamDims = 32;
 inline constexpr int kLanes = 16;       // partial sums of weights per row
 inline constexpr int kStateExtra = 32;  // values of a row's state beside its sum of values
 
@@ -52,6 +54,9 @@ struct ChunkKernels {
   void (*load_keys)(const ChunkSource& from, float* keys);
   void (*load_values)(const ChunkSource& from, int padded_dim, float* values);
   void (*attend)(const ChunkStep& step);
+  // The same for up to kStreamRows rows, straight from the arena (bf16, head_dim a multiple of
+  // kStreamDims): laying the chunk out would not pay. Null where there is no such kernel.
+  void (*stream)(const ChunkStep& step, const ChunkSource& keys, const ChunkSource& values);
   // state := that of its keys and those of `other`, which are disjoint; [rows, StateStride].
   void (*merge)(int rows, int padded_dim, const float* other, float* state);
   // out[head_dim] = the row's weighted mean; zeros when it saw no key.

@@ -6,7 +6,10 @@
 //   S::F  a vector of S::kWidth floats;  S::kTileVectors  vectors beside kTileRows rows in a tile
 //   Load Store Set1 Add Mul Sub Max Fma(a, b, c) = a * b + c  ReduceMax ReduceAdd
 //   Exp2(x), x <= 0: 0 below -126;  Select(x, bits): -infinity where a bit is clear
-//   WidenBf16(const uint16_t*)  TransposeKeys(source, keys)
+//   WidenBf16(const uint16_t*)
+//   TransposeKeys(source, keys): lays out as many dimensions as it can, and returns how many
+//   kStreams: it has TransposeWords(at, i, words) (word w of the result holds values i + 2w and
+//   i + 2w + 1 of the kWidth keys), EvenBf16(word), OddBf16(word)
 #pragma once
 
 #include <cstddef>
@@ -180,6 +183,117 @@ struct ChunkKernelsFor {
     }
   }
 
+  // As Scores, with each block of kW keys by 2 kW dimensions transposed in registers. Blocks of
+  // different keys follow one another, so that their sums do not wait for each other.
+  template <int MR>
+  LOOPSERVE_INLINE void StreamScores(const ChunkStep& a, const ChunkSource& from,
+                                     float (*scores)[kKeyChunk]) {
+    for (int i = 0; i < a.head_dim; i += 2 * kW) {
+      for (int j = 0; j < kKeyChunk; j += kW) {
+        typename S::Words words[kW];
+        S::TransposeWords(from.at + j, i, words);
+        F acc[MR];
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) acc[r] = i == 0 ? S::Set1(0.0f) : S::Load(scores[r] + j);
+#pragma GCC unroll 16
+        for (int w = 0; w < kW; ++w) {
+          const float* q = a.q + i + 2 * w;
+          const F even = S::EvenBf16(words[w]);
+          const F odd = S::OddBf16(words[w]);
+#pragma GCC unroll 6
+          for (int r = 0; r < MR; ++r, q += a.padded_dim) {
+            acc[r] = S::Fma(S::Set1(q[0]), even, acc[r]);
+            acc[r] = S::Fma(S::Set1(q[1]), odd, acc[r]);
+          }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) S::Store(scores[r] + j, acc[r]);
+        if (from.next == nullptr || i % 32 != 0) continue;
+#pragma GCC unroll 16
+        for (int k = 0; k < kW; ++k) __builtin_prefetch(from.next[j + k] + i * 2);
+      }
+    }
+  }
+
+  template <int MR, int NV>
+  LOOPSERVE_INLINE void StreamWeightedSum(const ChunkStep& a, const ChunkSource& from, int dim,
+                                          uint64_t keys, const float (*weights)[kKeyChunk],
+                                          const float* shrink) {
+    const size_t stride = size_t(StateStride(a.padded_dim));
+    float* sum = a.state + dim;
+    F acc[MR][NV];
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+      const F factor = S::Set1(shrink[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        acc[r][v] = S::Mul(S::Load(sum + size_t(r) * stride + v * kW), factor);
+      }
+    }
+    const int count = 64 - __builtin_clzll(keys);
+    for (int j = 0; j < count; ++j) {
+      const auto* at = reinterpret_cast<const uint16_t*>(from.at[j]) + dim;
+      if (from.next != nullptr) {
+#pragma GCC unroll 2
+        for (int i = 0; i < NV * kW; i += 32) __builtin_prefetch(from.next[j] + (dim + i) * 2);
+      }
+      F value[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) value[v] = S::WidenBf16(at + v * kW);
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+        const F weight = S::Set1(weights[r][j]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[r][v] = S::Fma(weight, value[v], acc[r][v]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) S::Store(sum + size_t(r) * stride + v * kW, acc[r][v]);
+    }
+  }
+
+  template <int MR>
+  [[gnu::noinline]] static void StreamRows(const ChunkStep& a, const ChunkSource& keys,
+                                           const ChunkSource& values) {
+    alignas(64) float scores[MR][kKeyChunk];
+    float shrink[MR];
+    const size_t stride = size_t(StateStride(a.padded_dim));
+    uint64_t seen = 0;
+    StreamScores<MR>(a, keys, scores);
+    for (int r = 0; r < MR; ++r) {
+      float* lanes = a.state + size_t(r) * stride + a.padded_dim;
+      shrink[r] = Softmax(scores[r], a.visible[r], lanes, lanes + kLanes);
+      seen |= a.visible[r];
+    }
+    if (seen == 0) return;
+    int dim = 0;
+    for (; dim + kTileVectors * kW <= a.padded_dim; dim += kTileVectors * kW) {
+      StreamWeightedSum<MR, kTileVectors>(a, values, dim, seen, scores, shrink);
+    }
+    for (; dim + kW <= a.padded_dim; dim += kW) {
+      StreamWeightedSum<MR, 1>(a, values, dim, seen, scores, shrink);
+    }
+  }
+
+  static void Stream(const ChunkStep& a, const ChunkSource& keys, const ChunkSource& values) {
+    switch (a.rows) {
+      case 6:
+        return StreamRows<6>(a, keys, values);
+      case 5:
+        return StreamRows<5>(a, keys, values);
+      case 4:
+        return StreamRows<4>(a, keys, values);
+      case 3:
+        return StreamRows<3>(a, keys, values);
+      case 2:
+        return StreamRows<2>(a, keys, values);
+      default:
+        return StreamRows<1>(a, keys, values);
+    }
+  }
+
   template <int MR>
   [[gnu::noinline]] static void AttendRows(const ChunkStep& a, int row0) {
     uint64_t keys = 0;
@@ -248,7 +362,12 @@ struct ChunkKernelsFor {
   }
 
   // A constant: reaching it executes nothing that was compiled for the instruction set.
-  static constexpr ChunkKernels kTable = {LoadKeys, LoadValues, Attend, Merge, Finish};
+  static constexpr ChunkKernels Table() {
+    ChunkKernels table = {LoadKeys, LoadValues, Attend, nullptr, Merge, Finish};
+    if constexpr (S::kStreams) table.stream = Stream;
+    return table;
+  }
+  static constexpr ChunkKernels kTable = Table();
 };
 
 }  // namespace loopserve::worker::cpu_attention

@@ -8,7 +8,9 @@ namespace {
 struct Avx2 {
   using F = __m256;
   static constexpr int kWidth = 8;
+  using Words = __m256i;
   static constexpr int kTileVectors = 2;
+  static constexpr bool kStreams = true;
 
   LOOPSERVE_INLINE F Load(const float* at) { return _mm256_loadu_ps(at); }
   LOOPSERVE_INLINE void Store(float* at, F x) { _mm256_storeu_ps(at, x); }
@@ -83,25 +85,34 @@ struct Avx2 {
     for (int i = 0; i < 8; ++i) x[i] = y[i];
   }
 
+  LOOPSERVE_INLINE F EvenBf16(Words x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+  LOOPSERVE_INLINE F OddBf16(Words x) {
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+
+  LOOPSERVE_INLINE void TransposeWords(const std::byte* const* at, int i, Words (&x)[8]) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      x[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at[j] + size_t(i) * 2));
+    }
+    Transpose(x);
+  }
+
   static int TransposeKeys(const ChunkSource& from, float* keys) {
     const int bytes = from.head_dim * (from.bf16 ? 2 : 4);
     const int step = from.bf16 ? 16 : 8;  // dimensions in a vector
-    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
     const int words = bytes / 32;
     for (int j = 0; j < kKeyChunk; j += kWidth) {
       for (int w = 0; w < words; ++w) {
         __m256i x[8];
-#pragma GCC unroll 8
-        for (int k = 0; k < 8; ++k) {
-          x[k] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from.at[j + k] + w * 32));
-        }
-        Transpose(x);
+        TransposeWords(from.at + j, w * 16, x);
         float* to = keys + size_t(w) * size_t(step) * kKeyChunk + j;
 #pragma GCC unroll 8
         for (int p = 0; p < 8; ++p) {
           if (from.bf16) {
-            Store(to + 2 * p * kKeyChunk, _mm256_castsi256_ps(_mm256_slli_epi32(x[p], 16)));
-            Store(to + (2 * p + 1) * kKeyChunk, _mm256_castsi256_ps(_mm256_and_si256(x[p], high)));
+            Store(to + 2 * p * kKeyChunk, EvenBf16(x[p]));
+            Store(to + (2 * p + 1) * kKeyChunk, OddBf16(x[p]));
           } else {
             Store(to + p * kKeyChunk, _mm256_castsi256_ps(x[p]));
           }

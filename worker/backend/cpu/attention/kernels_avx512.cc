@@ -8,7 +8,9 @@ namespace {
 struct Avx512 {
   using F = __m512;
   static constexpr int kWidth = 16;
+  using Words = __m512i;
   static constexpr int kTileVectors = 4;
+  static constexpr bool kStreams = true;
 
   LOOPSERVE_INLINE F Load(const float* at) { return _mm512_loadu_ps(at); }
   LOOPSERVE_INLINE void Store(float* at, F x) { _mm512_storeu_ps(at, x); }
@@ -73,6 +75,18 @@ struct Avx512 {
     }
   }
 
+  LOOPSERVE_INLINE F EvenBf16(Words x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  LOOPSERVE_INLINE F OddBf16(Words x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+
+  LOOPSERVE_INLINE void TransposeWords(const std::byte* const* at, int i, Words (&x)[16]) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = _mm512_loadu_si512(at[j] + size_t(i) * 2);
+    Transpose(x);
+  }
+
   // Values [i, i + 32) of 16 keys, two to a word.
   LOOPSERVE_INLINE void TransposeBf16(const std::byte* const* at, int i, int count, float* keys) {
     const __mmask32 mask = count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
@@ -80,15 +94,13 @@ struct Avx512 {
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) x[j] = _mm512_maskz_loadu_epi16(mask, at[j] + size_t(i) * 2);
     Transpose(x);
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) {
       if (2 * p < count) {
-        Store(keys + (i + 2 * p) * kKeyChunk, _mm512_castsi512_ps(_mm512_slli_epi32(x[p], 16)));
+        Store(keys + (i + 2 * p) * kKeyChunk, EvenBf16(x[p]));
       }
       if (2 * p + 1 < count) {
-        Store(keys + (i + 2 * p + 1) * kKeyChunk,
-              _mm512_castsi512_ps(_mm512_and_si512(x[p], high)));
+        Store(keys + (i + 2 * p + 1) * kKeyChunk, OddBf16(x[p]));
       }
     }
   }

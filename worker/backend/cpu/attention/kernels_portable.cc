@@ -9,6 +9,7 @@ struct Portable {
   typedef int32_t I __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
   static constexpr int kTileVectors = 2;
+  static constexpr bool kStreams = false;
 
   LOOPSERVE_INLINE F Load(const float* at) {
     F x;

@@ -219,6 +219,19 @@ TEST_P(AttentionTest, ReadsListedKeysThenTheDenseTail) {
   }
 }
 
+TEST_P(AttentionTest, NamingEveryKeyIsDenseToTheBit) {
+  const KvShape shape = Shape(64, 32, KvDtype::kBf16);
+  const std::vector<float> dense = Case(GetParam(), shape, 1000, 50, 3, 31).InTiles(16);
+  Reads reads;
+  for (int32_t j = 0; j < 970; ++j) reads.listed.push_back(j);
+  reads.dense_from = 970;
+  EXPECT_TRUE(SameBits(dense, Case(GetParam(), shape, 1000, 50, 3, 31, reads).InTiles(16)));
+  for (int32_t j = 970; j < 1000; ++j) reads.listed.push_back(j);
+  reads.dense = false;
+  reads.slashes = {0, 1, 2, 100};
+  EXPECT_TRUE(SameBits(dense, Case(GetParam(), shape, 1000, 50, 3, 31, reads).InTiles(16)));
+}
+
 TEST_P(AttentionTest, RowsBeforeTheListSeeNothing) {
   Reads reads;
   reads.listed = {50, 60};

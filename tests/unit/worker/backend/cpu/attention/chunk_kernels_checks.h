@@ -113,4 +113,43 @@ inline void CheckNeutrals(const ChunkKernels& kernels) {
   EXPECT_EQ(before, nothing);
 }
 
+// The kernel without a laid-out chunk gives the bits of the one with.
+inline void CheckStream(const ChunkKernels& kernels) {
+  if (kernels.stream == nullptr) GTEST_SKIP() << "has no such kernel";
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(0, 1);
+  for (const int dim : {32, 64, 96, 128}) {
+    for (int rows = 1; rows <= kStreamRows; ++rows) {
+      for (const int count : {1, 2, 17, 63, 64}) {
+        std::vector<uint16_t> stored(size_t(2 * kKeyChunk * dim));
+        for (uint16_t& value : stored) value = FloatToBf16(normal(random));
+        const std::byte* key_at[kKeyChunk];
+        const std::byte* value_at[kKeyChunk];
+        for (int j = 0; j < kKeyChunk; ++j) {
+          key_at[j] = reinterpret_cast<const std::byte*>(&stored[size_t(2 * j * dim)]);
+          value_at[j] = reinterpret_cast<const std::byte*>(&stored[size_t((2 * j + 1) * dim)]);
+        }
+        std::vector<float> q(size_t(rows * dim));
+        for (float& value : q) value = normal(random);
+        std::vector<uint64_t> visible(size_t(rows), ~uint64_t{0} >> (64 - count));
+        visible[0] = 1;
+        std::vector<float> keys(size_t(dim * kKeyChunk));
+        std::vector<float> values(size_t(dim * kKeyChunk));
+        const auto stride = size_t(StateStride(dim));
+        std::vector<float> state(size_t(rows) * stride, 0.5f);
+        std::vector<float> streamed = state;
+        kernels.load_keys({key_at, nullptr, true, dim}, keys.data());
+        kernels.load_values({value_at, nullptr, true, dim}, dim, values.data());
+        ChunkStep step{rows,           dim,         dim,           q.data(),
+                       visible.data(), keys.data(), values.data(), state.data()};
+        kernels.attend(step);
+        step.state = streamed.data();
+        kernels.stream(step, {key_at, key_at, true, dim}, {value_at, value_at, true, dim});
+        ASSERT_EQ(0, std::memcmp(state.data(), streamed.data(), state.size() * sizeof(float)))
+            << dim << " " << rows << " " << count;
+      }
+    }
+  }
+}
+
 }  // namespace loopserve::worker::cpu_attention

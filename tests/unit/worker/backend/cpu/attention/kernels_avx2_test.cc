@@ -16,6 +16,7 @@ class Avx2ChunkKernelsTest : public ::testing::Test {
 TEST_F(Avx2ChunkKernelsTest, LaysOutKeysAndValuesExactly) { CheckLoads(Avx2ChunkKernels()); }
 TEST_F(Avx2ChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(Avx2ChunkKernels()); }
 TEST_F(Avx2ChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(Avx2ChunkKernels()); }
+TEST_F(Avx2ChunkKernelsTest, StreamsToTheSameBits) { CheckStream(Avx2ChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

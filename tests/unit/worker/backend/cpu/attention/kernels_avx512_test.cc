@@ -16,6 +16,7 @@ class Avx512ChunkKernelsTest : public ::testing::Test {
 TEST_F(Avx512ChunkKernelsTest, LaysOutKeysAndValuesExactly) { CheckLoads(Avx512ChunkKernels()); }
 TEST_F(Avx512ChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(Avx512ChunkKernels()); }
 TEST_F(Avx512ChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(Avx512ChunkKernels()); }
+TEST_F(Avx512ChunkKernelsTest, StreamsToTheSameBits) { CheckStream(Avx512ChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention
