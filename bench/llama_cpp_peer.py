@@ -1,8 +1,8 @@
 """llama.cpp through its Python package's C interface: the peer that results stand beside."""
 
-import contextlib
 import ctypes
 import os
+import time
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
@@ -10,17 +10,12 @@ import numpy as np
 GGML_TYPE_F16 = 1
 
 
-@contextlib.contextmanager
-def _quiet():
-    """llama.cpp reports on standard error while it loads."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
+@ll.llama_log_callback
+def _drop_log(_level, _text, _data):
+    """llama.cpp reports a lot while it loads."""
+
+
+ll.llama_log_set(_drop_log, None)
 
 
 class Model:
@@ -31,8 +26,7 @@ class Model:
         params = ll.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = 0
-        with _quiet():
-            self.handle = ll.llama_model_load_from_file(os.fsencode(path), params)
+        self.handle = ll.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self.vocab = ll.llama_model_get_vocab(self.handle)
@@ -52,27 +46,30 @@ def expand(path, out):
     params = ll.llama_model_quantize_default_params()
     params.ftype = 0  # LLAMA_FTYPE_ALL_F32
     params.allow_requantize = True
-    with _quiet():
-        code = ll.llama_model_quantize(os.fsencode(path), os.fsencode(out), params)
+    code = ll.llama_model_quantize(os.fsencode(path), os.fsencode(out), params)
     if code != 0:
         raise RuntimeError(f"llama.cpp cannot expand {path}: {code}")
 
 
 class Context:
-    """A KV cache of `n_seq` sequences of up to `n_ctx` tokens in all, and the steps on it."""
+    """A KV cache of `n_seq` sequences of up to `n_ctx` tokens in all, and the steps on it.
 
-    def __init__(self, model, n_ctx, n_seq=1, flash_attention=False, n_batch=512, threads=None):
+    Not unified, each sequence has its own n_ctx / n_seq tokens. `seconds` is the time spent in
+    llama.cpp's steps.
+    """
+
+    def __init__(self, model, n_ctx, n_seq=1, flash_attention=False, n_batch=512, threads=None,
+                 unified=True):
         threads = threads or len(os.sched_getaffinity(0))
         params = ll.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seq, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seq, unified
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = 1 if flash_attention else 0
         params.type_k = params.type_v = GGML_TYPE_F16
         params.no_perf = True
-        self.model, self.n_batch = model, n_batch
-        with _quiet():
-            self.handle = ll.llama_init_from_model(model.handle, params)
+        self.model, self.n_batch, self.seconds = model, n_batch, 0.0
+        self.handle = ll.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise RuntimeError("llama.cpp cannot make a context")
         self.memory = ll.llama_get_memory(self.handle)
@@ -80,8 +77,7 @@ class Context:
 
     def close(self):
         ll.llama_batch_free(self.batch)
-        with _quiet():
-            ll.llama_free(self.handle)
+        ll.llama_free(self.handle)
 
     def step(self, rows):
         """rows: (token, position, sequence, wants logits), at most n_batch."""
@@ -91,10 +87,12 @@ class Context:
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
             batch.logits[i] = wanted
+        start = time.perf_counter()
         code = ll.llama_decode(self.handle, batch)
+        ll.llama_synchronize(self.handle)
+        self.seconds += time.perf_counter() - start
         if code != 0:
             raise RuntimeError(f"llama_decode failed with {code}")
-        ll.llama_synchronize(self.handle)
 
     def append(self, tokens, first, sequence=0, all_logits=False):
         """Steps of at most n_batch tokens; yields after each. Logits of the last, or of all."""
@@ -126,7 +124,7 @@ class Context:
         ll.llama_memory_clear(self.memory, False)
 
     def copy_sequence(self, source, target):
-        """All of `source` also belongs to `target`, without a copy of its bytes."""
+        """All of `source` also belongs to `target`: shared when unified, else copied."""
         ll.llama_memory_seq_cp(self.memory, source, target, -1, -1)
 
     def cut(self, sequence, length):

@@ -1,0 +1,54 @@
+"""The result form that every benchmark shares, and the corpus that tokenizers are compared on."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "bench/reference")]
+
+import nasty_corpus  # noqa: E402
+import report  # noqa: E402
+
+
+def test_a_row_relates_ours_to_the_peer_and_to_the_limit():
+    assert report.row("a", "tokens/s", 50, 100, 200) == {
+        "id": "a", "unit": "tokens/s", "ours": 50, "peer": 100, "ratio": 0.5, "limit": 0.25}
+    assert report.row("b", "ms", 50, 100, 10, lower_is_better=True)["ratio"] == 2
+    assert report.row("b", "ms", 50, 100, 10, lower_is_better=True)["limit"] == 0.2
+
+
+def test_what_is_not_there_is_null():
+    row = report.row("a", "tokens/s", 1 / 3)
+    assert (row["ours"], row["peer"], row["ratio"], row["limit"]) == (0.3333, None, None, None)
+
+
+def test_the_file_has_the_common_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    path = report.write_rows("engine", [report.row("a", "s", 1)])
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == "engine.json"
+    assert list(document) == ["bench", "machine", "commit", "rows"]
+    assert document["machine"]["cores"] > 0
+    assert document["rows"][0]["id"] == "a"
+
+
+def test_the_table_aligns_its_columns():
+    lines = report.table(("id", "value"), [("a", 1.0), ("long name", None)]).splitlines()
+    assert lines == ["id         value", "---------  -----", "a              1", "long name      -"]
+
+
+def test_the_corpus_is_large_varied_and_the_same_each_time():
+    cases = nasty_corpus.cases(3000, seed=7)
+    assert len(cases) == 3000
+    assert cases == nasty_corpus.cases(3000, seed=7)
+    assert cases != nasty_corpus.cases(3000, seed=8)
+    assert len(nasty_corpus._SCRIPTS) >= 40
+    joined = b"".join(cases)
+    assert set(joined) == set(range(256))
+    with pytest.raises(UnicodeDecodeError):
+        joined.decode("utf-8")
+    for wanted in ("\u200d", "\u0301", "<|im_start|>", "\r\n", "٣"):
+        assert wanted.encode("utf-8") in joined
