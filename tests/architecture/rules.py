@@ -42,7 +42,7 @@ ROWS = {
         ["main."],
         ["server.", "config."],
         ["chat_service.", "session_service.", "admin_service."],
-        ["turn_proxy.", "worker_rpc."],
+        ["turn_", "worker_rpc."],
         ["wire.", "routing."],
         ["admission.", "placement."],
         ["worker_pool."],

@@ -283,7 +283,8 @@ TEST(DrainTest, TheRouterFinishesWhatRunsAndRefusesTheRest) {
   running.AfterFirstToken();
   std::thread drain([&cluster] { cluster.router().Drain(); });
   for (bool refused = false; !refused;) {
-    OpenTurn late = Session(cluster).Says("late");
+    Session other(cluster);
+    OpenTurn late = other.Says("late");
     refused = common::HasReason(late.outcome().status, Reason::kDraining);
     if (refused) late.Expect(FailsForNowWith(Reason::kDraining));
   }
