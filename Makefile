@@ -46,7 +46,7 @@ sanitized: setup model
 	@ninja -C build/$(PRESET) -j$(JOBS)
 	@LOOPSERVE_MODEL=$$(.ci/model) \
 	  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	  TSAN_OPTIONS="suppressions=$(CURDIR)/.ci/tsan.supp second_deadlock_stack=1" \
+	  TSAN_OPTIONS="ignore_noninstrumented_modules=1 suppressions=$(CURDIR)/.ci/tsan.supp second_deadlock_stack=1" \
 	  ctest --test-dir build/$(PRESET) --output-on-failure -j$(JOBS)
 
 lint: setup ## Formatting, clang-tidy (with thread-safety analysis), protos, YAML

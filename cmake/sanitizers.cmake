@@ -13,7 +13,10 @@ elseif(LOOPSERVE_SANITIZE STREQUAL "thread")
           ${m}5AwaitERKNS0_9ConditionE ${m}16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE
           ${m}17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE ${c}4WaitEPNS0_5MutexE
           ${c}15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE
-          ${c}16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)
+          ${c}16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE
+          _ZN4absl7debian312Notification6NotifyEv
+          _ZNK4absl7debian312Notification19WaitForNotificationEv
+          _ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE)
     add_link_options(-Wl,--wrap=${name})
   endforeach()
   add_library(tsan_mutex STATIC ${CMAKE_CURRENT_LIST_DIR}/tsan_mutex.cc)

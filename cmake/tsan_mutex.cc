@@ -1,9 +1,11 @@
-// Teaches the thread sanitizer what Debian's absl::Mutex orders. The library is built without the
-// sanitizer, so its locks are invisible and every guarded variable looks raced; here the linker
+// Teaches the thread sanitizer what Debian's absl::Mutex and absl::Notification order. The library
+// is built without the sanitizer, so its locks are invisible and every guarded variable looks
+// raced; here the linker
 // (--wrap, see sanitizers.cmake) puts these functions before the real ones. Waiting polls, so that
 // no condition is evaluated inside the library on another thread. Only for the tsan preset.
 
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 
 extern "C" {
@@ -95,5 +97,31 @@ void wrap_wait(absl::CondVar* cv,
                absl::Mutex* mutex) __asm__("__wrap__ZN4absl7debian37CondVar4WaitEPNS0_5MutexE");
 void wrap_wait(absl::CondVar* cv, absl::Mutex* mutex) {
   wrap_wait_until(cv, mutex, absl::InfiniteFuture());
+}
+
+void real_notify(absl::Notification*) __asm__("__real__ZN4absl7debian312Notification6NotifyEv");
+void wrap_notify(absl::Notification* n) __asm__("__wrap__ZN4absl7debian312Notification6NotifyEv");
+void wrap_notify(absl::Notification* n) {
+  __tsan_release(n);
+  real_notify(n);
+}
+
+void real_wait_notified(const absl::Notification*) __asm__(
+    "__real__ZNK4absl7debian312Notification19WaitForNotificationEv");
+void wrap_wait_notified(const absl::Notification* n) __asm__(
+    "__wrap__ZNK4absl7debian312Notification19WaitForNotificationEv");
+void wrap_wait_notified(const absl::Notification* n) {
+  real_wait_notified(n);
+  __tsan_acquire(const_cast<absl::Notification*>(n));
+}
+
+bool real_wait_notified_for(const absl::Notification*, absl::Duration) __asm__(
+    "__real__ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE");
+bool wrap_wait_notified_for(const absl::Notification* n, absl::Duration timeout) __asm__(
+    "__wrap__ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE");
+bool wrap_wait_notified_for(const absl::Notification* n, absl::Duration timeout) {
+  const bool notified = real_wait_notified_for(n, timeout);
+  if (notified) __tsan_acquire(const_cast<absl::Notification*>(n));
+  return notified;
 }
 }
