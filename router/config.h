@@ -10,6 +10,10 @@
 
 namespace loopserve::router {
 
+// What one worker has room for by its own defaults, with some to spare: beyond that, requests wait
+// better here, where the worker is not chosen yet.
+inline constexpr int kInflightPerWorker = 64;
+
 struct RouterConfig {
   std::string listen = "127.0.0.1:8001";
   std::string metrics_listen = "127.0.0.1:8002";
@@ -17,7 +21,7 @@ struct RouterConfig {
   std::vector<std::string> workers;
   std::string directory = "embedded";
 
-  int max_inflight = 256;
+  int max_inflight = 0;  // 0: kInflightPerWorker for each worker
   int max_queue = 1024;
   absl::Duration max_queue_wait = absl::Seconds(30);
   absl::Duration max_turn_time = absl::Minutes(10);
@@ -32,13 +36,17 @@ struct RouterConfig {
   std::string log_level = "info";
   std::string log_format = "text";
 
+  int MaxInflight() const {
+    return max_inflight > 0 ? max_inflight : kInflightPerWorker * static_cast<int>(workers.size());
+  }
+
   void AddTo(common::FlagSet& flags) {
     flags.Add("listen", &listen, "address of the public services; port 0: any");
     flags.Add("metrics-listen", &metrics_listen, "address of /metrics");
     flags.Add("admin-listen", &admin_listen, "address of the operator's service");
     flags.Add("workers", &workers, "the workers: id=host:port,...");
     flags.Add("directory", &directory, "where sessions are pinned: embedded");
-    flags.Add("max-inflight", &max_inflight, "requests with workers at most");
+    flags.Add("max-inflight", &max_inflight, "requests with workers at most; 0: 64 per worker");
     flags.Add("max-queue", &max_queue, "requests that may wait for a place");
     flags.AddDuration("max-queue-wait", &max_queue_wait, "how long one may wait");
     flags.AddDuration("max-turn-time", &max_turn_time, "deadline of a turn that has none");

@@ -53,8 +53,8 @@ absl::Status CheckConfig(const RouterConfig& config) {
   if (const auto directory = CreateDirectory(config.directory); !directory.ok()) {
     return directory.status();
   }
-  if (config.max_inflight < 1) {
-    return absl::InvalidArgumentError("--max-inflight must be at least 1");
+  if (config.max_inflight < 0) {
+    return absl::InvalidArgumentError("--max-inflight must not be negative");
   }
   if (config.max_queue < 0) return absl::InvalidArgumentError("--max-queue must not be negative");
   if (config.max_message_bytes < 1024 || config.max_message_bytes > (1 << 30)) {

@@ -32,6 +32,7 @@ namespace {
 
 constexpr absl::string_view kHealthNames[] = {"loopserve.chat.v1.Chat",
                                               "loopserve.session.v1.Sessions"};
+constexpr absl::Duration kGoodbye = absl::Milliseconds(500);
 constexpr int kMaxConcurrentStreams = 16384;
 
 // Keepalive as clients of ours send it is welcome; a connection ends now and then, so that new
@@ -71,7 +72,7 @@ class GrpcRouterServer final : public RouterServer {
         table_(workers),
         directory_(std::move(directory)),
         metrics_(metrics, Ids(workers)),
-        admission_({.max_inflight = config.max_inflight,
+        admission_({.max_inflight = config.MaxInflight(),
                     .max_queue = config.max_queue,
                     .max_queue_wait = config.max_queue_wait},
                    clock),
@@ -92,7 +93,7 @@ class GrpcRouterServer final : public RouterServer {
   }
 
   ~GrpcRouterServer() override {
-    EndServers();
+    EndServers(absl::ZeroDuration());
     shown_->Set([] {});
   }
 
@@ -125,7 +126,8 @@ class GrpcRouterServer final : public RouterServer {
     const bool finished = gate_.Close(config_.drain_timeout);
     proxy_->OnShutdown();
     if (!finished) log_.Warning("drain timed out", {{"still_open", gate_.inside()}});
-    EndServers();
+    // Open calls are only watches of the health by now, unless the time was up.
+    EndServers(finished ? kGoodbye : absl::ZeroDuration());
   }
 
  private:
@@ -176,11 +178,11 @@ class GrpcRouterServer final : public RouterServer {
     }
   }
 
-  void EndServers() {
+  void EndServers(absl::Duration grace) {
     started_ = false;
-    const auto now = absl::ToChronoTime(absl::Now());
-    if (server_ != nullptr) server_->Shutdown(now);
-    if (admin_server_ != nullptr) admin_server_->Shutdown(now);
+    const auto deadline = absl::ToChronoTime(absl::Now() + grace);
+    if (server_ != nullptr) server_->Shutdown(deadline);
+    if (admin_server_ != nullptr) admin_server_->Shutdown(deadline);
   }
 
   const RouterConfig config_;
