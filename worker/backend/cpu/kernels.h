@@ -38,8 +38,9 @@ struct MatMulTile {
   int64_t x_stride;
   QuantTile quant;  // read by the quantised formats
   int rows;
-  int outputs;  // valid ones of the panel
-  float* out;   // [rows, outputs]
+  int outputs;    // valid ones of the panel
+  bool prefetch;  // the panel is not in the cache yet
+  float* out;     // [rows, outputs]
   int64_t out_stride;
 };
 

@@ -51,6 +51,7 @@ void MatMulRunner::RunPanel(TensorView x, const PackedMatrix& weight, TensorView
     const int64_t row = t * kRowTile;
     tile.rows = static_cast<int>(std::min<int64_t>(kRowTile, x.rows - row));
     tile.x = x.row(row);
+    tile.prefetch = t == first_tile;
     if (weight.quantised()) tile.quant = Tile(t, blocks);
     tile.out = out.row(row) + first_output;
     kernel(tile);

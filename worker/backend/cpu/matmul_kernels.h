@@ -192,7 +192,7 @@ struct MatMulKernels {
       }
       const auto* block = reinterpret_cast<const uint8_t*>(tile.panel);
       for (int64_t b = 0; b < blocks; ++b, block += kBytes) {
-        if constexpr (MR == 1) S::Prefetch(block + S::kPrefetchBytes, kBytes);
+        if (tile.prefetch) S::Prefetch(block + S::kPrefetchBytes, kBytes);
         AddBlock<L, MR>(block, lane, tile.quant, b, row0, acc);
       }
       StoreTile<MR>(tile, row0, lane, acc);

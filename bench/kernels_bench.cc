@@ -1,0 +1,263 @@
+// Micro benchmarks of the cpu backend's kernels: matrix products and attention, at the shapes of
+// SmolLM2-135M and of a larger layer. Counters: GFLOP/s (or GB/s where memory is the limit) and the
+// share of what this machine's vector unit or memory gives when it does nothing else.
+//
+//   kernels_bench --benchmark_filter=MatMul/.*M:512
+#include <benchmark/benchmark.h>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/block_pool.h"
+#include "worker/backend/backend.h"
+
+namespace loopserve::worker {
+namespace {
+
+// Of this thread: other processes on the machine do not count.
+double CpuSeconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+double BestRate(const std::function<double()>& work) {
+  double best = 0;
+  for (int i = 0; i < 20; ++i) {
+    const double start = CpuSeconds();
+    const double amount = work();
+    best = std::max(best, amount / (CpuSeconds() - start));
+  }
+  return best;
+}
+
+#ifdef __x86_64__
+// 16 independent chains of one instruction, which is written out so that no compiler spills them.
+#define LOOPSERVE_CHAINS(instruction)                                                       \
+  instruction                                                                               \
+      " %%zmm16, %%zmm16, %%zmm0\n" instruction " %%zmm16, %%zmm16, %%zmm1\n" instruction   \
+      " %%zmm16, %%zmm16, %%zmm2\n" instruction " %%zmm16, %%zmm16, %%zmm3\n" instruction   \
+      " %%zmm16, %%zmm16, %%zmm4\n" instruction " %%zmm16, %%zmm16, %%zmm5\n" instruction   \
+      " %%zmm16, %%zmm16, %%zmm6\n" instruction " %%zmm16, %%zmm16, %%zmm7\n" instruction   \
+      " %%zmm16, %%zmm16, %%zmm8\n" instruction " %%zmm16, %%zmm16, %%zmm9\n" instruction   \
+      " %%zmm16, %%zmm16, %%zmm10\n" instruction " %%zmm16, %%zmm16, %%zmm11\n" instruction \
+      " %%zmm16, %%zmm16, %%zmm12\n" instruction " %%zmm16, %%zmm16, %%zmm13\n" instruction \
+      " %%zmm16, %%zmm16, %%zmm14\n" instruction " %%zmm16, %%zmm16, %%zmm15\n"
+#define LOOPSERVE_ROUND(name, instruction, ops)                                                  \
+  __attribute__((target("avx512f"))) double name() {                                             \
+    for (int i = 0; i < 100000; ++i) {                                                           \
+      asm volatile(LOOPSERVE_CHAINS(instruction)::                                               \
+                       : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
+                         "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16"); \
+    }                                                                                            \
+    return 100000.0 * 16 * (ops);                                                                \
+  }
+LOOPSERVE_ROUND(VnniRound, "vpdpbusd", 64 * 2)
+LOOPSERVE_ROUND(FmaRound, "vfmadd231ps", 16 * 2)
+#endif
+
+double PeakOfOneCore(bool bytes) {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx512vnni")) {
+    static const double vnni = BestRate(VnniRound);
+    static const double fma = BestRate(FmaRound);
+    return bytes ? vnni : fma;
+  }
+#endif
+  (void)bytes;
+  return 0;
+}
+
+double MemoryBandwidth() {
+  static const double rate = [] {
+    std::vector<uint64_t> data(size_t{32} << 20, 1);
+    return BestRate([&data] {
+      uint64_t sums[8] = {};
+      for (size_t i = 0; i < data.size(); i += 8) {
+        __builtin_prefetch(&data[i] + 512);
+        for (size_t j = 0; j < 8; ++j) sums[j] += data[i + j];
+      }
+      benchmark::DoNotOptimize(sums);
+      return static_cast<double>(data.size() * sizeof(uint64_t));
+    });
+  }();
+  return rate;
+}
+
+std::unique_ptr<Backend> MakeBackend(int threads) {
+  return *CreateBackend({.name = "cpu", .threads = threads});
+}
+
+struct Activations {
+  Activations(Backend& backend, int64_t rows, int64_t cols)
+      : buffer(*backend.Allocate(rows, cols)) {
+    std::mt19937 engine(1);
+    std::normal_distribution<float> normal;
+    const TensorView v = buffer->view();
+    for (int64_t i = 0; i < rows * cols; ++i) v.data[i] = normal(engine);
+  }
+  TensorView view() const { return buffer->view(); }
+  std::unique_ptr<Buffer> buffer;
+};
+
+std::unique_ptr<Matrix> MakeMatrix(Backend& backend, WeightType type, int64_t rows, int64_t cols) {
+  const WeightTypeInfo& info = InfoOf(type);
+  std::vector<std::byte> bytes(static_cast<size_t>(rows * cols / info.block_values) *
+                               static_cast<size_t>(info.block_bytes));
+  std::mt19937 engine(1);
+  for (std::byte& b : bytes) b = static_cast<std::byte>(engine() & 0x3b);  // no NaN in any format
+  return *backend.LoadMatrix({type, rows, cols, bytes}, {0, rows});
+}
+
+struct Layer {
+  const char* name;
+  WeightType type;
+  int64_t rows, cols;
+};
+constexpr Layer kLayers[] = {
+    {"qkv", WeightType::kQ4_1, 960, 576},      {"o", WeightType::kQ4_1, 576, 576},
+    {"gate_up", WeightType::kQ4_1, 3072, 576}, {"down", WeightType::kQ4_1, 576, 1536},
+    {"head", WeightType::kQ8_0, 49152, 576},   {"square", WeightType::kQ4_1, 2048, 2048},
+    {"wide", WeightType::kQ4_1, 8192, 2048},   {"q4_0", WeightType::kQ4_0, 2048, 2048},
+    {"q5_0", WeightType::kQ5_0, 2048, 2048},   {"q8_0", WeightType::kQ8_0, 2048, 2048},
+    {"q4_k", WeightType::kQ4_K, 2048, 2048},   {"q6_k", WeightType::kQ6_K, 2048, 2048},
+    {"f32", WeightType::kF32, 2048, 2048},
+};
+
+// Enough copies that the weights of a decode step come from memory, as in a model.
+void MatMul(benchmark::State& state, const Layer& layer, int64_t m, int threads) {
+  const auto backend = MakeBackend(threads);
+  std::vector<std::unique_ptr<Matrix>> copies;
+  size_t bytes = 0;
+  do {
+    copies.push_back(MakeMatrix(*backend, layer.type, layer.rows, layer.cols));
+    bytes += copies.back()->resident_bytes();
+  } while (m == 1 && bytes < size_t{100} << 20);
+  const Activations x(*backend, m, layer.cols);
+  const Activations out(*backend, m, layer.rows);
+  size_t i = 0;
+  for (auto _ : state) {
+    const Matrix* weights[] = {copies[i++ % copies.size()].get()};
+    const TensorView outs[] = {out.view()};
+    if (!backend->MatMul(x.view(), weights, outs).ok()) state.SkipWithError("MatMul failed");
+  }
+  const auto iterations = static_cast<double>(state.iterations());
+  using Counter = benchmark::Counter;
+  if (m == 1) {
+    const double each = static_cast<double>(copies[0]->resident_bytes());
+    state.counters["GB/s"] = Counter(each * iterations / 1e9, Counter::kIsRate);
+    state.counters["of_peak"] = Counter(each * iterations / MemoryBandwidth(), Counter::kIsRate);
+  } else {
+    const double flops = 2.0 * static_cast<double>(m * layer.rows * layer.cols);
+    const double peak = PeakOfOneCore(layer.type != WeightType::kF32) * threads;
+    state.counters["GFLOP/s"] = Counter(flops * iterations / 1e9, Counter::kIsRate);
+    if (peak > 0) state.counters["of_peak"] = Counter(flops * iterations / peak, Counter::kIsRate);
+  }
+}
+
+// `rows` new rows of each of `batch` sequences that have `tokens` keys.
+void Attention(benchmark::State& state, int64_t batch, int64_t rows, int64_t tokens, int threads) {
+  const auto backend = MakeBackend(threads);
+  const kvstore::KvShape shape{.layers = 1, .kv_heads = 3, .head_dim = 64};
+  const int64_t per_sequence = shape.blocks_for(tokens);
+  const auto pool = *kvstore::KvBlockPool::Create(
+      shape, static_cast<uint32_t>(batch * per_sequence), {{&backend->memory(), 0, 3}});
+  const kvstore::KvArena& arena = pool->arena(0);
+  std::mt19937 engine(1);
+  std::normal_distribution<float> normal;
+  auto* values = reinterpret_cast<uint16_t*>(arena.base);
+  for (size_t i = 0; i < arena.num_blocks * shape.block_bytes() / 2; ++i) {
+    values[i] = FloatToBf16(normal(engine));
+  }
+  std::vector<common::BlockId> blocks;
+  for (uint32_t i = 0; i < arena.num_blocks; ++i) blocks.push_back(common::BlockId(i));
+  std::vector<AttentionSequence> sequences;
+  for (int64_t b = 0; b < batch; ++b) {
+    sequences.push_back({.first_row = b * rows,
+                         .rows = rows,
+                         .kv_tokens = tokens,
+                         .blocks = std::span(blocks).subspan(static_cast<size_t>(b * per_sequence),
+                                                             static_cast<size_t>(per_sequence))});
+  }
+  const Activations q(*backend, batch * rows, 9 * 64);
+  const Activations out(*backend, batch * rows, 9 * 64);
+  const AttentionArgs args{.q_heads = 9,
+                           .scale = 0.125f,
+                           .q = q.view(),
+                           .kv = &arena,
+                           .sequences = sequences,
+                           .out = out.view()};
+  for (auto _ : state) {
+    if (!backend->Attention(args).ok()) state.SkipWithError("Attention failed");
+  }
+  const auto iterations = static_cast<double>(state.iterations());
+  using Counter = benchmark::Counter;
+  const double pairs =
+      static_cast<double>(batch) * (static_cast<double>(rows) * static_cast<double>(tokens - rows) +
+                                    static_cast<double>(rows * (rows + 1)) / 2);
+  const double flops = pairs * 9 * 64 * 4;
+  const double peak = PeakOfOneCore(false) * threads;
+  state.counters["GFLOP/s"] = Counter(flops * iterations / 1e9, Counter::kIsRate);
+  if (peak > 0) state.counters["of_peak"] = Counter(flops * iterations / peak, Counter::kIsRate);
+  if (rows == 1) {
+    const auto kv_bytes =
+        static_cast<double>(batch * tokens) * static_cast<double>(shape.token_bytes());
+    state.counters["GB/s"] = Counter(kv_bytes * iterations / 1e9, Counter::kIsRate);
+  }
+}
+
+// One thread is measured by its CPU time, which a busy machine disturbs less; several by the wall.
+void Clocked(benchmark::internal::Benchmark* bench, int threads) {
+  bench->Unit(benchmark::kMicrosecond);
+  if (threads > 1) bench->UseRealTime();
+}
+
+void Register() {
+  for (const int threads : {1, 2}) {
+    const std::string suffix = absl::StrCat("/threads:", threads);
+    for (const Layer& layer : kLayers) {
+      for (const int64_t m : {1, 8, 64, 512}) {
+        auto* bench = benchmark::RegisterBenchmark(
+            absl::StrCat("MatMul/", layer.name, "/M:", m, suffix).c_str(),
+            [&layer, m, threads](benchmark::State& state) { MatMul(state, layer, m, threads); });
+        Clocked(bench, threads);
+      }
+    }
+    struct Step {
+      const char* name;
+      int64_t batch, rows, tokens;
+    };
+    for (const Step& s : {Step{"prefill_512", 1, 512, 512}, Step{"turn_64_at_7k", 1, 64, 7168},
+                          Step{"decode_at_4k", 1, 1, 4096}, Step{"decode_8_at_1k", 8, 1, 1024}}) {
+      benchmark::RegisterBenchmark(absl::StrCat("Attention/", s.name, suffix).c_str(),
+                                   [s, threads](benchmark::State& state) {
+                                     Attention(state, s.batch, s.rows, s.tokens, threads);
+                                   })
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace loopserve::worker
+
+int main(int argc, char** argv) {
+  loopserve::worker::Register();
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
