@@ -342,12 +342,15 @@ TEST_P(AttentionTest, PlansThatNameEveryKeyAreDenseToTheBit) {
     for (auto& keys : set.keys) keys.push_back(j);
   }
   set.dense_from = 600;
+  WorkingSet older = set;  // the last rows' keys are read because they are new
+  older.dense_from = 571;
   const Plan by_lines{.lines = &lines};
   const Plan by_set{.working_set = &set};
+  const Plan by_age{.working_set = &older};
   // Only the last rows: the plans are evaluated row by row.
-  std::vector<float> results[3];
+  std::vector<float> results[4];
   int i = 0;
-  for (const Plan* plan : {static_cast<const Plan*>(nullptr), &by_lines, &by_set}) {
+  for (const Plan* plan : {static_cast<const Plan*>(nullptr), &by_lines, &by_set, &by_age}) {
     Runner runner(*backend_, shape, 600);
     std::vector<Runner::Piece> pieces = {runner.Open(in)};
     runner.Step(pieces, {590});
@@ -356,6 +359,7 @@ TEST_P(AttentionTest, PlansThatNameEveryKeyAreDenseToTheBit) {
   }
   ExpectSameBits(results[1], results[0], "lines");
   ExpectSameBits(results[2], results[0], "working set");
+  ExpectSameBits(results[3], results[0], "working set and all that is new");
 }
 
 TEST_P(AttentionTest, RowsWithoutKeysAreZero) {

@@ -4,9 +4,10 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "worker/backend/cpu/attention.h"
+#include "worker/backend/cpu/attention/step_attention.h"
 #include "worker/backend/cpu/cpu_isa.h"
 #include "worker/backend/cpu/kernels.h"
 #include "worker/backend/cpu/matmul.h"
@@ -30,6 +31,12 @@ absl::Status Shape(bool fits, absl::string_view op) {
 }
 bool SameShape(const TensorView& a, const TensorView& b) {
   return a.rows == b.rows && a.cols == b.cols;
+}
+
+cpu_attention::AttentionIsa AttentionIsaOf(absl::string_view kernels) {
+  if (absl::StartsWith(kernels, "avx512")) return cpu_attention::AttentionIsa::kAvx512;
+  if (absl::StartsWith(kernels, "avx2")) return cpu_attention::AttentionIsa::kAvx2;
+  return cpu_attention::AttentionIsa::kPortable;
 }
 
 class HostBuffer final : public Buffer {
@@ -79,12 +86,12 @@ class AngleTable final : public RopeTable {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Kernels& kernels, int threads)
+  CpuBackend(const Kernels& kernels, cpu_attention::AttentionIsa isa, int threads)
       : kernels_(kernels),
         name_(absl::StrCat("cpu/", kernels.name)),
         crew_(threads),
         matmul_(kernels, crew_),
-        attention_(kernels, crew_) {}
+        attention_(isa, crew_.threads()) {}
 
   absl::string_view name() const override { return name_; }
   kvstore::Memory& memory() override { return *memory_; }
@@ -217,7 +224,10 @@ class CpuBackend final : public Backend {
       RETURN_IF_ERROR(CheckSequence(seq, args.q.rows, *args.kv));
       RETURN_IF_ERROR(CheckPlan(seq, args.q_heads, shape.kv_heads));
     }
-    attention_.Run(args);
+    RETURN_IF_ERROR(attention_.Prepare(args));
+    crew_.For(crew_.threads(), 1, [this](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) attention_.Run(static_cast<int>(t));
+    });
     return absl::OkStatus();
   }
 
@@ -320,7 +330,7 @@ class CpuBackend final : public Backend {
   const std::unique_ptr<kvstore::Memory> memory_ = kvstore::CreateHostMemory();
   WorkCrew crew_;
   MatMulRunner matmul_;
-  AttentionRunner attention_;
+  cpu_attention::StepAttention attention_;
 };
 
 }  // namespace
@@ -328,7 +338,8 @@ class CpuBackend final : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const BackendOptions& options) {
   ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::SelectKernels(options.isa));
-  return std::make_unique<cpu::CpuBackend>(*kernels, options.threads);
+  return std::make_unique<cpu::CpuBackend>(*kernels, cpu::AttentionIsaOf(kernels->name),
+                                           options.threads);
 }
 
 }  // namespace loopserve::worker

@@ -1,7 +1,6 @@
 // The table of one instruction set, from its class of vectors.
 #pragma once
 
-#include "worker/backend/cpu/attention_kernels.h"
 #include "worker/backend/cpu/kernels.h"
 #include "worker/backend/cpu/math_kernels.h"
 #include "worker/backend/cpu/matmul_kernels.h"
@@ -11,7 +10,6 @@ namespace loopserve::worker::cpu {
 template <class S>
 constexpr Kernels MakeKernels(const char* name) {
   using M = MatMulKernels<S>;
-  using A = AttentionKernels<S>;
   using E = MathKernels<S>;
   return {
       .name = name,
@@ -22,10 +20,6 @@ constexpr Kernels MakeKernels(const char* name) {
                  M::template Quant<kLayoutQ5_1>, M::template Quant<kLayoutQ8_0>,
                  M::template Quant<kLayoutQ4_K>, M::template Quant<kLayoutQ6_K>},
       .quantize = M::Quantize,
-      .load_keys = A::LoadKeys,
-      .load_values = A::LoadValues,
-      .attend = A::Attend,
-      .merge = A::Merge,
       .to_bf16 = E::ToBf16,
       .rms_norm = E::RmsNorm,
       .add = E::Add,

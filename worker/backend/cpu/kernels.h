@@ -6,8 +6,8 @@
 // set that the machine lacks.
 //
 // Every kernel is row independent: it computes a row by the same operations in the same order
-// whatever the other rows of the tile are and however many there are. Sums over columns run in
-// ascending blocks; sums over keys in ascending chunks of kKeyChunk, aligned at absolute positions.
+// whatever the other rows of the tile are and however many there are; sums over columns run in
+// ascending blocks. Attention has a table of its own (attention/chunk_kernels.h).
 #pragma once
 
 #include <cstddef>
@@ -18,8 +18,6 @@ namespace loopserve::worker::cpu {
 inline constexpr int kPanelOutputs = 32;  // outputs interleaved in one panel of a packed matrix
 inline constexpr int kRowTile = 6;        // rows that share one pass over a panel
 inline constexpr int kBlockValues = 32;   // columns that share one 8-bit scale
-inline constexpr int kKeyChunk = 64;      // keys of one softmax step
-inline constexpr int kHeadAlign = 16;     // head_dim is padded to a multiple of it in scratch
 inline constexpr int kWeightTypes = 10;   // rows of the WeightType enum
 
 // Up to kRowTile rows quantised to 8 bits, block by block: x = scale * q.
@@ -44,34 +42,11 @@ struct MatMulTile {
   int64_t out_stride;
 };
 
-// One step of online softmax for query rows that share one KV head, over one chunk of keys.
-struct AttentionStep {
-  int rows;
-  int head_dim;
-  int padded_dim;       // stride of queries, values and sums: head_dim up to kHeadAlign
-  const float* q;       // [rows, padded_dim], scaled
-  const int* visible;   // [rows]: the row reads keys 0 ... visible - 1 of the chunk; at least one
-  const float* keys;    // [head_dim, kKeyChunk]
-  const float* values;  // [kKeyChunk, padded_dim], zero beyond the chunk's keys
-  float* highest;       // [rows], in and out, as are:
-  float* total;         // [rows]
-  float* sum;           // [rows, padded_dim]
-};
-
 struct Kernels {
   using MatMul = void (*)(const MatMulTile&);
   const char* name;
   MatMul matmul[kWeightTypes];  // by WeightType
   void (*quantize)(const float* x, int64_t stride, int rows, int64_t cols, const QuantTile& out);
-
-  // Vectors of `head_dim` values at `at[0 ... count)`, as an arena of bf16 or f32 stores them.
-  void (*load_keys)(const std::byte* const* at, int count, bool bf16, int head_dim, float* keys);
-  void (*load_values)(const std::byte* const* at, int count, bool bf16, int head_dim,
-                      int padded_dim, float* values);
-  void (*attend)(const AttentionStep&);
-  // (highest, total, sum) of a row := that of two disjoint sets of keys together.
-  void (*merge)(int padded_dim, float* highest, float* total, float* sum, float other_highest,
-                float other_total, const float* other_sum);
 
   void (*to_bf16)(const float* from, int64_t count, uint16_t* to);
   void (*rms_norm)(const float* x, const float* weight, int64_t cols, float eps, float* out);

@@ -12,7 +12,6 @@ struct Avx512 {
   static constexpr int kWidth = 16;
   static constexpr int kOutputVectors = 2;
   static constexpr int kQuantRows = 6;
-  static constexpr int kHeadVectors = 4;
   static constexpr int kPrefetchBytes = 4096;
   static constexpr bool kFullUnsigned = true;
 
@@ -35,9 +34,6 @@ struct Avx512 {
   static F PowerOfTwo(F n) {
     const I biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
-  }
-  static F ZeroIfBelow(F x, float limit, F value) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, Set1(limit), _CMP_GE_OQ), value);
   }
   static float ReduceAdd(F v) { return _mm512_reduce_add_ps(v); }
   static float ReduceMax(F v) { return _mm512_reduce_max_ps(v); }
@@ -85,45 +81,6 @@ struct Avx512 {
   }
   static void Prefetch(const uint8_t* p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
-  }
-
-  // 16 keys x 32 dims of bf16: transposes pairs of dims, then parts them.
-  static void TransposeBf16(const std::byte* const* at, int dim, float* out, int stride) {
-    I r[16];
-    I t[16];
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) {
-      r[j] = _mm512_loadu_si512(reinterpret_cast<const uint16_t*>(at[j]) + dim);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < 16; j += 2) {
-      t[j] = _mm512_unpacklo_epi32(r[j], r[j + 1]);
-      t[j + 1] = _mm512_unpackhi_epi32(r[j], r[j + 1]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 16; j += 4) {
-      r[j] = _mm512_unpacklo_epi64(t[j], t[j + 2]);
-      r[j + 1] = _mm512_unpackhi_epi64(t[j], t[j + 2]);
-      r[j + 2] = _mm512_unpacklo_epi64(t[j + 1], t[j + 3]);
-      r[j + 3] = _mm512_unpackhi_epi64(t[j + 1], t[j + 3]);
-    }
-    // r[4a + b] holds, in its 128-bit lane c, pair 4c + b of keys 4a ... 4a + 3.
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) {
-      const I low01 = _mm512_shuffle_i32x4(r[b], r[4 + b], 0x88);
-      const I low23 = _mm512_shuffle_i32x4(r[b], r[4 + b], 0xdd);
-      const I high01 = _mm512_shuffle_i32x4(r[8 + b], r[12 + b], 0x88);
-      const I high23 = _mm512_shuffle_i32x4(r[8 + b], r[12 + b], 0xdd);
-      StorePair(_mm512_shuffle_i32x4(low01, high01, 0x88), b, out, stride);
-      StorePair(_mm512_shuffle_i32x4(low23, high23, 0x88), 4 + b, out, stride);
-      StorePair(_mm512_shuffle_i32x4(low01, high01, 0xdd), 8 + b, out, stride);
-      StorePair(_mm512_shuffle_i32x4(low23, high23, 0xdd), 12 + b, out, stride);
-    }
-  }
-  static void StorePair(I pair, int p, float* out, int stride) {
-    _mm512_storeu_si512(out + 2 * p * stride, _mm512_slli_epi32(pair, 16));
-    _mm512_storeu_si512(out + (2 * p + 1) * stride,
-                        _mm512_and_si512(pair, _mm512_set1_epi32(-65536)));
   }
 };
 

@@ -21,7 +21,6 @@ struct Portable {
   };
   static constexpr int kOutputVectors = 2;
   static constexpr int kQuantRows = 3;
-  static constexpr int kHeadVectors = 2;
   static constexpr int kPrefetchBytes = 0;
   static constexpr bool kFullUnsigned = true;
 
@@ -96,9 +95,6 @@ struct Portable {
       return FromBits(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23);
     });
   }
-  static F ZeroIfBelow(F x, float limit, F value) {
-    return Map([&](int i) { return x.v[i] >= limit ? value.v[i] : 0.0f; });
-  }
   static float ReduceAdd(F v) {
     return ((v.v[0] + v.v[4]) + (v.v[2] + v.v[6])) + ((v.v[1] + v.v[5]) + (v.v[3] + v.v[7]));
   }
@@ -166,16 +162,6 @@ struct Portable {
   }
   static I DotSigned(I sum, I codes, const int8_t* four) { return Dot(sum, codes, four); }
   static void Prefetch(const uint8_t*, size_t) {}
-
-  static void TransposeBf16(const std::byte* const* at, int dim, float* out, int stride) {
-    for (int i = 0; i < 2 * kWidth; ++i) {
-      for (int j = 0; j < kWidth; ++j) {
-        uint16_t half;
-        __builtin_memcpy(&half, at[j] + (dim + i) * 2, 2);
-        out[i * stride + j] = FromBits(static_cast<uint32_t>(half) << 16);
-      }
-    }
-  }
 };
 
 constexpr Kernels kKernels = MakeKernels<Portable>("portable");

@@ -27,10 +27,6 @@ struct MathKernels {
     return S::Mul(p, S::PowerOfTwo(n));
   }
 
-  // The same, but 0 where x is below the clamp (and for -infinity): a masked key weighs nothing.
-  static F ExpOrZero(F x) { return S::ZeroIfBelow(x, -87.3f, Exp(x)); }
-  static float ExpOrZeroScalar(float x) { return S::First(ExpOrZero(S::Set1(x))); }
-
   static void RmsNorm(const float* x, const float* weight, int64_t cols, float eps, float* out) {
     F sums[4] = {S::Set1(0.0f), S::Set1(0.0f), S::Set1(0.0f), S::Set1(0.0f)};
     int64_t i = 0;

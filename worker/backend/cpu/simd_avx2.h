@@ -18,7 +18,6 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kOutputVectors = 2;
   static constexpr int kQuantRows = 3;
-  static constexpr int kHeadVectors = 2;
   static constexpr int kPrefetchBytes = 4096;
 #ifdef __AVXVNNI__
   static constexpr bool kFullUnsigned = true;
@@ -49,9 +48,6 @@ struct Avx2 {
   static F PowerOfTwo(F n) {
     const I biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
-  }
-  static F ZeroIfBelow(F x, float limit, F value) {
-    return _mm256_and_ps(_mm256_cmp_ps(x, Set1(limit), _CMP_GE_OQ), value);
   }
   static float ReduceAdd(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -141,35 +137,6 @@ struct Avx2 {
     for (size_t i = 0; i < bytes; i += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
     }
-  }
-
-  // 8 keys x 16 dims of bf16: transposes pairs of dims, then parts them.
-  static void TransposeBf16(const std::byte* const* at, int dim, float* out, int stride) {
-    I r[8];
-    I t[8];
-    for (int j = 0; j < 8; ++j) {
-      r[j] = _mm256_loadu_si256(
-          reinterpret_cast<const __m256i*>(reinterpret_cast<const uint16_t*>(at[j]) + dim));
-    }
-    for (int j = 0; j < 8; j += 2) {
-      t[j] = _mm256_unpacklo_epi32(r[j], r[j + 1]);
-      t[j + 1] = _mm256_unpackhi_epi32(r[j], r[j + 1]);
-    }
-    for (int j = 0; j < 8; j += 4) {
-      r[j] = _mm256_unpacklo_epi64(t[j], t[j + 2]);
-      r[j + 1] = _mm256_unpackhi_epi64(t[j], t[j + 2]);
-      r[j + 2] = _mm256_unpacklo_epi64(t[j + 1], t[j + 3]);
-      r[j + 3] = _mm256_unpackhi_epi64(t[j + 1], t[j + 3]);
-    }
-    for (int b = 0; b < 4; ++b) {
-      StorePair(_mm256_permute2x128_si256(r[b], r[4 + b], 0x20), b, out, stride);
-      StorePair(_mm256_permute2x128_si256(r[b], r[4 + b], 0x31), 4 + b, out, stride);
-    }
-  }
-  static void StorePair(I pair, int p, float* out, int stride) {
-    Store(out + 2 * p * stride, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
-    Store(out + (2 * p + 1) * stride,
-          _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(-65536))));
   }
 };
 

@@ -45,6 +45,16 @@ absl::Status Check(const AttentionArgs& args) {
   return absl::OkStatus();
 }
 
+// A plan that names every key is dense attention, to the bit.
+void MakeDenseIfAllListed(int64_t keys, AttentionItem& item) {
+  const int64_t before = item.dense ? std::min(keys, item.dense_from) : keys;
+  if (item.listed_count < before) return;
+  item.listed_count = 0;
+  item.slash_count = 0;
+  item.dense = true;
+  item.dense_from = 0;
+}
+
 int64_t Cost(const AttentionItem& item) {
   const int64_t last = item.first_position + item.rows;
   const int64_t others = item.dense ? std::max<int64_t>(0, last - item.dense_from)
@@ -126,6 +136,7 @@ void StepAttention::AddItem(const AttentionArgs& args, const AttentionSequence& 
   }
   item.listed = listed.data();
   item.listed_count = static_cast<int64_t>(listed.size());
+  MakeDenseIfAllListed(sequence.kv_tokens, item);
   items_.push_back(item);
 }
 

@@ -1,0 +1,69 @@
+#include "worker/backend/cpu/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/conformance/backend_data.h"
+#include "tests/support/status_matchers.h"
+#include "worker/backend/cpu/cpu_isa.h"
+
+namespace loopserve::worker::cpu {
+namespace {
+
+using ::loopserve::testing::Host;
+using ::loopserve::testing::Random;
+using ::loopserve::testing::RandomMatrix;
+
+// Enough rows that a panel's are cut into several parts, several matrices, more threads than parts
+// would need: the same bits as one row at a time on one thread.
+TEST(MatMulRunnerTest, CutsWorkWithoutChangingBits) {
+  const auto memory = kvstore::CreateHostMemory();
+  ASSERT_OK_AND_ASSIGN(const Kernels* kernels, SelectKernels("auto"));
+  Random random(1);
+  const int64_t cols = 64;
+  const int64_t rows = 250;
+  std::vector<float> x = random.Normals(static_cast<size_t>(rows * cols));
+  const auto a = RandomMatrix(WeightType::kQ4_1, 50, cols, random);
+  const auto b = RandomMatrix(WeightType::kF16, 33, cols, random);
+
+  WorkCrew alone(1);
+  const auto packed_a = *PackedMatrix::Pack(a.view, {0, 50}, *memory, alone);
+  const auto packed_b = *PackedMatrix::Pack(b.view, {0, 33}, *memory, alone);
+  const Matrix* weights[] = {packed_a.get(), packed_b.get()};
+  std::vector<float> want_a(static_cast<size_t>(rows * 50)), want_b(static_cast<size_t>(rows * 33));
+  MatMulRunner one(*kernels, alone);
+  for (int64_t r = 0; r < rows; ++r) {
+    const TensorView outs[] = {Host(want_a, rows).Rows(r, 1), Host(want_b, rows).Rows(r, 1)};
+    one.Run(Host(x, rows).Rows(r, 1), weights, outs);
+  }
+  for (const int threads : {1, 2, 7}) {
+    WorkCrew crew(threads);
+    MatMulRunner runner(*kernels, crew);
+    std::vector<float> got_a(want_a.size()), got_b(want_b.size());
+    const TensorView outs[] = {Host(got_a, rows), Host(got_b, rows)};
+    runner.Run(Host(x, rows), weights, outs);
+    EXPECT_EQ(got_a, want_a) << threads;
+    EXPECT_EQ(got_b, want_b) << threads;
+  }
+}
+
+TEST(MatMulRunnerTest, NoRowsAndNoWeightsAreNoWork) {
+  ASSERT_OK_AND_ASSIGN(const Kernels* kernels, SelectKernels("auto"));
+  WorkCrew crew(2);
+  MatMulRunner runner(*kernels, crew);
+  std::vector<float> x(64, 1.0f);
+  runner.Run(Host(x, 1), {}, {});
+  const auto memory = kvstore::CreateHostMemory();
+  Random random(1);
+  const auto file = RandomMatrix(WeightType::kQ8_0, 4, 64, random);
+  const auto packed = *PackedMatrix::Pack(file.view, {0, 4}, *memory, crew);
+  const Matrix* weights[] = {packed.get()};
+  std::vector<float> out(4, 7.0f);
+  const TensorView outs[] = {Host(out, 1).Rows(0, 0)};
+  runner.Run(Host(x, 1).Rows(0, 0), weights, outs);
+  EXPECT_EQ(out, std::vector<float>(4, 7.0f));
+}
+
+}  // namespace
+}  // namespace loopserve::worker::cpu
