@@ -68,10 +68,11 @@ struct Step {
       : q(static_cast<size_t>(rows * kWidth)), out(q.size()), rows(rows) {
     arena.shape = {.layers = kLayers, .kv_heads = kKvHeads, .head_dim = kHeadDim};
     arena.num_blocks = static_cast<uint32_t>(arena.shape.blocks_for(tokens));
-    bytes.resize(arena.num_blocks * arena.shape.block_bytes());
+    const size_t bytes = arena.num_blocks * arena.shape.block_bytes();
+    region = memory->Allocate(bytes).value();
+    arena.base = region->data();
     std::mt19937 random(1);
-    for (auto& byte : bytes) byte = std::byte(random() & 0xbf);  // no NaN, no infinity
-    arena.base = bytes.data();
+    for (size_t i = 0; i < bytes; ++i) arena.base[i] = std::byte(random() & 0xbf);  // all finite
     for (uint32_t b = 0; b < arena.num_blocks; ++b)
       blocks.emplace_back(b * 7919u % arena.num_blocks);
     std::normal_distribution<float> normal(0, 1);
@@ -92,7 +93,8 @@ struct Step {
   }
 
   kvstore::KvArena arena;
-  std::vector<std::byte> bytes;
+  std::unique_ptr<kvstore::Memory> memory = kvstore::CreateHostMemory();
+  std::unique_ptr<kvstore::MemoryRegion> region;
   std::vector<common::BlockId> blocks;
   std::vector<float> q;
   std::vector<float> out;

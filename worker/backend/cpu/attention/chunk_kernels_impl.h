@@ -48,6 +48,10 @@ struct ChunkKernelsFor {
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(from.next[j] + i);
   }
 
+  LOOPSERVE_INLINE void PrefetchFloats(const float* at, size_t count) {
+    for (size_t i = 0; i < count; i += 16) __builtin_prefetch(at + i);
+  }
+
   static void LoadKeys(const ChunkSource& from, float* keys) {
     for (int j = 0; j < kKeyChunk; ++j) Prefetch(from, j);
     const int done = S::TransposeKeys(from, keys);
@@ -108,31 +112,46 @@ struct ChunkKernelsFor {
     }
   }
 
-  // Scores become weights 2^(score - highest); returns the factor that older sums shrink by.
-  LOOPSERVE_INLINE float Softmax(float* scores, uint64_t visible, float* lanes, float* highest) {
+  // Scores become weights 2^(score - highest); fills in the factors that older sums shrink by.
+  template <int MR>
+  LOOPSERVE_INLINE void Softmax(float (*scores)[kKeyChunk], const uint64_t* visible, float* lanes,
+                                size_t stride, float* shrink) {
     constexpr int kParts = kKeyChunk / kW;
-    F part[kParts];
-    F top = S::Set1(*highest);
+    alignas(64) float fall[16];  // how far the highest score of each row rises
+    float shift[MR];
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+      float* highest = lanes + size_t(r) * stride + kLanes;
+      F top = S::Set1(*highest);
+      if (visible[r] != ~uint64_t{0}) Hide(scores[r], visible[r]);
 #pragma GCC unroll 16
-    for (int i = 0; i < kParts; ++i) {
-      part[i] = S::Load(scores + i * kW);
-      if (visible != ~uint64_t{0}) part[i] = S::Select(part[i], visible >> (i * kW));
-      top = S::Max(top, part[i]);
+      for (int i = 0; i < kParts; ++i) top = S::Max(top, S::Load(scores[r] + i * kW));
+      const float new_highest = S::ReduceMax(top);
+      shift[r] = new_highest == kNever ? 0.0f : new_highest;
+      fall[r] = *highest - shift[r];
+      *highest = new_highest;
     }
-    const float new_highest = S::ReduceMax(top);
-    const float shift = new_highest == kNever ? 0.0f : new_highest;
-    const F shifts = S::Set1(shift);
-    F sum = S::Set1(0.0f);
+    for (int r = MR; r < 16; ++r) fall[r] = 0.0f;
+    for (int r = 0; r < 8; r += kW) S::Store(fall + r, S::Exp2(S::Load(fall + r)));
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r) {
+      shrink[r] = fall[r];
+      const F shifts = S::Set1(shift[r]);
+      F sum = S::Mul(S::Load(lanes + size_t(r) * stride), S::Set1(fall[r]));
 #pragma GCC unroll 16
-    for (int i = 0; i < kParts; ++i) {
-      const F weight = S::Exp2(S::Sub(part[i], shifts));
-      S::Store(scores + i * kW, weight);
-      sum = S::Add(sum, weight);
+      for (int i = 0; i < kParts; ++i) {
+        const F weight = S::Exp2(S::Sub(S::Load(scores[r] + i * kW), shifts));
+        S::Store(scores[r] + i * kW, weight);
+        sum = S::Add(sum, weight);
+      }
+      S::Store(lanes + size_t(r) * stride, sum);
     }
-    const float shrink = S::First(S::Exp2(S::Set1(*highest - shift)));
-    *highest = new_highest;
-    S::Store(lanes, S::Add(S::Mul(S::Load(lanes), S::Set1(shrink)), sum));
-    return shrink;
+  }
+
+  static void Hide(float* scores, uint64_t visible) {
+    for (int i = 0; i < kKeyChunk; i += kW) {
+      S::Store(scores + i, S::Select(S::Load(scores + i), visible >> i));
+    }
   }
 
   template <int MR, int NV>
@@ -262,11 +281,8 @@ struct ChunkKernelsFor {
     const size_t stride = size_t(StateStride(a.padded_dim));
     uint64_t seen = 0;
     StreamScores<MR>(a, keys, scores);
-    for (int r = 0; r < MR; ++r) {
-      float* lanes = a.state + size_t(r) * stride + a.padded_dim;
-      shrink[r] = Softmax(scores[r], a.visible[r], lanes, lanes + kLanes);
-      seen |= a.visible[r];
-    }
+    for (int r = 0; r < MR; ++r) seen |= a.visible[r];
+    Softmax<MR>(scores, a.visible, a.state + a.padded_dim, stride, shrink);
     if (seen == 0) return;
     int dim = 0;
     for (; dim + kTileVectors * kW <= a.padded_dim; dim += kTileVectors * kW) {
@@ -303,11 +319,12 @@ struct ChunkKernelsFor {
     float shrink[MR];
     const size_t stride = size_t(StateStride(a.padded_dim));
     float* state = a.state + size_t(row0) * stride;
-    Scores<MR>(a, row0, scores);
-    for (int r = 0; r < MR; ++r) {
-      float* lanes = state + size_t(r) * stride + a.padded_dim;
-      shrink[r] = Softmax(scores[r], a.visible[row0 + r], lanes, lanes + kLanes);
+    if (row0 + MR < a.rows) {
+      PrefetchFloats(state + MR * stride, MR * stride);
+      PrefetchFloats(a.q + size_t(row0 + MR) * size_t(a.padded_dim), size_t(MR * a.padded_dim));
     }
+    Scores<MR>(a, row0, scores);
+    Softmax<MR>(scores, a.visible + row0, state + a.padded_dim, stride, shrink);
     int dim = 0;
     for (; dim + kTileVectors * kW <= a.padded_dim; dim += kTileVectors * kW) {
       WeightedSum<MR, kTileVectors>(a, state, dim, keys, scores, shrink);

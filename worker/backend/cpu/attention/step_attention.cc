@@ -12,7 +12,7 @@ using kvstore::KvSide;
 
 // Rows of heads that share one laid-out chunk of keys: enough to pay for laying it out, few enough
 // that their state stays in the second-level cache.
-constexpr int64_t kTileRows = 96;
+constexpr int64_t kTileRows = 192;
 // Cost of laying out a key, in rows.
 constexpr int64_t kLayoutRows = 6;
 // Pieces per thread, so that a late start or a slow core cannot leave the others idle for long.
