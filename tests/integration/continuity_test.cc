@@ -1,5 +1,5 @@
 // Restored KV is the KV: whatever happens between two turns, greedy answers are token-identical to
-// never having stopped. Real tiers, real service over loopback, tiny models.
+// never having stopped. Real tiers, tiny models.
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -7,9 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/open_session_log.h"
-#include "kvstore/server.h"
-#include "kvstore/tier/chain.h"
-#include "kvstore/tier/registry.h"
 #include "tests/integration/engine_fixture.h"
 #include "tests/support/faulty_tier.h"
 #include "tests/support/kv_tiers.h"
@@ -177,35 +174,6 @@ TEST_P(ContinuityTest, AfterARestartOfTheProcess) {
     }
     Settle(worker);
   }
-}
-
-TEST_P(ContinuityTest, OnAnotherWorkerThroughTheSharedService) {
-  const auto expected = Uninterrupted();
-  // The service.
-  auto service_metrics = common::Metrics::Create("kvstore");
-  kvstore::KvMetrics node_metrics(*service_metrics, kvstore::KvRole::kNode);
-  auto chain = kvstore::Chain::Create(
-      *kvstore::CreateTiers({.host_bytes = 64 << 20}, common::Logger::Null()), 1 << 20,
-      node_metrics, common::Logger::Null());
-  auto records = kvstore::CreateMemorySessionLog();
-  auto service = *kvstore::KvServer::Create("127.0.0.1:0", *chain, *records, *service_metrics);
-  // Each turn on another worker, which starts with nothing of its own.
-  for (int turn = 0; turn < 3; ++turn) {
-    auto options = Base();
-    options.log = &log_;
-    options.tp = turn + 1 <= 3 && GetParam().preset == "gqa" ? turn + 1 : 1;
-    options.store = Tiers(
-        {.host_bytes = 1 << 20, .remote_target = absl::StrCat("127.0.0.1:", service->port())});
-    EngineFixture worker(options);
-    const Answer answer = worker.Turn("s", Prompt(turn), 8, static_cast<uint64_t>(turn + 1));
-    ExpectAddsUp(answer, Whole(expected, turn).size());
-    EXPECT_EQ(answer.tokens, expected[static_cast<size_t>(turn)]) << "turn " << turn;
-    if (turn > 0) {
-      EXPECT_EQ(Restored(answer, Place::kRemote), Whole(expected, turn).size() - 12);
-    }
-    Settle(worker);
-  }
-  service->Shutdown(absl::ZeroDuration());
 }
 
 TEST_P(ContinuityTest, AWorkerWithoutTheKvComputesAgain) {

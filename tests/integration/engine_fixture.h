@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -26,6 +25,29 @@
 namespace loopserve::testing {
 
 using Tokens = std::vector<common::TokenId>;
+
+// One event that a thread waits for and another tells: absl::Notification, but built from the
+// mutexes that tsan sees.
+class Signal final {
+ public:
+  void Notify() {
+    absl::MutexLock lock(&mutex_);
+    EXPECT_FALSE(told_) << "told twice";
+    told_ = true;
+  }
+  void Wait() {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(&told_));
+  }
+  bool told() {
+    absl::MutexLock lock(&mutex_);
+    return told_;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  bool told_ ABSL_GUARDED_BY(mutex_) = false;
+};
 
 // What a turn's sink saw.
 struct Answer {
@@ -60,15 +82,15 @@ class CollectingSink final : public worker::TokenSink {
   void OnDone(const absl::StatusOr<worker::TurnResult>& result) override {
     answer_.status = result.status();
     if (result.ok()) answer_.result = *result;
-    done_.Notify();  // dies if it is called twice
+    done_.Notify();
   }
 
   const Answer& Wait() {
-    done_.WaitForNotification();
+    done_.Wait();
     return answer_;
   }
-  bool done() const { return done_.HasBeenNotified(); }
-  void WaitStarted() { started_.WaitForNotification(); }
+  bool done() { return done_.told(); }
+  void WaitStarted() { started_.Wait(); }
   void WaitTokens(size_t count) {
     absl::MutexLock lock(&mutex_);
     const auto enough = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -80,8 +102,8 @@ class CollectingSink final : public worker::TokenSink {
  private:
   absl::Mutex mutex_;
   Answer answer_;
-  absl::Notification started_;
-  absl::Notification done_;
+  Signal started_;
+  Signal done_;
 };
 
 inline worker::TurnSpec SpecOf(const std::string& session, Tokens fresh, uint32_t max_tokens = 8) {

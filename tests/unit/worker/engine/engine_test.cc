@@ -410,10 +410,10 @@ TEST(Engine, AfterACancelAtMostOneTokenMoreIsSampled) {
   std::atomic<size_t> tokens = 0;
   std::atomic<size_t> at_cancel = 0;
   auto sink = std::make_shared<CollectingSink>();
-  absl::Notification submitted;
+  testing::Signal submitted;
   sink->on_token = [&](const StepToken&) {
     if (++tokens == 3) {
-      submitted.WaitForNotification();
+      submitted.Wait();
       worker.engine->Cancel(ticket);
       at_cancel = tokens.load();
     }
@@ -460,17 +460,17 @@ TEST(Engine, CancelWhileWaitingAndOfUnknownTickets) {
 
 TEST(Engine, CancelWhileItIsBeingOpened) {
   EngineFixture worker({});
-  absl::Notification entered, go_on;
+  testing::Signal entered, go_on;
   TurnSpec spec = SpecOf("s", {});
   spec.create = true;
   spec.render = [&](const kvstore::SessionRecord&) {
     entered.Notify();
-    go_on.WaitForNotification();
+    go_on.Wait();
     return Text(5);
   };
   TurnTicket ticket;
   auto sink = worker.Start(std::move(spec), &ticket);
-  entered.WaitForNotification();
+  entered.Wait();
   worker.engine->Cancel(ticket);
   // A whole other turn, so that the cancellation has been seen before the opening ends.
   EXPECT_OK(worker.Complete(Text(5)).status);
@@ -604,18 +604,18 @@ TEST(Engine, LoadAndLiveness) {
   EngineFixture worker({});
   EXPECT_TRUE(worker.engine->alive(absl::ZeroDuration())) << "idle is alive";
   EXPECT_EQ(worker.engine->load().running, 0);
-  absl::Notification entered, go_on;
+  testing::Signal entered, go_on;
   auto sink = std::make_shared<CollectingSink>();
   bool first = true;
   sink->on_token = [&](const StepToken&) {
     if (std::exchange(first, false)) {
       entered.Notify();
-      go_on.WaitForNotification();
+      go_on.Wait();
     }
     return false;
   };
   worker.Start(SpecOf("", Text(5), 3), nullptr, sink);
-  entered.WaitForNotification();
+  entered.Wait();
   EXPECT_FALSE(worker.engine->alive(absl::ZeroDuration()));
   EXPECT_TRUE(worker.engine->alive(absl::Hours(1)));
   go_on.Notify();
