@@ -1,5 +1,8 @@
+#include <array>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/hash/hash.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
@@ -43,15 +46,17 @@ class DiskSessionLog final : public SessionLog {
 
   absl::Status Put(const SessionRecord& record) override {
     const std::vector<std::byte> bytes = EncodeSessionRecord(record);
-    absl::MutexLock lock(&mutex_);
+    absl::MutexLock writer(&WriterOf(record.id));
     RETURN_IF_ERROR(Fence({record.id, record.epoch}));
+    RETURN_IF_ERROR(CheckName(record.id));
     RETURN_IF_ERROR(ReplaceFile(directory_.path(), FileName(record.id), bytes));
+    absl::MutexLock lock(&mutex_);
     summaries_[record.id.value()] = SummaryOf(record);
     return absl::OkStatus();
   }
 
+  // Needs no lock: a file is replaced at once.
   absl::StatusOr<SessionRecord> Get(const common::SessionId& id) override {
-    absl::MutexLock lock(&mutex_);
     absl::StatusOr<SessionRecord> record = ReadFile(FileName(id));
     if (absl::IsNotFound(record.status())) return NotFound();
     if (record.ok() && record->id != id) return absl::DataLossError("the record is of another id");
@@ -59,9 +64,12 @@ class DiskSessionLog final : public SessionLog {
   }
 
   absl::Status Erase(const common::SessionRef& ref) override {
-    absl::MutexLock lock(&mutex_);
+    absl::MutexLock writer(&WriterOf(ref.id));
     RETURN_IF_ERROR(Fence(ref));
-    summaries_.erase(ref.id.value());
+    {
+      absl::MutexLock lock(&mutex_);
+      summaries_.erase(ref.id.value());
+    }
     const absl::Status removed = RemoveFile(directory_.Path(FileName(ref.id)));
     if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
     return SyncDirectory(directory_.path());
@@ -75,12 +83,29 @@ class DiskSessionLog final : public SessionLog {
   }
 
  private:
-  absl::Status Fence(const common::SessionRef& ref) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  absl::Mutex& WriterOf(const common::SessionId& id) {
+    return writers_[absl::Hash<std::string>()(id.value()) % writers_.size()];
+  }
+
+  // Called by the session's writer, so that nothing changes until the file is replaced.
+  absl::Status Fence(const common::SessionRef& ref) const {
+    absl::MutexLock lock(&mutex_);
     const auto it = summaries_.find(ref.id.value());
     if (it == summaries_.end() || it->second.epoch <= ref.epoch) return absl::OkStatus();
     return MakeError(
         {.reason = Reason::kStaleEpoch, .current_epoch = it->second.epoch.value()},
         absl::StrCat("epoch ", ref.epoch.value(), " is older than ", it->second.epoch.value()));
+  }
+
+  // File names are hashes: an id that was made to share another's never replaces its record.
+  absl::Status CheckName(const common::SessionId& id) const {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (summaries_.contains(id.value())) return absl::OkStatus();
+    }
+    const absl::StatusOr<SessionRecord> there = ReadFile(FileName(id));
+    if (!there.ok() || there->id == id) return absl::OkStatus();
+    return MakeError(Reason::kSessionExists, "the id's record would replace another session's");
   }
 
   absl::StatusOr<SessionRecord> ReadFile(const std::string& name) const {
@@ -89,7 +114,10 @@ class DiskSessionLog final : public SessionLog {
   }
 
   const OwnedDirectory directory_;
-  absl::Mutex mutex_;  // also orders the files' replacement
+  // Held while a session's file is replaced, which waits for the disk: sessions that do not share
+  // one wait together. Before mutex_.
+  std::array<absl::Mutex, 16> writers_;
+  mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, Summary> summaries_ ABSL_GUARDED_BY(mutex_);
 };
 

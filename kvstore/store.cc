@@ -76,6 +76,7 @@ class TieredStore final : public KvStore {
   size_t PlanLoad(std::span<const BlockToLoad> blocks, double prefill, RestoreDecision& decision);
   absl::Status SaveNow(SaveRequest& request);
   absl::Status SaveBlock(const BlockHeader& header, const BlockHandle& block);
+  void Spread(const BlockKey& key);
   void PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens);
   void Later(absl::AnyInvocable<void()> task);
   bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return saves_ == 0; }
@@ -223,7 +224,9 @@ absl::Status TieredStore::SaveNow(SaveRequest& request) {
   absl::Status status;
   for (size_t i = 0; i < keys.size() && status.ok(); ++i) {
     if (stopping_) return absl::CancelledError("the store is closing");
-    if (chain_->WouldStore({keys[i], 0})) {
+    if (chain_->Contains({keys[i], 0})) {
+      Spread(keys[i]);
+    } else {
       const auto part = tokens.subspan(i * size, std::min(size, tokens.size() - i * size));
       status = SaveBlock({.codec = codec_.wire_id(),
                           .shape = pool_.shape(),
@@ -261,6 +264,17 @@ absl::Status TieredStore::SaveBlock(const BlockHeader& base, const BlockHandle& 
     metrics_.CountMove(Place::kDevice, Place::kHost, KvMove::kStore, bytes, absl::Now() - begin);
   }
   return absl::OkStatus();
+}
+
+// Brings a block that some tier has to those that lack it, as it is: what came back from a lossy
+// codec is not encoded a second time.
+void TieredStore::Spread(const BlockKey& key) {
+  for (size_t plane = 0; plane < MostPlanes(); ++plane) {
+    const PlaneKey plane_key{key, static_cast<uint8_t>(plane)};
+    if (!chain_->Contains(plane_key) || !chain_->WouldStore(plane_key)) continue;
+    const absl::StatusOr<Entry> entry = chain_->Get(plane_key);
+    if (entry.ok()) chain_->Put(plane_key, entry->bytes).IgnoreError();
+  }
 }
 
 absl::Status TieredStore::Forget(const BlockKey& root, std::span<const common::TokenId> tokens) {

@@ -1,5 +1,6 @@
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "tests/unit/kvstore/session_log_cases.h"
 
@@ -58,6 +59,29 @@ TEST(DiskSessionLog, SwappedFilesAreDamage) {
                           directory + "/" + common::HashString("b").Hex() + ".session");
   ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
   EXPECT_THAT(log->Get(common::SessionId("b")), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(log->Put(MakeRecord("b", 9, 1)), StatusIs(absl::StatusCode::kAlreadyExists))
+      << "the record of another session is not replaced";
+}
+
+TEST(DiskSessionLog, ManySessionsCommitAtOnce) {
+  const std::string directory = EmptyDirectory("disk_log_many");
+  ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (int turn = 1; turn <= 5; ++turn) {
+          for (const std::string& id : {absl::StrCat("own-", t), std::string("shared")}) {
+            EXPECT_OK(log->Put(MakeRecord(id, 1, turn)));
+            EXPECT_OK(log->Get(common::SessionId(id)));
+          }
+        }
+      });
+    }
+  }
+  ASSERT_OK_AND_ASSIGN(const auto all, log->List());
+  EXPECT_EQ(all.size(), 5u);
+  for (const auto& summary : all) EXPECT_EQ(summary.turns, 5u);
 }
 
 TEST(DiskSessionLog, AnUnusableDirectoryIsAnError) {

@@ -326,6 +326,18 @@ TEST_F(FaultyStoreTest, ATierThatFailsCostsNothingElse) {
   EXPECT_EQ(Count("loopserve_kv_store_dropped_total", {{"tier", "disk"}, {"reason", "full"}}), 8);
 }
 
+TEST_F(FaultyStoreTest, ATierThatMissedABlockGetsTheSameBytesLater) {
+  disk_->FailPuts(absl::UnavailableError("EIO"));
+  ASSERT_OK(Save(tokens_));
+  ASSERT_OK(store_->Flush(kLong));
+  disk_->FailPuts(absl::OkStatus());
+  const PlaneKey key{BlockKeys(root_, tokens_, 4)[2], 0};
+  EXPECT_FALSE(disk_->Contains(key));
+  ASSERT_OK(Save(tokens_));
+  ASSERT_OK(store_->Flush(kLong));
+  EXPECT_EQ(*disk_->Get(key)->bytes, *host_->Get(key)->bytes);
+}
+
 TEST_F(FaultyStoreTest, ABlockIsEncodedOnce) {
   ASSERT_OK(Save(tokens_));
   ASSERT_OK(store_->Flush(kLong));
