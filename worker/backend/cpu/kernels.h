@@ -20,12 +20,15 @@ inline constexpr int kRowTile = 6;        // rows that share one pass over a pan
 inline constexpr int kBlockValues = 32;   // columns that share one 8-bit scale
 inline constexpr int kWeightTypes = 10;   // rows of the WeightType enum
 
-// Up to kRowTile rows quantised to 8 bits, block by block: x = scale * q.
+inline constexpr int kPlanes = 2;  // 8-bit planes of a quantised row
+
+// Up to kRowTile rows quantised to 16 bits, block by block, as two planes of 8 bits that integer
+// dot products take one after the other: x = scale * v, v = 256 * q[0] + q[1].
 struct QuantTile {
-  int8_t* q;          // [blocks, kRowTile, kBlockValues]
+  int8_t* q;          // [blocks, kPlanes, kRowTile, kBlockValues], each within -127 ... 127
   float* scale;       // [blocks, kRowTile]
-  float* scaled_sum;  // [blocks, kRowTile]: scale times the sum of q
-  int32_t* half_sum;  // [blocks, kRowTile, 2]: sums of q over each half of the block
+  float* scaled_sum;  // [blocks, kRowTile]: scale times the sum of v
+  int32_t* half_sum;  // [blocks, kRowTile, 2]: sums of v over each half of the block
 };
 
 // out[r, n] = sum over cols of row r times output n, for one panel and up to kRowTile rows.

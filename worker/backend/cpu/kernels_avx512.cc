@@ -58,6 +58,7 @@ struct Avx512 {
   static I Zero() { return _mm512_setzero_si512(); }
   static I SetInt(int32_t v) { return _mm512_set1_epi32(v); }
   static I AddInt(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I ShiftLeft8(I v) { return _mm512_slli_epi32(v, 8); }
   static int32_t ReduceAddInt(I v) { return _mm512_reduce_add_epi32(v); }
   static F FromInt(I v) { return _mm512_cvtepi32_ps(v); }
   static I Round(F v) { return _mm512_cvtps_epi32(v); }

@@ -127,6 +127,9 @@ struct Portable {
   static I AddInt(I a, I b) {
     return MapInt([&](int i) { return a.v[i] + b.v[i]; });
   }
+  static I ShiftLeft8(I v) {
+    return MapInt([&](int i) { return v.v[i] * 256; });
+  }
   static int32_t ReduceAddInt(I v) {
     int32_t sum = 0;
     for (int i = 0; i < kWidth; ++i) sum += v.v[i];

@@ -12,7 +12,7 @@ constexpr int64_t kTilesPerPart = 16;
 
 QuantTile MatMulRunner::Tile(int64_t tile, int64_t blocks) {
   const auto at = static_cast<size_t>(tile * blocks * kRowTile);
-  return {q_.data() + at * kBlockValues, scale_.data() + at, scaled_sum_.data() + at,
+  return {q_.data() + at * kPlanes * kBlockValues, scale_.data() + at, scaled_sum_.data() + at,
           half_sum_.data() + at * 2};
 }
 
@@ -21,7 +21,7 @@ void MatMulRunner::Quantize(TensorView x) {
   const int64_t tiles = (x.rows + kRowTile - 1) / kRowTile;
   const auto size = static_cast<size_t>(tiles * blocks * kRowTile);
   if (scale_.size() < size) {
-    q_.resize(size * kBlockValues);
+    q_.resize(size * kPlanes * kBlockValues);
     scale_.resize(size);
     scaled_sum_.resize(size);
     half_sum_.resize(size * 2);

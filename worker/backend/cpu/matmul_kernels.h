@@ -67,12 +67,13 @@ struct MatMulKernels {
     }
   }
 
+  // Unsigned codes have the offset in them, times the sum of the row's values.
   template <BlockLayout L>
-  static I StartDot(int32_t sum) {
+  static I RemoveOffset(I dot, int32_t sum) {
     if constexpr (kSigned<L> || L.offset == 0) {
-      return S::Zero();
+      return dot;
     } else {
-      return S::SetInt(-L.offset * sum);
+      return S::AddInt(dot, S::SetInt(-L.offset * sum));
     }
   }
 
@@ -118,27 +119,45 @@ struct MatMulKernels {
     }
   }
 
+  // The integer dot products of a block with the planes of MR rows; `high` is the second half's.
   template <BlockLayout L, int MR>
-  static void AddBlock(const uint8_t* block, int lane, const QuantTile& a, int64_t b, int row0,
-                       F (&acc)[MR][kNv]) {
-    const int64_t at = b * kRowTile + row0;
-    const int8_t* q = a.q + at * kBlockValues;
-    const int32_t* sums = a.half_sum + at * 2;
-    I dot[MR][kNv];
-    I high[MR][kNv];
+  static void DotPlanes(const uint8_t* block, int lane, const int8_t* q, const int32_t* sums,
+                        I (&dot)[MR][kNv], I (&high)[MR][kNv]) {
+#pragma GCC unroll 2
+    for (int plane = 0; plane < kPlanes; ++plane, q += kRowTile * kBlockValues) {
+#pragma GCC unroll 6
+      for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kNv; ++v) {
+          dot[r][v] = plane == 0 ? S::Zero() : S::ShiftLeft8(dot[r][v]);
+          if constexpr (L.halves) high[r][v] = plane == 0 ? S::Zero() : S::ShiftLeft8(high[r][v]);
+        }
+      }
+      if constexpr (L.halves) {
+        DotBlock<L, MR>(block, lane, q, dot, high);
+      } else {
+        DotWhole<L, MR>(block, lane, q, dot);
+      }
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kNv; ++v) {
-        dot[r][v] = StartDot<L>(L.halves ? sums[2 * r] : sums[2 * r] + sums[2 * r + 1]);
-        if constexpr (L.halves) high[r][v] = StartDot<L>(sums[2 * r + 1]);
+        dot[r][v] =
+            RemoveOffset<L>(dot[r][v], L.halves ? sums[2 * r] : sums[2 * r] + sums[2 * r + 1]);
+        if constexpr (L.halves) high[r][v] = RemoveOffset<L>(high[r][v], sums[2 * r + 1]);
       }
     }
-    if constexpr (L.halves) {
-      DotBlock<L, MR>(block, lane, q, dot, high);
-    } else {
-      DotWhole<L, MR>(block, lane, q, dot);
-    }
+  }
+
+  template <BlockLayout L, int MR>
+  static void AddBlock(const uint8_t* block, int lane, const QuantTile& a, int64_t b, int row0,
+                       F (&acc)[MR][kNv]) {
+    const int64_t at = b * kRowTile + row0;
+    I dot[MR][kNv];
+    I high[MR][kNv];
+    DotPlanes<L, MR>(block, lane, a.q + (b * kPlanes * kRowTile + row0) * kBlockValues,
+                     a.half_sum + at * 2, dot, high);
     constexpr size_t kMinAt = L.min_at();
 #pragma GCC unroll 4
     for (int v = 0; v < kNv; ++v) {
@@ -284,7 +303,8 @@ struct MatMulKernels {
     }
   }
 
-  // x = scale * q per block of one row, scale = largest magnitude / 127.
+  // The first plane rounds x to 127 steps of the block's largest magnitude, the second what is
+  // left.
   static void QuantizeRow(const float* x, int64_t cols, int r, const QuantTile& out) {
     constexpr int kParts = kBlockValues / kW;
     for (int64_t b = 0; b * kBlockValues < cols; ++b) {
@@ -298,17 +318,22 @@ struct MatMulKernels {
       const float top = S::ReduceMax(largest);
       const int64_t at = b * kRowTile + r;
       const F inverse = S::Set1(top > 0 ? 127.0f / top : 0.0f);
-      int8_t* q = out.q + at * kBlockValues;
+      int8_t* first = out.q + (b * kPlanes * kRowTile + r) * kBlockValues;
+      int8_t* second = first + kRowTile * kBlockValues;
       I sums[2] = {S::Zero(), S::Zero()};
 #pragma GCC unroll 4
       for (int i = 0; i < kParts; ++i) {
-        const I rounded = S::Round(S::Mul(part[i], inverse));
-        S::StoreInt8(q + i * kW, rounded);
-        sums[i * 2 / kParts] = S::AddInt(sums[i * 2 / kParts], rounded);
+        const F steps = S::Mul(part[i], inverse);
+        const I q = S::Round(steps);
+        const F left = S::Mul(S::Sub(steps, S::FromInt(q)), S::Set1(256.0f));
+        const I rest = S::Round(S::Max(S::Min(left, S::Set1(127.0f)), S::Set1(-127.0f)));
+        S::StoreInt8(first + i * kW, q);
+        S::StoreInt8(second + i * kW, rest);
+        sums[i * 2 / kParts] = S::AddInt(sums[i * 2 / kParts], S::AddInt(S::ShiftLeft8(q), rest));
       }
       out.half_sum[at * 2] = S::ReduceAddInt(sums[0]);
       out.half_sum[at * 2 + 1] = S::ReduceAddInt(sums[1]);
-      out.scale[at] = top / 127.0f;
+      out.scale[at] = top / (127.0f * 256.0f);
       out.scaled_sum[at] =
           out.scale[at] * static_cast<float>(out.half_sum[at * 2] + out.half_sum[at * 2 + 1]);
     }

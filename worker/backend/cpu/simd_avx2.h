@@ -82,6 +82,7 @@ struct Avx2 {
   static I Zero() { return _mm256_setzero_si256(); }
   static I SetInt(int32_t v) { return _mm256_set1_epi32(v); }
   static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I ShiftLeft8(I v) { return _mm256_slli_epi32(v, 8); }
   static int32_t ReduceAddInt(I v) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
