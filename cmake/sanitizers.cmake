@@ -17,7 +17,7 @@ elseif(LOOPSERVE_SANITIZE STREQUAL "thread")
           _ZN4absl7debian312Notification6NotifyEv
           _ZNK4absl7debian312Notification19WaitForNotificationEv
           _ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE)
-    add_link_options(-Wl,--wrap=${name})
+    add_link_options(-Wl,--wrap=${name} -Wl,--undefined=__wrap_${name})
   endforeach()
   add_library(tsan_mutex STATIC ${CMAKE_CURRENT_LIST_DIR}/tsan_mutex.cc)
   target_link_libraries(tsan_mutex PUBLIC absl::synchronization absl::time)
