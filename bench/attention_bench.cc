@@ -102,11 +102,24 @@ struct Step {
   AttentionSequence sequence;
 };
 
-void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows) {
+// An eighth of the keys as vertical lines, and slash lines: all near ones, fewer far ones.
+LinePlan Lines(int64_t tokens) {
+  LinePlan plan;
+  for (int32_t h = 0; h < kKvHeads * kGroup; ++h) {
+    plan.heads.emplace_back();
+    for (auto j = h; j < tokens; j += 8) plan.heads.back().verticals.push_back(j);
+    for (auto d = 0; d < tokens; d += 1 + d / 64) plan.heads.back().slashes.push_back(d);
+  }
+  return plan;
+}
+
+void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows,
+              const LinePlan* lines = nullptr) {
   if (!Available(isa)) return state.SkipWithError("this machine does not run it");
   const int64_t tokens = state.range(0);
   const auto threads = static_cast<int>(state.range(1));
   Step step(tokens, rows);
+  step.sequence.lines = lines;
   StepAttention attention(isa, threads);
   int32_t layer = 0;
   double multiplies = 0;
@@ -133,6 +146,11 @@ void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows) {
 
 void BM_Prefill(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 512); }
 void BM_Decode(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 1); }
+// Rates as if the plan were dense.
+void BM_SparsePrefill(benchmark::State& state, AttentionIsa isa) {
+  const LinePlan lines = Lines(state.range(0));
+  RunSteps(state, isa, 512, &lines);
+}
 
 void Sizes(benchmark::internal::Benchmark* bench) {
   for (const int threads : {1, 2}) {
@@ -145,6 +163,9 @@ BENCHMARK_CAPTURE(BM_Prefill, avx512, AttentionIsa::kAvx512)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Prefill, avx2, AttentionIsa::kAvx2)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Prefill, portable, AttentionIsa::kPortable)
     ->Args({4096, 1})
+    ->MeasureProcessCPUTime();
+BENCHMARK_CAPTURE(BM_SparsePrefill, avx512, AttentionIsa::kAvx512)
+    ->Args({8192, 1})
     ->MeasureProcessCPUTime();
 BENCHMARK_CAPTURE(BM_Decode, avx512, AttentionIsa::kAvx512)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, avx2, AttentionIsa::kAvx2)->Apply(Sizes);

@@ -155,14 +155,43 @@ uint64_t SlashBits(const AttentionItem& item, int64_t first, int64_t position) {
   return bits;
 }
 
+// Which keys of the chunk each row reads, one after the other.
+class RowBits {
+ public:
+  RowBits(const AttentionItem& item, const Chunk& chunk) : item_(item), chunk_(chunk) {
+    if (chunk.indexed) return;
+    unlisted_ = ~ListedBits(item, chunk.first);
+    const int32_t* end = item.slashes + item.slash_count;
+    next_slash_ = std::lower_bound(item.slashes, end, item.first_position - chunk.first);
+    slash_bits_ = SlashBits(item, chunk.first, item.first_position - 1);
+  }
+
+  // Of the row at `position`: the first row's, then each next one's.
+  uint64_t Next(int64_t position) {
+    if (chunk_.indexed) return LowBits(IndexedKeys(item_, position) - chunk_.first);
+    // From row to row the keys along slashes move by one, and one may come in at the chunk's start.
+    slash_bits_ <<= 1;
+    const int32_t* end = item_.slashes + item_.slash_count;
+    const int64_t slash = position - chunk_.first;
+    while (next_slash_ != end && *next_slash_ < slash) ++next_slash_;
+    if (slash >= 0 && next_slash_ != end && *next_slash_ == slash) slash_bits_ |= 1;
+    return slash_bits_ & unlisted_;
+  }
+
+ private:
+  const AttentionItem& item_;
+  const Chunk chunk_;
+  uint64_t unlisted_ = 0;
+  uint64_t slash_bits_ = 0;
+  const int32_t* next_slash_ = nullptr;
+};
+
 // Fills in which keys of the chunk each row reads. False when no row reads any.
 bool SetVisible(const AttentionItem& item, const Chunk& chunk, const Workspace& work) {
-  const uint64_t listed = chunk.indexed ? 0 : ListedBits(item, chunk.first);
+  RowBits row_bits(item, chunk);
   uint64_t any = 0;
   for (int32_t r = 0; r < item.rows; ++r) {
-    const int64_t position = item.first_position + r;
-    const uint64_t bits = chunk.indexed ? LowBits(IndexedKeys(item, position) - chunk.first)
-                                        : SlashBits(item, chunk.first, position) & ~listed;
+    const uint64_t bits = row_bits.Next(item.first_position + r);
     std::fill_n(work.visible + int64_t{r} * item.group, item.group, bits);
     any |= bits;
   }

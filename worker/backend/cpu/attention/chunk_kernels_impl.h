@@ -82,32 +82,43 @@ struct ChunkKernelsFor {
     }
   }
 
-  template <int MR>
-  LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, float (*scores)[kKeyChunk]) {
+  // Scores of all keys, NV vectors at a time; where none of `keys` lies, any number stands.
+  template <int MR, int NV>
+  LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, uint64_t keys_seen,
+                               float (*scores)[kKeyChunk]) {
     const float* q = a.q + size_t(row0) * size_t(a.padded_dim);
-    for (int lane = 0; lane < kKeyChunk; lane += kW * kTileVectors) {
-      F acc[MR][kTileVectors];
+    constexpr uint64_t kNone = kW * NV == 64 ? 0 : ~uint64_t{0} << (kW * NV % 64);
+    for (int lane = 0; lane < kKeyChunk; lane += kW * NV) {
+      if (((keys_seen >> lane) & ~kNone) == 0) {
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) S::Store(scores[r] + lane + v * kW, S::Set1(0.0f));
+        }
+        continue;
+      }
+      F acc[MR][NV];
 #pragma GCC unroll 6
       for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v) acc[r][v] = S::Set1(0.0f);
+        for (int v = 0; v < NV; ++v) acc[r][v] = S::Set1(0.0f);
       }
       const float* keys = a.keys + lane;
       for (int i = 0; i < a.head_dim; ++i, keys += kKeyChunk) {
-        F k[kTileVectors];
+        F k[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v) k[v] = S::Load(keys + v * kW);
+        for (int v = 0; v < NV; ++v) k[v] = S::Load(keys + v * kW);
 #pragma GCC unroll 6
         for (int r = 0; r < MR; ++r) {
           const F value = S::Set1(q[size_t(r) * size_t(a.padded_dim) + size_t(i)]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kTileVectors; ++v) acc[r][v] = S::Fma(value, k[v], acc[r][v]);
+          for (int v = 0; v < NV; ++v) acc[r][v] = S::Fma(value, k[v], acc[r][v]);
         }
       }
 #pragma GCC unroll 6
       for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v) S::Store(scores[r] + lane + v * kW, acc[r][v]);
+        for (int v = 0; v < NV; ++v) S::Store(scores[r] + lane + v * kW, acc[r][v]);
       }
     }
   }
@@ -323,7 +334,13 @@ struct ChunkKernelsFor {
       PrefetchFloats(state + MR * stride, MR * stride);
       PrefetchFloats(a.q + size_t(row0 + MR) * size_t(a.padded_dim), size_t(MR * a.padded_dim));
     }
-    Scores<MR>(a, row0, scores);
+    // A slash line crosses a few keys of the chunk: they are scored by the vector.
+    constexpr int kFew = kKeyChunk / 2;
+    if (kTileVectors * kW == kKeyChunk && __builtin_popcountll(keys) <= kFew) {
+      Scores<MR, 1>(a, row0, keys, scores);
+    } else {
+      Scores<MR, kTileVectors>(a, row0, keys, scores);
+    }
     Softmax<MR>(scores, a.visible + row0, state + a.padded_dim, stride, shrink);
     int dim = 0;
     for (; dim + kTileVectors * kW <= a.padded_dim; dim += kTileVectors * kW) {
