@@ -26,7 +26,7 @@ inline void CheckQuantize(const Kernels& kernels) {
   x[kCols + 5] = 1e30f;                        // one large value
   for (int i = 0; i < 32; ++i) x[2 * kCols + i] = 1e-30f;
   const size_t blocks = kCols / kBlockValues;
-  std::vector<int8_t> q(blocks * kRowTile * kBlockValues);
+  std::vector<int8_t> q(blocks * kPlanes * kRowTile * kBlockValues);
   std::vector<float> scale(blocks * kRowTile), scaled_sum(blocks * kRowTile);
   std::vector<int32_t> half_sum(blocks * kRowTile * 2);
   kernels.quantize(x.data(), kCols, kRows, kCols,
@@ -37,12 +37,16 @@ inline void CheckQuantize(const Kernels& kernels) {
       const float* block = x.data() + r * kCols + b * kBlockValues;
       float top = 0;
       for (int i = 0; i < kBlockValues; ++i) top = std::max(top, std::fabs(block[i]));
-      EXPECT_EQ(scale[at], top / 127.0f);
+      EXPECT_EQ(scale[at], top / (127.0f * 256.0f));
+      const int8_t* first =
+          q.data() + (b * kPlanes * kRowTile + static_cast<size_t>(r)) * kBlockValues;
+      const int8_t* second = first + kRowTile * kBlockValues;
       int sums[2] = {0, 0};
       for (int i = 0; i < kBlockValues; ++i) {
-        const int code = q[at * kBlockValues + static_cast<size_t>(i)];
-        sums[i / 16] += code;
-        EXPECT_NEAR(code * double{scale[at]}, block[i], 0.5001 * scale[at]);
+        const int value = 256 * first[i] + second[i];
+        sums[i / 16] += value;
+        // Half a step, or one where the second plane is at its end.
+        EXPECT_NEAR(value * double{scale[at]}, block[i], 1.01 * scale[at]);
       }
       EXPECT_EQ(half_sum[2 * at], sums[0]);
       EXPECT_EQ(half_sum[2 * at + 1], sums[1]);
@@ -123,7 +127,7 @@ inline void CheckMatMulTiles(const Kernels& kernels) {
     std::vector<float> alone(kRowTile * outputs);
     for (int rows = 1; rows <= kRowTile; ++rows) {
       const auto blocks = static_cast<size_t>(cols / kBlockValues);
-      std::vector<int8_t> q(blocks * kRowTile * kBlockValues);
+      std::vector<int8_t> q(blocks * kPlanes * kRowTile * kBlockValues);
       std::vector<float> scale(blocks * kRowTile), scaled_sum(blocks * kRowTile);
       std::vector<int32_t> half_sum(blocks * kRowTile * 2);
       const QuantTile quant{q.data(), scale.data(), scaled_sum.data(), half_sum.data()};
