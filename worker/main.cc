@@ -124,7 +124,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
   log.Info("stopping", {{"signal", signal}});
   server->BeginDrain();
   absl::SleepFor(config.drain_settle);
-  const size_t parked = server->Drain();
+  const size_t parked = server->DrainAndPark();
   server->Shutdown();
   engine->Stop();
   log.Info("stopped", {{"parked_sessions", parked}});

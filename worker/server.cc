@@ -60,7 +60,7 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
   absl::Status Listen();
   int port() const override { return port_; }
   void BeginDrain() override;
-  size_t Drain() override;
+  size_t DrainAndPark() override;
   void Shutdown() override;
 
   ServerWriteReactor<v1::RunTurnResponse>* RunTurn(CallbackServerContext* context,
@@ -179,7 +179,7 @@ void Server::BeginDrain() {
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, false);
 }
 
-size_t Server::Drain() {
+size_t Server::DrainAndPark() {
   BeginDrain();
   if (const absl::Status status = parts_.engine.Drain(options_.drain_timeout); !status.ok()) {
     parts_.log.Warning("turns were still running at the drain timeout",
@@ -207,9 +207,8 @@ void Server::Shutdown() {
 template <typename Work>
 ServerUnaryReactor* Server::OnPool(CallbackServerContext* context, Work work) {
   ServerUnaryReactor* reactor = context->DefaultReactor();
-  const bool taken = io_.Submit([this, reactor, work = std::move(work)]() mutable {
-    reactor->Finish(common::ToGrpc(work()));
-  });
+  const bool taken = io_.Submit(
+      [reactor, work = std::move(work)]() mutable { reactor->Finish(common::ToGrpc(work())); });
   if (!taken) {
     reactor->Finish(common::ToGrpc(MakeError(
         {.reason = Reason::kDraining, .retry_after = absl::Seconds(1)}, "the worker is stopping")));
@@ -488,7 +487,7 @@ ServerUnaryReactor* Server::PrepareSession(CallbackServerContext* context,
 ServerUnaryReactor* Server::Drain(CallbackServerContext* context, const v1::DrainRequest*,
                                   v1::DrainResponse* response) {
   return OnPool(context, [this, response] {
-    response->set_parked_sessions(static_cast<uint32_t>(Drain()));
+    response->set_parked_sessions(static_cast<uint32_t>(DrainAndPark()));
     return absl::OkStatus();
   });
 }

@@ -4,7 +4,7 @@
 // Turns never block a gRPC thread: Submit hands over and the engine answers through TurnStream.
 // Session operations may wait for the session log and run on a pool of their own.
 //
-// Thread rule: Create, BeginDrain, Drain and Shutdown from one thread; the rest is gRPC's.
+// Thread rule: Create, BeginDrain, DrainAndPark and Shutdown from one thread; the rest is gRPC's.
 #pragma once
 
 #include <memory>
@@ -54,7 +54,7 @@ class WorkerServer {
   virtual void BeginDrain() = 0;
   // Stops being ready, refuses new turns, finishes the running ones by the drain timeout and parks
   // every session; returns how many.
-  virtual size_t Drain() = 0;
+  virtual size_t DrainAndPark() = 0;
   // Ends all calls and stops listening. Idempotent.
   virtual void Shutdown() = 0;
 };

@@ -235,7 +235,8 @@ absl::Status DiskTier::MakeRoom(uint64_t frame_bytes, std::vector<Eviction>& evi
 }
 
 void DiskTier::GiveUp(const SegmentRef& chosen, std::vector<Eviction>& evicted) {
-  const SegmentRef victim = chosen;  // `chosen` may lie in segments_
+  // `chosen` may lie in segments_, which changes below.
+  const SegmentRef victim(chosen);  // NOLINT(performance-unnecessary-copy-initialization)
   const bool last = victim == segments_.back();
   uint64_t kept_bytes = 0;
   for (const PlaneKey& key : victim->keys) {

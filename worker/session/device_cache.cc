@@ -153,10 +153,13 @@ int64_t DeviceCache::unreferenced() const {
 
 int64_t DeviceCache::FreedBy(std::span<const BlockHandle> blocks) const {
   absl::MutexLock lock(&mutex_);
-  return std::ranges::count_if(blocks, [&](const BlockHandle& block) {
+  const auto freed = [&](const BlockHandle& block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const uint32_t others = pool_.use_count(block.id()) - 1;
     return others == (cached_[block.id().value()] ? 1u : 0u);
-  });
+  };
+  int64_t count = 0;
+  for (const BlockHandle& block : blocks) count += freed(block) ? 1 : 0;
+  return count;
 }
 
 int64_t DeviceCache::size() const {

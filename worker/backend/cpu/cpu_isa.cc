@@ -1,5 +1,9 @@
 #include "worker/backend/cpu/cpu_isa.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 #include <array>
 
 #include "absl/strings/str_cat.h"
@@ -10,12 +14,21 @@ namespace {
 bool HasPortable() { return true; }
 
 #ifdef __x86_64__
-// gcc's check includes that the operating system saves the registers.
-bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+// Two flags that not every compiler's check knows by name.
+bool HasF16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
 }
-bool HasAvx2Vnni() { return HasAvx2() && __builtin_cpu_supports("avxvnni"); }
+bool HasAvxVnniFlag() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+
+// The compiler's check includes that the operating system saves the registers.
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
+}
+bool HasAvx2Vnni() { return HasAvx2() && HasAvxVnniFlag(); }
 bool HasAvx512Vnni() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
