@@ -1,0 +1,170 @@
+"""Processes that die, drain and come back: conversations go on, with the same tokens."""
+
+import signal
+
+import grpc
+import pytest
+from cluster import error_of, fails, finish, until
+
+TEXT = "the quick brown fox jumps over the lazy dog, again and again "
+
+
+def converse(cluster):
+    """A session of two turns, and a fork of it."""
+    first = cluster.chat(TEXT * 2, max_tokens=12)
+    cluster.chat("go on", session=first.session, max_tokens=12)
+    return first.session
+
+
+def saved(cluster, worker):
+    """Waits until what the worker has to save is in the shared store, as far as its metrics tell."""
+    last = [-1.0]
+
+    def settled():
+        now = cluster.metric(worker, "loopserve_kv_transfer_bytes_total", dst="remote", op="store")
+        same, last[0] = now == last[0] and now > 0, now
+        return same
+
+    until(settled, what=f"{worker}'s saving to the shared store")
+
+
+def test_a_killed_worker_is_replaced(make_cluster):
+    cluster = make_cluster()
+    session = converse(cluster)
+    oracle = cluster.chat("and then?", session=cluster.fork(session), max_tokens=16)
+    before = cluster.chat("and then?", session=session, max_tokens=16)
+    assert before.tokens == oracle.tokens
+    twin = cluster.fork(session)
+    expected = cluster.chat("what next?", session=twin, max_tokens=16)
+    saved(cluster, before.worker)
+    cluster.kill(before.worker)
+    after = cluster.chat("what next?", session=session, max_tokens=16)
+    assert after.worker != before.worker
+    assert after.index == 3
+    assert after.tokens == expected.tokens
+    assert after.restored["remote"] > after.usage.computed_tokens
+
+
+def test_a_worker_killed_mid_stream(make_cluster):
+    cluster = make_cluster()
+    session = converse(cluster)
+    request = cluster.request("go on", session, max_tokens=300, turn_id="t-1",
+                              sampling={"ignore_eos": True})
+    stream = cluster.chat_stub.Turn(request, timeout=60)
+    worker = next(stream).started.worker_id
+    until(lambda: next(stream).WhichOneof("event") == "delta")
+    cluster.kill(worker)
+    error = fails(lambda: list(stream))
+    assert (error.code, error.reason) == ("UNAVAILABLE", "WORKER_LOST")
+    again = cluster.run(request)  # the same turn_id is safe: nothing was committed
+    assert again.worker != worker
+    assert (again.index, again.replayed) == (2, False)
+    assert again.usage.completion_tokens == 300
+
+
+def test_without_any_worker_callers_are_told_to_come_again(make_cluster):
+    cluster = make_cluster(workers=1)
+    session = cluster.chat("hello").session
+    cluster.kill("w1")
+    error = fails(lambda: cluster.chat_stub.Turn(cluster.request("again", session), timeout=30).next())
+    assert (error.code, error.reason) == ("UNAVAILABLE", "NO_WORKER")
+    assert error.retry_s is not None
+    cluster.revive("w1")
+
+    def answered():
+        try:
+            return cluster.chat("again", session=session)
+        except grpc.RpcError as rpc_error:
+            assert error_of(rpc_error).retry_s is not None, error_of(rpc_error)
+            return None
+
+    assert until(answered, timeout_s=30).index == 1
+
+
+@pytest.mark.parametrize("tp", [1, 3])
+def test_everything_restarts(make_cluster, tp):
+    cluster = make_cluster(up_args=["--tp", str(tp)])
+    session = converse(cluster)
+    expected = cluster.chat("and then?", session=cluster.fork(session), max_tokens=16)
+    cluster.restart()
+    after = cluster.chat("and then?", session=session, max_tokens=16)
+    assert after.index == 2
+    assert after.tokens == expected.tokens
+    assert after.restored["disk"] + after.restored["remote"] > after.usage.computed_tokens
+
+
+def test_tensor_parallel_says_the_same(make_cluster):
+    turns = {}
+    for tp in (1, 3):
+        cluster = make_cluster(workers=1, up_args=["--tp", str(tp)], name=f"tp{tp}")
+        first = cluster.chat(TEXT, max_tokens=24)
+        turns[tp] = first.tokens + cluster.chat("go on", session=first.session, max_tokens=24).tokens
+        assert cluster.metric("w1", "loopserve_tp_size") == tp
+    assert turns[1] == turns[3]
+
+
+def test_the_shared_store_may_vanish_and_come_back(make_cluster):
+    cluster = make_cluster()
+    session = converse(cluster)
+    cluster.kill("kvstore")
+    while_gone = cluster.chat("and then?", session=session)
+    assert while_gone.index == 2
+    assert cluster.chat("hello").index == 0
+    cluster.revive("kvstore")
+    assert until(lambda: cluster.chat("and now?", session=session)).index == 3
+
+
+def test_a_restarted_router_learns_where_sessions_are(make_cluster):
+    cluster = make_cluster()
+    session = converse(cluster)
+    worker = cluster.chat("and then?", session=session).worker
+    cluster.kill("router")
+    cluster.revive("router")
+    after = cluster.chat("what next?", session=session)
+    assert (after.worker, after.index) == (worker, 3)
+    assert after.restored["device"] > 0
+
+
+def test_drain_moves_sessions_away(make_cluster):
+    cluster = make_cluster()
+    session = converse(cluster)
+    twin = cluster.fork(session)
+    expected = cluster.chat("and then?", session=twin, max_tokens=16)
+    drained = expected.worker
+    target = ["--dir", str(cluster.dir)]
+    cluster.cli("drain", drained, *target)
+    after = cluster.chat("and then?", session=session, max_tokens=16)
+    assert after.worker != drained
+    assert after.tokens == expected.tokens
+    assert after.restored["remote"] > after.usage.computed_tokens
+    for i in range(4):
+        assert cluster.chat(f"new {i}").worker != drained
+    cluster.cli("drain", drained, "--undo", *target)
+    until(lambda: any(cluster.chat(f"fresh {i}").worker == drained for i in range(16)))
+
+
+def test_sigterm_finishes_running_turns(make_cluster):
+    """A stopping worker ends its turns, parks its sessions and leaves with 0."""
+    cluster = make_cluster()
+    session = converse(cluster)
+    expected = cluster.chat("what next?", session=cluster.fork(session), max_tokens=16)
+    stream = cluster.chat_stub.Turn(
+        cluster.request("go on", max_tokens=200, sampling={"ignore_eos": True}), timeout=60)
+    first = next(stream)
+    worker = first.started.worker_id
+    cluster.kill(worker, signal.SIGTERM)
+    turn = finish([first, *stream])
+    assert turn.usage.completion_tokens == 200
+    after = cluster.chat("what next?", session=session, max_tokens=16)
+    assert after.tokens == expected.tokens
+    assert after.worker != worker
+
+
+def test_a_session_deleted_is_gone_everywhere(make_cluster):
+    from cluster import session_pb2
+    cluster = make_cluster()
+    session = converse(cluster)
+    cluster.sessions.DeleteSession(session_pb2.DeleteSessionRequest(session_id=session), timeout=30)
+    assert fails(lambda: cluster.chat("again", session=session)).reason == "SESSION_NOT_FOUND"
+    cluster.restart()
+    assert fails(lambda: cluster.chat("again", session=session)).reason == "SESSION_NOT_FOUND"
