@@ -437,6 +437,10 @@ void StepLoopEngine::Advance(const StepItem& item, std::span<const float> logits
 void StepLoopEngine::OnFirstToken(Sequence& sequence) {
   SettlePrompt(sequence);
   metrics_.FirstToken(sequence, !sequence.spec.bypass_cache);
+  // What the store loaded or declined to load, it has counted itself.
+  if (sequence.returning() && !sequence.asked_store()) {
+    kv_.CountUnrestored(sequence.prompt.recomputed == 0);
+  }
   if (sequence.spec.ephemeral) return;
   // From now on others may share the prompt's full blocks.
   const auto blocks = static_cast<size_t>(sequence.kv_tokens / limits_.block_tokens);

@@ -65,6 +65,10 @@ struct Sequence {
   int64_t generated() const { return known_tokens() - prompt_tokens; }
   int64_t pending() const { return known_tokens() - kv_tokens; }
   bool returning() const { return turn > 0; }
+  // The tiers had something for it, whatever became of that.
+  bool asked_store() const {
+    return prompt.restored_bytes > 0 || (!restore_shortfall.empty() && restore_shortfall != "miss");
+  }
 };
 
 // --- The KV of a sequence, and the accounting that goes with it

@@ -128,6 +128,11 @@ void KvCache::Restore(const BlockKey& root, std::vector<TokenId> tokens, int64_t
   store_->Restore(std::move(request), std::move(done));
 }
 
+void KvCache::CountUnrestored(bool all_on_device) {
+  metrics_.CountPlan(all_on_device ? kvstore::RestoreDecision::kReuse
+                                   : kvstore::RestoreDecision::kRecompute);
+}
+
 void KvCache::Keep(const BlockKey& root, std::vector<TokenId> tokens,
                    std::vector<BlockHandle> blocks, bool save, absl::AnyInvocable<void()> saved) {
   blocks.resize(static_cast<size_t>(pool_.shape().blocks_for(static_cast<int64_t>(tokens.size()))));

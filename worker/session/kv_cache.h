@@ -79,6 +79,10 @@ class KvCache final {
                int64_t device_tokens, std::vector<kvstore::BlockHandle> blocks,
                double prefill_tokens_per_second, kvstore::KvStore::RestoreDone done);
 
+  // A returning turn took nothing from the tiers: all it could use was on the device, or it
+  // computes.
+  void CountUnrestored(bool all_on_device);
+
   // `blocks` hold the KV of `tokens`. Registers them on the device and, if `save`, saves them to
   // the tiers in the background; `saved` runs when that is over (and the blocks are let go).
   void Keep(const kvstore::BlockKey& root, std::vector<common::TokenId> tokens,

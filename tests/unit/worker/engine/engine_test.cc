@@ -622,6 +622,16 @@ TEST(Engine, LoadAndLiveness) {
   EXPECT_OK(sink->Wait().status);
 }
 
+TEST(Engine, ReturningTurnsAreCountedByHowTheyGotTheirKv) {
+  EngineFixture worker({});
+  worker.Turn("s", Text(20, 1));
+  worker.Turn("s", Text(10, 2));
+  worker.kv->device().Clear();
+  worker.Turn("s", Text(10, 3));
+  EXPECT_EQ(MetricOf(worker, "loopserve_restore_plans_total{decision=\"reuse\"}"), 1);
+  EXPECT_EQ(MetricOf(worker, "loopserve_restore_plans_total{decision=\"recompute\"}"), 1);
+}
+
 TEST(Engine, TokensBySourceSumToPromptTokens) {
   EngineFixture worker({});
   worker.Turn("s", Text(20, 1));
