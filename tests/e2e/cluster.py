@@ -144,6 +144,8 @@ class Cluster:
         self._commands = {m["name"]: pathlib.Path(f"/proc/{m['pid']}/cmdline").read_bytes()
                           .decode().split("\0")[:-1] for m in self.state["members"]}
         self._connect()
+        until(lambda: sum(w.state == admin_pb2.WORKER_STATE_READY for w in self.cluster_state().workers)
+              == self.workers, what="every worker ready")
 
     def down(self, grace=20):
         self._disconnect()
