@@ -97,12 +97,6 @@ struct ChunkPointers {
   const std::byte* values[kKeyChunk];
 };
 
-// Keys [first, first + 64) of a segment: by index, or positions along slashes.
-struct Chunk {
-  bool indexed = true;
-  int64_t first = 0;
-};
-
 void PointAtPosition(const AttentionItem& item, int64_t position, int64_t count, int64_t j,
                      ChunkPointers& to) {
   const size_t bytes = static_cast<size_t>(item.head_dim) * (item.bf16 ? 2 : 4);
@@ -118,123 +112,61 @@ void PointAtPosition(const AttentionItem& item, int64_t position, int64_t count,
   }
 }
 
-void PointAt(const AttentionItem& item, const Chunk& chunk, const Workspace& work,
-             ChunkPointers& to) {
-  const int64_t last = LastPosition(item);
-  const int64_t keys = chunk.indexed ? IndexedKeys(item, last) : last + 1;
-  const int64_t count = std::clamp<int64_t>(keys - chunk.first, 0, kKeyChunk);
+// Points at indexed keys [first, first + 64).
+void PointAtChunk(const AttentionItem& item, int64_t first, const Workspace& work,
+                  ChunkPointers& to) {
+  const int64_t keys = IndexedKeys(item, LastPosition(item));
+  const int64_t count = std::clamp<int64_t>(keys - first, 0, kKeyChunk);
   int64_t j = 0;
-  int64_t position = chunk.first;
-  if (chunk.indexed) {
-    for (; j < count && chunk.first + j < item.listed_count; ++j) {
-      PointAtPosition(item, item.listed[chunk.first + j], 1, j, to);
-    }
-    position = item.dense_from + chunk.first + j - item.listed_count;
+  for (; j < count && first + j < item.listed_count; ++j) {
+    PointAtPosition(item, item.listed[first + j], 1, j, to);
   }
-  if (j < count) PointAtPosition(item, position, count - j, j, to);
+  if (j < count) {
+    PointAtPosition(item, item.dense_from + first + j - item.listed_count, count - j, j, to);
+  }
   const auto* zeros = reinterpret_cast<const std::byte*>(work.zeros);
   for (j = count; j < kKeyChunk; ++j) to.keys[j] = to.values[j] = zeros;
 }
 
-uint64_t ListedBits(const AttentionItem& item, int64_t first) {
-  const int32_t* end = item.listed + item.listed_count;
-  const int32_t* at = std::lower_bound(item.listed, end, first);
-  uint64_t bits = 0;
-  for (; at != end && *at < first + kKeyChunk; ++at) bits |= uint64_t{1} << (*at - first);
-  return bits;
+// Points at the unlisted keys along slashes [first, first + 64) that the row at `position` reads.
+int PointAlongSlashes(const AttentionItem& item, int64_t first, int64_t position,
+                      ChunkPointers& to) {
+  const size_t bytes = static_cast<size_t>(item.head_dim) * (item.bf16 ? 2 : 4);
+  const auto block_tokens = static_cast<uint32_t>(item.block_tokens);
+  const int64_t end = std::min(item.slash_count, first + kKeyChunk);
+  int count = 0;
+  for (int64_t i = first; i < end && item.slashes[i] <= position; ++i) {
+    const auto key = static_cast<uint32_t>(position - item.slashes[i]);
+    if (item.listed_count > 0 && (item.listed_bits[key / 64] >> (key % 64) & 1) != 0) continue;
+    const std::byte* at = item.arena + item.blocks[key / block_tokens].value() * item.block_bytes +
+                          size_t{key % block_tokens} * bytes;
+    to.keys[count] = at + item.key_offset;
+    to.values[count++] = at + item.value_offset;
+  }
+  return count;
 }
 
-uint64_t SlashBits(const AttentionItem& item, int64_t first, int64_t position) {
-  const int32_t* end = item.slashes + item.slash_count;
-  const int64_t nearest = std::max<int64_t>(0, position - first - kKeyChunk + 1);
-  const int32_t* at = std::lower_bound(item.slashes, end, nearest);
-  uint64_t bits = 0;
-  for (; at != end && *at <= position - first; ++at) {
-    bits |= uint64_t{1} << (position - *at - first);
-  }
-  return bits;
-}
-
-// Which keys of the chunk each row reads, one after the other.
-class RowBits {
- public:
-  RowBits(const AttentionItem& item, const Chunk& chunk) : item_(item), chunk_(chunk) {
-    if (chunk.indexed) return;
-    unlisted_ = ~ListedBits(item, chunk.first);
-    const int32_t* end = item.slashes + item.slash_count;
-    next_slash_ = std::lower_bound(item.slashes, end, item.first_position - chunk.first);
-    slash_bits_ = SlashBits(item, chunk.first, item.first_position - 1);
-  }
-
-  // Of the row at `position`: the first row's, then each next one's.
-  uint64_t Next(int64_t position) {
-    if (chunk_.indexed) return LowBits(IndexedKeys(item_, position) - chunk_.first);
-    // From row to row the keys along slashes move by one, and one may come in at the chunk's start.
-    slash_bits_ <<= 1;
-    const int32_t* end = item_.slashes + item_.slash_count;
-    const int64_t slash = position - chunk_.first;
-    while (next_slash_ != end && *next_slash_ < slash) ++next_slash_;
-    if (slash >= 0 && next_slash_ != end && *next_slash_ == slash) slash_bits_ |= 1;
-    return slash_bits_ & unlisted_;
-  }
-
- private:
-  const AttentionItem& item_;
-  const Chunk chunk_;
-  uint64_t unlisted_ = 0;
-  uint64_t slash_bits_ = 0;
-  const int32_t* next_slash_ = nullptr;
-};
-
-// Fills in which keys of the chunk each row reads. False when no row reads any.
-bool SetVisible(const AttentionItem& item, const Chunk& chunk, const Workspace& work) {
-  RowBits row_bits(item, chunk);
-  uint64_t any = 0;
+// Fills in how many keys of the chunk each row reads: a prefix.
+void SetVisible(const AttentionItem& item, int64_t first, const Workspace& work) {
   for (int32_t r = 0; r < item.rows; ++r) {
-    const uint64_t bits = row_bits.Next(item.first_position + r);
+    const uint64_t bits = LowBits(IndexedKeys(item, item.first_position + r) - first);
     std::fill_n(work.visible + int64_t{r} * item.group, item.group, bits);
-    any |= bits;
   }
-  return any != 0;
 }
 
-struct SplitChunks {
-  bool indexed;
-  int64_t begin;  // chunks of the segment
-  int64_t end;
-};
-
-SplitChunks ChunksOf(const AttentionItem& item, int64_t split) {
-  const int64_t keys = IndexedKeys(item, LastPosition(item));
-  const int64_t indexed_splits = DivideUp(keys, kSplitKeys);
-  if (split < indexed_splits) {
-    const int64_t begin = split * kSplitChunks;
-    return {true, begin, std::min(begin + kSplitChunks, DivideUp(keys, kKeyChunk))};
-  }
-  const int64_t begin = (split - indexed_splits) * kSplitChunks;
-  return {false, begin, std::min(begin + kSplitChunks, LastPosition(item) / kKeyChunk + 1)};
-}
-
-void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t split,
-                 const Workspace& work, float* state) {
-  Clear(work, state);
-  const SplitChunks chunks = ChunksOf(item, split);
-  ChunkPointers pointers[2];
-  bool pointed = false;  // pointers[c % 2] are set
+// Chunks [begin, end) of the indexed keys.
+void AttendIndexed(const ChunkKernels& kernels, const AttentionItem& item, int64_t begin,
+                   int64_t end, const Workspace& work, float* state) {
   const bool stream = kernels.stream != nullptr && item.bf16 && work.rows <= kStreamRows &&
                       item.head_dim % kStreamDims == 0;
-  for (int64_t c = chunks.begin; c < chunks.end; ++c) {
-    const Chunk chunk{chunks.indexed, c * kKeyChunk};
-    ChunkPointers& now = pointers[c % 2];
-    if (!SetVisible(item, chunk, work)) {
-      pointed = false;
-      continue;
-    }
-    if (!pointed) PointAt(item, chunk, work, now);
-    pointed = c + 1 < chunks.end;
+  ChunkPointers pointers[2];
+  PointAtChunk(item, begin * kKeyChunk, work, pointers[begin % 2]);
+  for (int64_t c = begin; c < end; ++c) {
+    const ChunkPointers& now = pointers[c % 2];
     ChunkPointers& next = pointers[(c + 1) % 2];
-    if (pointed) PointAt(item, {chunks.indexed, (c + 1) * kKeyChunk}, work, next);
-    const bool fetch = pointed && chunks.indexed;
+    const bool fetch = c + 1 < end;
+    if (fetch) PointAtChunk(item, (c + 1) * kKeyChunk, work, next);
+    SetVisible(item, c * kKeyChunk, work);
     const ChunkSource keys{now.keys, fetch ? next.keys : nullptr, item.bf16, item.head_dim};
     const ChunkSource values{now.values, fetch ? next.values : nullptr, item.bf16, item.head_dim};
     const ChunkStep step{.rows = static_cast<int>(work.rows),
@@ -253,6 +185,39 @@ void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t
     kernels.load_values(values, work.padded_dim, work.values);
     kernels.attend(step);
   }
+}
+
+// Chunks [begin, end) of the slashes, row by row: neighbours read neighbouring keys.
+void AttendSlashes(const ChunkKernels& kernels, const AttentionItem& item, int64_t begin,
+                   int64_t end, const Workspace& work, float* state) {
+  ChunkPointers pointers;
+  for (int64_t c = begin; c < end; ++c) {
+    for (int64_t row = 0; row < work.rows; ++row) {
+      const int64_t position = item.first_position + row / item.group;
+      const int count = PointAlongSlashes(item, c * kKeyChunk, position, pointers);
+      if (count == 0) continue;
+      kernels.gather({.count = count,
+                      .bf16 = item.bf16,
+                      .head_dim = item.head_dim,
+                      .padded_dim = work.padded_dim,
+                      .q = work.q + row * work.padded_dim,
+                      .keys = pointers.keys,
+                      .values = pointers.values,
+                      .state = state + row * StateStride(work.padded_dim)});
+    }
+  }
+}
+
+void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t split,
+                 const Workspace& work, float* state) {
+  Clear(work, state);
+  const int64_t keys = IndexedKeys(item, LastPosition(item));
+  const int64_t indexed_splits = DivideUp(keys, kSplitKeys);
+  const bool indexed = split < indexed_splits;
+  const int64_t begin = (indexed ? split : split - indexed_splits) * kSplitChunks;
+  const int64_t chunks = DivideUp(indexed ? keys : item.slash_count, kKeyChunk);
+  const auto attend = indexed ? AttendIndexed : AttendSlashes;
+  attend(kernels, item, begin, std::min(begin + kSplitChunks, chunks), work, state);
 }
 
 void Finish(const ChunkKernels& kernels, const AttentionItem& item, const Workspace& work) {
@@ -298,9 +263,8 @@ AttentionIsa BestAttentionIsa() {
 }
 
 int64_t SplitCount(const AttentionItem& item) {
-  const int64_t last = LastPosition(item);
-  return DivideUp(IndexedKeys(item, last), kSplitKeys) +
-         (item.dense ? 0 : DivideUp(last + 1, kSplitKeys));
+  return DivideUp(IndexedKeys(item, LastPosition(item)), kSplitKeys) +
+         DivideUp(item.slash_count, kSplitKeys);
 }
 
 size_t ScratchFloats(int64_t rows_of_heads, int32_t head_dim) {

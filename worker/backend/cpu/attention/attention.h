@@ -1,8 +1,8 @@
 // Attention of one tile of query rows over paged keys and values, with raw pointers.
 //
 // An *item* is a few consecutive rows of one sequence, for the query heads that share one KV head.
-// The keys that a row reads are counted: the listed ones, then the dense ones; those along slashes
-// follow by their absolute position. Every kSplitKeys keys of a count are a *split*, whose result
+// The keys that a row reads are counted: the listed ones, then the dense ones; then, by a count of
+// their own, those along slashes. Every kSplitKeys keys of a count are a *split*, whose result
 // is computed by itself; the splits of a row are merged in ascending order. So a row's result is
 // bit-identical whatever rows share its tile, however a prompt is cut into steps, and whichever
 // threads compute its splits; and a list that names every key gives the bits of dense attention.
@@ -57,10 +57,12 @@ struct AttentionItem {
   // vertical lines of a plan.
   const int32_t* listed = nullptr;
   int64_t listed_count = 0;
+  // Bit p % 64 of word p / 64 is set when position p is listed. Read only beside slashes.
+  const uint64_t* listed_bits = nullptr;
   // dense: the keys from dense_from on are read too; the listed ones lie before it.
-  // else: so are the keys position - slashes[i], ascending, unless they are listed.
   bool dense = true;
   int64_t dense_from = 0;
+  // The keys position - slashes[i], ascending i, are read too unless they are listed. Not if dense.
   const int32_t* slashes = nullptr;
   int64_t slash_count = 0;
 };

@@ -50,6 +50,18 @@ struct ChunkSource {
   int head_dim;
 };
 
+// One row and up to kKeyChunk keys of its own, which lie anywhere.
+struct GatherStep {
+  int count;
+  bool bf16;
+  int head_dim;
+  int padded_dim;
+  const float* q;  // [head_dim]
+  const std::byte* const* keys;
+  const std::byte* const* values;
+  float* state;  // [StateStride(padded_dim)], updated
+};
+
 struct ChunkKernels {
   void (*load_keys)(const ChunkSource& from, float* keys);
   void (*load_values)(const ChunkSource& from, int padded_dim, float* values);
@@ -57,6 +69,7 @@ struct ChunkKernels {
   // The same for up to kStreamRows rows, straight from the arena (bf16, head_dim a multiple of
   // kStreamDims): laying the chunk out would not pay. Null where there is no such kernel.
   void (*stream)(const ChunkStep& step, const ChunkSource& keys, const ChunkSource& values);
+  void (*gather)(const GatherStep& step);
   // state := that of its keys and those of `other`, which are disjoint; [rows, StateStride].
   void (*merge)(int rows, int padded_dim, const float* other, float* state);
   // out[head_dim] = the row's weighted mean; zeros when it saw no key.

@@ -82,21 +82,11 @@ struct ChunkKernelsFor {
     }
   }
 
-  // Scores of all keys, NV vectors at a time; where none of `keys` lies, any number stands.
-  template <int MR, int NV>
-  LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, uint64_t keys_seen,
-                               float (*scores)[kKeyChunk]) {
+  template <int MR>
+  LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, float (*scores)[kKeyChunk]) {
+    constexpr int NV = kTileVectors;
     const float* q = a.q + size_t(row0) * size_t(a.padded_dim);
-    constexpr uint64_t kNone = kW * NV == 64 ? 0 : ~uint64_t{0} << (kW * NV % 64);
     for (int lane = 0; lane < kKeyChunk; lane += kW * NV) {
-      if (((keys_seen >> lane) & ~kNone) == 0) {
-#pragma GCC unroll 6
-        for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) S::Store(scores[r] + lane + v * kW, S::Set1(0.0f));
-        }
-        continue;
-      }
       F acc[MR][NV];
 #pragma GCC unroll 6
       for (int r = 0; r < MR; ++r) {
@@ -179,7 +169,8 @@ struct ChunkKernelsFor {
     }
   }
 
-  // `keys` are those that any of the rows sees. Others weigh nothing, so leaving them out is exact.
+  // `keys` are those that any of the rows sees. Keys after the last of them weigh nothing, so
+  // leaving them out is exact.
   template <int MR, int NV>
   LOOPSERVE_INLINE void WeightedSum(const ChunkStep& a, float* state, int dim, uint64_t keys,
                                     const float (*weights)[kKeyChunk], const float* shrink) {
@@ -195,16 +186,9 @@ struct ChunkKernelsFor {
       }
     }
     const float* values = a.values + dim;
-    if ((keys & (keys + 1)) == 0) {
-      const int count = 64 - __builtin_clzll(keys);
-      for (int j = 0; j < count; ++j, values += a.padded_dim) {
-        AddValue<MR, NV>(values, weights, j, acc);
-      }
-    } else {
-      for (; keys != 0; keys &= keys - 1) {
-        const int j = __builtin_ctzll(keys);
-        AddValue<MR, NV>(values + size_t(j) * size_t(a.padded_dim), weights, j, acc);
-      }
+    const int count = 64 - __builtin_clzll(keys);
+    for (int j = 0; j < count; ++j, values += a.padded_dim) {
+      AddValue<MR, NV>(values, weights, j, acc);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < MR; ++r) {
@@ -334,13 +318,7 @@ struct ChunkKernelsFor {
       PrefetchFloats(state + MR * stride, MR * stride);
       PrefetchFloats(a.q + size_t(row0 + MR) * size_t(a.padded_dim), size_t(MR * a.padded_dim));
     }
-    // A slash line crosses a few keys of the chunk: they are scored by the vector.
-    constexpr int kFew = kKeyChunk / 2;
-    if (kTileVectors * kW == kKeyChunk && __builtin_popcountll(keys) <= kFew) {
-      Scores<MR, 1>(a, row0, keys, scores);
-    } else {
-      Scores<MR, kTileVectors>(a, row0, keys, scores);
-    }
+    Scores<MR>(a, row0, scores);
     Softmax<MR>(scores, a.visible + row0, state + a.padded_dim, stride, shrink);
     int dim = 0;
     for (; dim + kTileVectors * kW <= a.padded_dim; dim += kTileVectors * kW) {
@@ -370,6 +348,66 @@ struct ChunkKernelsFor {
     }
   }
 
+  LOOPSERVE_INLINE F LoadStored(const std::byte* at, bool bf16, int i) {
+    return bf16 ? S::WidenBf16(reinterpret_cast<const uint16_t*>(at) + i)
+                : S::Load(reinterpret_cast<const float*>(at) + i);
+  }
+
+  template <bool kBf16>
+  LOOPSERVE_INLINE float Dot(const GatherStep& a, int j) {
+    F acc = S::Set1(0.0f);
+    int i = 0;
+    for (; i + kW <= a.head_dim; i += kW) {
+      acc = S::Fma(S::Load(a.q + i), LoadStored(a.keys[j], kBf16, i), acc);
+    }
+    float sum = S::ReduceAdd(acc);
+    for (; i < a.head_dim; ++i) sum += a.q[i] * ValueAt(a.keys[j], kBf16, i);
+    return sum;
+  }
+
+  template <bool kBf16>
+  [[gnu::noinline]] static void GatherKeys(const GatherStep& a) {
+    alignas(64) float scores[1][kKeyChunk];
+    for (int j = 0; j < a.count; ++j) scores[0][j] = Dot<kBf16>(a, j);
+    for (int j = a.count; j < kKeyChunk; ++j) scores[0][j] = kNever;
+    const uint64_t all = ~uint64_t{0};
+    float shrink;
+    Softmax<1>(scores, &all, a.state + a.padded_dim, 0, &shrink);
+    int dim = 0;
+    for (; dim + kTileVectors * kW <= a.head_dim; dim += kTileVectors * kW) {
+      GatherSum<kBf16, kTileVectors>(a, dim, shrink, scores[0]);
+    }
+    for (; dim + kW <= a.head_dim; dim += kW) GatherSum<kBf16, 1>(a, dim, shrink, scores[0]);
+    for (; dim < a.head_dim; ++dim) {
+      float sum = a.state[dim] * shrink;
+      for (int j = 0; j < a.count; ++j) sum += scores[0][j] * ValueAt(a.values[j], kBf16, dim);
+      a.state[dim] = sum;
+    }
+  }
+
+  template <bool kBf16, int NV>
+  LOOPSERVE_INLINE void GatherSum(const GatherStep& a, int dim, float shrink,
+                                  const float* weights) {
+    F acc[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      acc[v] = S::Mul(S::Load(a.state + dim + v * kW), S::Set1(shrink));
+    }
+    for (int j = 0; j < a.count; ++j) {
+      const F weight = S::Set1(weights[j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        acc[v] = S::Fma(weight, LoadStored(a.values[j], kBf16, dim + v * kW), acc[v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) S::Store(a.state + dim + v * kW, acc[v]);
+  }
+
+  static void Gather(const GatherStep& a) {
+    return a.bf16 ? GatherKeys<true>(a) : GatherKeys<false>(a);
+  }
+
   static void Merge(int rows, int padded_dim, const float* other, float* state) {
     const int stride = StateStride(padded_dim);
     for (int r = 0; r < rows; ++r, other += stride, state += stride) {
@@ -397,7 +435,7 @@ struct ChunkKernelsFor {
 
   // A constant: reaching it executes nothing that was compiled for the instruction set.
   static constexpr ChunkKernels Table() {
-    ChunkKernels table = {LoadKeys, LoadValues, Attend, nullptr, Merge, Finish};
+    ChunkKernels table = {LoadKeys, LoadValues, Attend, nullptr, Gather, Merge, Finish};
     if constexpr (S::kStreams) table.stream = Stream;
     return table;
   }

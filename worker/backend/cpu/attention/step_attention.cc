@@ -57,8 +57,9 @@ void MakeDenseIfAllListed(int64_t keys, AttentionItem& item) {
 
 int64_t Cost(const AttentionItem& item) {
   const int64_t last = item.first_position + item.rows;
-  const int64_t others = item.dense ? std::max<int64_t>(0, last - item.dense_from)
-                                    : std::min<int64_t>(last, item.slash_count * 64);
+  // A key along a slash serves one row, so it costs more than one that serves a tile.
+  const int64_t others =
+      item.dense ? std::max<int64_t>(0, last - item.dense_from) : 2 * item.slash_count;
   return (int64_t{item.rows} * item.group + kLayoutRows) * (item.listed_count + others);
 }
 
@@ -71,6 +72,7 @@ absl::Status StepAttention::Prepare(const AttentionArgs& args) {
   items_.clear();
   pieces_.clear();
   kept_keys_.clear();
+  kept_bits_.clear();
   next_piece_ = 0;
   RETURN_IF_ERROR(Check(args));
   for (const AttentionSequence& sequence : args.sequences) {
@@ -127,8 +129,11 @@ void StepAttention::AddItem(const AttentionArgs& args, const AttentionSequence& 
     const LinePlan::Head& lines = sequence.lines->heads[static_cast<size_t>(first_head)];
     listed = KeepKeys(lines.verticals, sequence.kv_tokens);
     item.dense = false;
-    item.slashes = lines.slashes.data();
-    item.slash_count = static_cast<int64_t>(lines.slashes.size());
+    const std::span<const int32_t> slashes = KeepKeys(lines.slashes, sequence.kv_tokens);
+    item.slashes = slashes.data();
+    item.slash_count = static_cast<int64_t>(slashes.size());
+    if (item.slash_count > 0 && !listed.empty())
+      item.listed_bits = KeepBits(listed, sequence.kv_tokens);
   } else if (sequence.working_set != nullptr) {
     item.dense_from = sequence.working_set->dense_from;
     listed = KeepKeys(sequence.working_set->keys[static_cast<size_t>(kv_head)],
@@ -140,7 +145,7 @@ void StepAttention::AddItem(const AttentionArgs& args, const AttentionSequence& 
   items_.push_back(item);
 }
 
-// The keys 0 ... below - 1 of a sorted list, each once. Copied only if it has to be.
+// The numbers 0 ... below - 1 of a sorted list, each once. Copied only if it has to be.
 std::span<const int32_t> StepAttention::KeepKeys(std::span<const int32_t> keys, int64_t below) {
   const auto begin = std::lower_bound(keys.begin(), keys.end(), 0);
   const auto end = std::lower_bound(begin, keys.end(), below);
@@ -150,6 +155,15 @@ std::span<const int32_t> StepAttention::KeepKeys(std::span<const int32_t> keys, 
   std::vector<int32_t>& kept = *kept_keys_.back();
   kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
   return kept;
+}
+
+// Bit p of word p / 64 for each of the keys, which are below `below`.
+const uint64_t* StepAttention::KeepBits(std::span<const int32_t> keys, int64_t below) {
+  kept_bits_.push_back(
+      std::make_unique<std::vector<uint64_t>>(static_cast<size_t>(below) / 64 + 1));
+  std::vector<uint64_t>& bits = *kept_bits_.back();
+  for (const int32_t key : keys) bits[static_cast<size_t>(key) / 64] |= uint64_t{1} << (key % 64);
+  return bits.data();
 }
 
 void StepAttention::Cut() {

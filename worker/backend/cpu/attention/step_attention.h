@@ -49,6 +49,7 @@ class StepAttention final {
   void AddItem(const AttentionArgs& args, const AttentionSequence& sequence, int32_t first_head,
                int32_t heads, int64_t first_row, int64_t rows);
   std::span<const int32_t> KeepKeys(std::span<const int32_t> keys, int64_t below);
+  const uint64_t* KeepBits(std::span<const int32_t> keys, int64_t below);
   void Cut();
   void RunPiece(const Piece& piece, float* scratch);
 
@@ -58,6 +59,7 @@ class StepAttention final {
   std::vector<Share> shares_;  // one per item
   std::vector<Piece> pieces_;  // most expensive first
   std::vector<std::unique_ptr<std::vector<int32_t>>> kept_keys_;
+  std::vector<std::unique_ptr<std::vector<uint64_t>>> kept_bits_;
   std::vector<std::vector<float>> scratch_;  // one per thread
   std::vector<float> partials_;
   std::unique_ptr<std::atomic<int32_t>[]> unfinished_;  // pieces, per item

@@ -57,7 +57,12 @@ class Case {
         group_(group),
         dim_(shape.head_dim),
         reads_(std::move(reads)),
-        q_(kv_.Random(static_cast<size_t>(rows * width()), spread)) {}
+        q_(kv_.Random(static_cast<size_t>(rows * width()), spread)),
+        listed_bits_(static_cast<size_t>(tokens) / 64 + 1) {
+    for (const int32_t j : reads_.listed) {
+      if (j < tokens) listed_bits_[static_cast<size_t>(j) / 64] |= uint64_t{1} << (j % 64);
+    }
+  }
 
   int64_t width() const { return int64_t{group_} * dim_; }
 
@@ -70,6 +75,7 @@ class Case {
     item.dense_from = reads_.dense_from;
     item.listed = reads_.listed.data();
     item.listed_count = static_cast<int64_t>(reads_.listed.size());
+    item.listed_bits = listed_bits_.data();
     item.slashes = reads_.slashes.data();
     item.slash_count = static_cast<int64_t>(reads_.slashes.size());
     return item;
@@ -145,6 +151,7 @@ class Case {
   const int32_t dim_;
   const Reads reads_;
   const std::vector<float> q_;
+  std::vector<uint64_t> listed_bits_;
 };
 
 ::testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -248,6 +255,9 @@ TEST_P(AttentionTest, ReadsVerticalAndSlashLines) {
   for (int32_t d = 0; d < 1200; d += 1 + d / 3) reads.slashes.push_back(d);
   ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 1200, 100, 1, 21, reads), 5e-6);
   ExpectOneResult(Case(GetParam(), Shape(80, 16, KvDtype::kF32), 130, 100, 3, 22, reads), 5e-6);
+  ExpectOneResult(Case(GetParam(), Shape(17, 32, KvDtype::kBf16), 700, 20, 2, 25, reads), 5e-6);
+  for (int32_t d = 0; d < 900; ++d) reads.slashes.push_back(1200 + d);
+  ExpectOneResult(Case(GetParam(), Shape(24, 32, KvDtype::kF32), 2500, 9, 2, 26, reads), 5e-6);
   reads.listed.clear();
   ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 700, 64, 1, 23, reads), 5e-6);
   reads.slashes.clear();

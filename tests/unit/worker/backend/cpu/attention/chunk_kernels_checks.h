@@ -152,4 +152,41 @@ inline void CheckStream(const ChunkKernels& kernels) {
   }
 }
 
+// One row over scattered keys is what the tile kernel computes, but for the order of its sums.
+inline void CheckGather(const ChunkKernels& kernels) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal(0, 1);
+  for (const int dim : kCheckedDims) {
+    for (const int count : {1, 3, 40, 64}) {
+      std::vector<uint16_t> stored(size_t(2 * kKeyChunk * dim));
+      for (uint16_t& value : stored) value = FloatToBf16(normal(random));
+      const std::byte* key_at[kKeyChunk];
+      const std::byte* value_at[kKeyChunk];
+      for (int j = 0; j < kKeyChunk; ++j) {
+        key_at[j] = reinterpret_cast<const std::byte*>(&stored[size_t(2 * j * dim)]);
+        value_at[j] = reinterpret_cast<const std::byte*>(&stored[size_t((2 * j + 1) * dim)]);
+      }
+      const int padded = (dim + kDimAlign - 1) / kDimAlign * kDimAlign;
+      std::vector<float> q(static_cast<size_t>(padded));
+      for (float& value : q) value = normal(random) / 4;
+      std::vector<float> keys(size_t(dim * kKeyChunk));
+      std::vector<float> values(size_t(padded * kKeyChunk));
+      kernels.load_keys({key_at, nullptr, true, dim}, keys.data());
+      kernels.load_values({value_at, nullptr, true, dim}, padded, values.data());
+      std::vector<float> tiled(size_t(StateStride(padded)), 0.0f);
+      tiled[size_t(padded + kLanes)] = -INFINITY;
+      std::vector<float> gathered = tiled;
+      const uint64_t visible = ~uint64_t{0} >> (64 - count);
+      for (int twice = 0; twice < 2; ++twice) {
+        kernels.attend(
+            {1, dim, padded, q.data(), &visible, keys.data(), values.data(), tiled.data()});
+        kernels.gather({count, true, dim, padded, q.data(), key_at, value_at, gathered.data()});
+      }
+      for (size_t i = 0; i < tiled.size(); ++i) {
+        ASSERT_NEAR(tiled[i], gathered[i], 2e-4) << dim << " " << count << " " << i;
+      }
+    }
+  }
+}
+
 }  // namespace loopserve::worker::cpu_attention

@@ -17,6 +17,7 @@ TEST_F(Avx2ChunkKernelsTest, LaysOutKeysAndValuesExactly) { CheckLoads(Avx2Chunk
 TEST_F(Avx2ChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(Avx2ChunkKernels()); }
 TEST_F(Avx2ChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(Avx2ChunkKernels()); }
 TEST_F(Avx2ChunkKernelsTest, StreamsToTheSameBits) { CheckStream(Avx2ChunkKernels()); }
+TEST_F(Avx2ChunkKernelsTest, GathersScatteredKeys) { CheckGather(Avx2ChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

@@ -17,6 +17,7 @@ TEST_F(Avx512ChunkKernelsTest, LaysOutKeysAndValuesExactly) { CheckLoads(Avx512C
 TEST_F(Avx512ChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(Avx512ChunkKernels()); }
 TEST_F(Avx512ChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(Avx512ChunkKernels()); }
 TEST_F(Avx512ChunkKernelsTest, StreamsToTheSameBits) { CheckStream(Avx512ChunkKernels()); }
+TEST_F(Avx512ChunkKernelsTest, GathersScatteredKeys) { CheckGather(Avx512ChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

@@ -18,6 +18,7 @@ TEST_F(PortableChunkKernelsTest, LaysOutKeysAndValuesExactly) {
 }
 TEST_F(PortableChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(PortableChunkKernels()); }
 TEST_F(PortableChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(PortableChunkKernels()); }
+TEST_F(PortableChunkKernelsTest, GathersScatteredKeys) { CheckGather(PortableChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

@@ -34,6 +34,8 @@ class StepAttentionTest : public ::testing::Test {
       for (int32_t d = 0; d < 900; d += 1 + d / 2 + h) lines_.heads.back().slashes.push_back(d);
     }
     lines_.heads[0].verticals.insert(lines_.heads[0].verticals.begin(), 0);  // once more
+    lines_.heads[1].slashes.insert(lines_.heads[1].slashes.begin(), 0);
+    lines_.heads[2].slashes.push_back(5000);  // beyond all rows
   }
 
   AttentionSequence Sequence(int64_t first_row, int64_t rows, int64_t kv_tokens) const {
