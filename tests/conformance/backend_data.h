@@ -83,13 +83,18 @@ inline FileMatrix RandomMatrix(worker::WeightType type, int64_t rows, int64_t co
   return out;
 }
 
-// What a backend that rounds activations to 8 bits per 32 columns multiplies by.
-inline std::vector<float> RoundedTo8Bits(std::vector<float> x) {
+// What a backend that rounds activations to two planes of 8 bits per 32 columns multiplies by.
+inline std::vector<float> RoundedToPlanes(std::vector<float> x) {
   for (size_t b = 0; b + 32 <= x.size(); b += 32) {
     float top = 0;
     for (size_t i = b; i < b + 32; ++i) top = std::max(top, std::fabs(x[i]));
     const float inverse = top > 0 ? 127.0f / top : 0.0f;
-    for (size_t i = b; i < b + 32; ++i) x[i] = std::nearbyint(x[i] * inverse) * (top / 127.0f);
+    for (size_t i = b; i < b + 32; ++i) {
+      const float steps = x[i] * inverse;
+      const float first = std::nearbyint(steps);
+      const float left = std::clamp((steps - first) * 256.0f, -127.0f, 127.0f);
+      x[i] = (256.0f * first + std::nearbyint(left)) * (top / (127.0f * 256.0f));
+    }
   }
   return x;
 }

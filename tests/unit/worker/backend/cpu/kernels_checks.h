@@ -123,7 +123,7 @@ inline void CheckMatMulTiles(const Kernels& kernels) {
     std::vector<float> decoded(static_cast<size_t>(outputs * cols));
     ASSERT_TRUE(DequantizeRows(file.view, 0, decoded).ok());
     const std::vector<float> x = random.Normals(static_cast<size_t>(kRowTile * cols));
-    const std::vector<float> rounded = matrix->quantised() ? testing::RoundedTo8Bits(x) : x;
+    const std::vector<float> rounded = matrix->quantised() ? testing::RoundedToPlanes(x) : x;
     std::vector<float> alone(kRowTile * outputs);
     for (int rows = 1; rows <= kRowTile; ++rows) {
       const auto blocks = static_cast<size_t>(cols / kBlockValues);
