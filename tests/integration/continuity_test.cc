@@ -4,6 +4,7 @@
 #include <fstream>
 #include <optional>
 #include <random>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/open_session_log.h"
@@ -84,6 +85,13 @@ class ContinuityTest : public ::testing::TestWithParam<Setup> {
   testing::FakeSessionLog log_;  // shared by the workers of a test
 };
 
+// The step loop and the savers let go of a turn's blocks just after its answer is out.
+bool ComesToHave(const EngineFixture& worker, int64_t blocks) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  while (worker.available() != blocks && absl::Now() < deadline) std::this_thread::yield();
+  return worker.available() == blocks;
+}
+
 TEST_P(ContinuityTest, ADeviceHitIsAFullPrefill) {
   const auto answers = Uninterrupted();
   for (int turn = 0; turn < 3; ++turn) {
@@ -108,7 +116,7 @@ TEST_P(ContinuityTest, FromHostMemory) {
     Settle(worker);
     worker.kv->device().Clear();
   }
-  EXPECT_EQ(worker.available(), 64);
+  EXPECT_TRUE(ComesToHave(worker, 64));
 }
 
 TEST_P(ContinuityTest, FromDisk) {
@@ -408,7 +416,7 @@ TEST_P(ContinuityTest, ASoakUnderPressure) {
   }
   ASSERT_OK(worker.engine->Drain(kLong));
   Settle(worker);
-  EXPECT_EQ(worker.available(), 24) << "every block is free or only cached";
+  EXPECT_TRUE(ComesToHave(worker, 24)) << "every block is free or only cached";
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ContinuityTest,
