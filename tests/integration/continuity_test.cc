@@ -372,6 +372,28 @@ TEST_P(ContinuityTest, DeletedKvIsGoneFromEveryTier) {
   EXPECT_EQ(again.result.prompt.computed, Prompt(0).size());
 }
 
+TEST_P(ContinuityTest, DeletingAForkTakesNothingFromItsOrigin) {
+  const auto expected = Uninterrupted();
+  EngineFixture worker(HostOnly());
+  auto ref = [](const std::string& id) {
+    return common::SessionRef{common::SessionId(id), common::Epoch(1)};
+  };
+  worker.Turn("s", Prompt(0));
+  ASSERT_OK(worker.sessions->Fork(ref("s"), ref("f"), std::nullopt));
+  ASSERT_OK(worker.Turn("f", Text(30, 7)).status);
+  Settle(worker);
+  ASSERT_OK(worker.sessions->Delete(ref("f")));
+  for (bool on_device : {true, false}) {
+    if (!on_device) worker.kv->device().Clear();
+    TurnSpec spec = SpecOf("s", Prompt(1));
+    spec.ephemeral = true;
+    const Answer answer = worker.Run(std::move(spec));
+    EXPECT_EQ(answer.tokens, expected[1]);
+    // At most the tokens of the partly filled block at the fork are lost.
+    EXPECT_LE(answer.result.prompt.recomputed, 8u);
+  }
+}
+
 // Many sessions in too little memory: pressure, preemption, eviction, restores, cancellations.
 TEST_P(ContinuityTest, ASoakUnderPressure) {
   constexpr int kSessions = 6;

@@ -148,15 +148,26 @@ void KvCache::Keep(const BlockKey& root, std::vector<TokenId> tokens,
                });
 }
 
-absl::Status KvCache::Forget(const BlockKey& root, std::span<const TokenId> tokens) {
-  CountLeft(kvstore::KvLeaveReason::kDelete, device_.Forget(root, tokens));
-  return store_ == nullptr ? absl::OkStatus() : store_->Forget(root, Restorable(tokens));
+// Keys are chained, so the rest of a sequence is a sequence of its own under its prefix's key.
+KvCache::Rest KvCache::After(const BlockKey& root, std::span<const TokenId> tokens,
+                             size_t skip) const {
+  const auto prefix = tokens.first(std::min(skip, tokens.size()));
+  const auto keys = kvstore::ChainKeys(root, prefix, pool_.shape().block_tokens);
+  const size_t skipped = keys.size() * static_cast<size_t>(pool_.shape().block_tokens);
+  return {keys.empty() ? root : keys.back(), tokens.subspan(skipped)};
 }
 
-void KvCache::Park(const BlockKey& root, std::span<const TokenId> tokens) {
-  device_.Forget(root, tokens);
-  const auto kept = Restorable(tokens);
-  if (store_ != nullptr) store_->Park(root, {kept.begin(), kept.end()});
+absl::Status KvCache::Forget(const BlockKey& root, std::span<const TokenId> tokens, size_t keep) {
+  const Rest rest = After(root, tokens, keep);
+  CountLeft(kvstore::KvLeaveReason::kDelete, device_.Forget(rest.root, rest.tokens));
+  return store_ == nullptr ? absl::OkStatus() : store_->Forget(rest.root, Restorable(rest.tokens));
+}
+
+void KvCache::Park(const BlockKey& root, std::span<const TokenId> tokens, size_t keep) {
+  const Rest rest = After(root, tokens, keep);
+  device_.Forget(rest.root, rest.tokens);
+  const auto kept = Restorable(rest.tokens);
+  if (store_ != nullptr) store_->Park(rest.root, {kept.begin(), kept.end()});
 }
 
 void KvCache::Prefetch(const BlockKey& root, std::span<const TokenId> tokens) {

@@ -89,11 +89,21 @@ class KvCache final {
             std::vector<kvstore::BlockHandle> blocks, bool save,
             absl::AnyInvocable<void()> saved = nullptr);
 
-  absl::Status Forget(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
-  void Park(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
+  // Both leave the blocks of the first `keep` tokens, which somebody else needs, where they are.
+  absl::Status Forget(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens,
+                      size_t keep = 0);
+  void Park(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens,
+            size_t keep = 0);
   void Prefetch(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
 
  private:
+  // What follows the full blocks of the first `skip` tokens, and the key of those.
+  struct Rest {
+    kvstore::BlockKey root;
+    std::span<const common::TokenId> tokens;
+  };
+  Rest After(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens,
+             size_t skip) const;
   void MakeFree(int64_t wanted);
   void Publish();
   void CountLeft(kvstore::KvLeaveReason reason, int64_t blocks);

@@ -312,6 +312,24 @@ void SessionCache::TrimLocked() {
   }
 }
 
+kvstore::BlockKey SessionCache::RootOf(const SessionRecord& record) const {
+  return kv_.Root(CacheNamespaceOf(record.cache_namespace, record.tenant));
+}
+
+size_t SessionCache::SharedTokens(const SessionRecord& record) const {
+  const kvstore::BlockKey root = RootOf(record);
+  const auto& tokens = record.tokens;
+  size_t shared = 0;
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [id, other] : entries_) {
+    if (id == record.id.value() || !other->exists || RootOf(other->record) != root) continue;
+    const auto& others = other->record.tokens;
+    const auto differs = std::ranges::mismatch(tokens, others).in1;
+    shared = std::max(shared, static_cast<size_t>(differs - tokens.begin()));
+  }
+  return shared;
+}
+
 bool SessionCache::Expired(int64_t used_unix_us, int64_t ttl_seconds) const {
   return ttl_seconds > 0 && NowMicros() - used_unix_us >= ttl_seconds * 1'000'000;
 }
@@ -393,7 +411,7 @@ absl::Status SessionCache::Delete(const SessionRef& ref) {
   const SessionRecord& record = claim.record();
   RETURN_IF_ERROR(log_.Erase(ref));
   const absl::Status forgotten =
-      kv_.Forget(kv_.Root(CacheNamespaceOf(record.cache_namespace, record.tenant)), record.tokens);
+      kv_.Forget(RootOf(record), record.tokens, SharedTokens(record));
   if (!forgotten.ok()) {
     logger_.Warning("deleted session left KV behind", {{"error", forgotten.ToString()}});
   }
@@ -430,7 +448,7 @@ absl::StatusOr<SessionInfo> SessionCache::Rewind(const SessionRef& ref, uint64_t
 absl::StatusOr<SessionInfo> SessionCache::Park(const SessionRef& ref) {
   ASSIGN_OR_RETURN(Claim claim, ClaimExisting(ref));
   const SessionRecord& record = claim.record();
-  kv_.Park(kv_.Root(CacheNamespaceOf(record.cache_namespace, record.tenant)), record.tokens);
+  kv_.Park(RootOf(record), record.tokens, SharedTokens(record));
   const SessionInfo info = InfoOf(record, SessionState::kParked, false);
   Drop(claim.entry_, true);
   return info;
@@ -441,7 +459,7 @@ absl::Status SessionCache::Resume(const SessionRef& ref) {
   if (common::HasReason(claim.status(), Reason::kSessionBusy)) return absl::OkStatus();
   RETURN_IF_ERROR(claim.status());
   const SessionRecord& record = claim->record();
-  kv_.Prefetch(kv_.Root(CacheNamespaceOf(record.cache_namespace, record.tenant)), record.tokens);
+  kv_.Prefetch(RootOf(record), record.tokens);
   return absl::OkStatus();
 }
 
@@ -497,8 +515,7 @@ size_t SessionCache::SweepExpired() {
     const absl::StatusOr<SessionRecord> record = log_.Get(info.ref.id);
     if (!record.ok() || !Expired(record->used_unix_us, record->ttl_seconds)) continue;
     if (!log_.Erase(info.ref).ok()) continue;
-    kv_.Forget(kv_.Root(CacheNamespaceOf(record->cache_namespace, record->tenant)), record->tokens)
-        .IgnoreError();
+    kv_.Forget(RootOf(*record), record->tokens, SharedTokens(*record)).IgnoreError();
     Drop(claim->entry_, false);
     ++swept;
   }

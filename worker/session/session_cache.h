@@ -145,7 +145,8 @@ class SessionCache final {
   // Reads only: no claim, so a running turn does not disturb it. Epoch is checked against memory's.
   absl::StatusOr<SessionInfo> Get(const common::SessionRef& ref);
   absl::StatusOr<SessionInfo> SetTtl(const common::SessionRef& ref, int64_t ttl_seconds);
-  // Erases the record, and its KV from every tier.
+  // Erases the record, and its KV from every tier, but for the prefix that another resident session
+  // begins with (a fork, an equal system prompt).
   absl::Status Delete(const common::SessionRef& ref);
   // A new session with the first `at_turn` turns (default: all); shares all KV, copies none.
   absl::StatusOr<SessionInfo> Fork(const common::SessionRef& ref, const common::SessionRef& new_ref,
@@ -193,6 +194,9 @@ class SessionCache final {
   void DropLocked(Entry& entry, bool parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TrimLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish();
+  kvstore::BlockKey RootOf(const kvstore::SessionRecord& record) const;
+  // The longest prefix of the session that another resident one has, too.
+  size_t SharedTokens(const kvstore::SessionRecord& record) const ABSL_LOCKS_EXCLUDED(mutex_);
   bool Expired(int64_t used_unix_us, int64_t ttl_seconds) const;
   SessionInfo InfoOf(const kvstore::SessionRecord& record, SessionState state, bool resident) const;
   int64_t NowMicros() const { return absl::ToUnixMicros(clock_.Now()); }

@@ -229,6 +229,16 @@ TEST_F(KvCacheTest, ForgetEmptiesDeviceAndStore) {
   EXPECT_EQ(store_->size(), 0u);
 }
 
+TEST_F(KvCacheTest, WhatOthersNeedIsKept) {
+  Turn(Range(14));
+  ASSERT_OK(cache_->Forget(root_, Range(15), 9));  // two full blocks and one token
+  EXPECT_EQ(cache_->device().size(), 2);
+  EXPECT_EQ(store_->size(), 2u);
+  cache_->Park(root_, Range(9), 5);
+  EXPECT_EQ(cache_->device().size(), 1);
+  EXPECT_EQ(store_->parked(), (Tokens{4, 5, 6, 7}));
+}
+
 TEST_F(KvCacheTest, ParkLeavesTheDeviceAndPrefetchAsksTheStore) {
   Turn(Range(10));
   cache_->Park(root_, Range(11));
