@@ -106,9 +106,9 @@ class DiskTier final : public Tier {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
   absl::Status MakeRoom(uint64_t frame_bytes, std::vector<Eviction>& evicted)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
-  void GiveUp(const SegmentRef& victim, std::vector<Eviction>& evicted)
+  void GiveUp(SegmentRef victim, std::vector<Eviction>& evicted)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
-  void RemoveSegment(const SegmentRef& segment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
+  void RemoveSegment(SegmentRef segment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
   void Insert(const SegmentRef& segment, const PlaneKey& key, Location location)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::optional<Location> Drop(const PlaneKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -234,9 +234,7 @@ absl::Status DiskTier::MakeRoom(uint64_t frame_bytes, std::vector<Eviction>& evi
   return absl::OkStatus();
 }
 
-void DiskTier::GiveUp(const SegmentRef& chosen, std::vector<Eviction>& evicted) {
-  // `chosen` may lie in segments_, which changes below.
-  const SegmentRef victim(chosen);  // NOLINT(performance-unnecessary-copy-initialization)
+void DiskTier::GiveUp(SegmentRef victim, std::vector<Eviction>& evicted) {
   const bool last = victim == segments_.back();
   uint64_t kept_bytes = 0;
   for (const PlaneKey& key : victim->keys) {
@@ -263,7 +261,7 @@ void DiskTier::GiveUp(const SegmentRef& chosen, std::vector<Eviction>& evicted) 
   RemoveSegment(victim);
 }
 
-void DiskTier::RemoveSegment(const SegmentRef& segment) {
+void DiskTier::RemoveSegment(SegmentRef segment) {
   if (const absl::Status status = segment->file->Remove(); !status.ok()) {
     log_.Warning("disk segment not removed", {{"why", status.message()}});
   }
