@@ -193,13 +193,20 @@ class ThreadRankGroup final : public RankGroup {
 
   void Finish(int rank, const absl::StatusOr<TensorView>& logits) {
     Slot& slot = slots_[static_cast<size_t>(rank)];
-    // The first failure is the cause; what the others report is its echo.
-    if (!logits.ok()) slot.comm->Abort(WithRank(rank, logits.status()));
-    absl::MutexLock lock(&mutex_);
-    if (!logits.ok() && failure_.ok()) {
-      failure_ = WithRank(rank, logits.status());
-      slot.up = false;
+    if (!logits.ok()) {
+      const absl::Status why = WithRank(rank, logits.status());
+      {
+        // The first failure is the cause, noted before the others can hear of it; what they report
+        // is its echo.
+        absl::MutexLock lock(&mutex_);
+        if (failure_.ok()) {
+          failure_ = why;
+          slot.up = false;
+        }
+      }
+      slot.comm->Abort(why);
     }
+    absl::MutexLock lock(&mutex_);
     if (logits.ok()) slot.logits = *logits;
     slot.finished = absl::Now();
     slot.running = false;
