@@ -16,6 +16,7 @@ namespace {
 
 constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 constexpr absl::Duration kTurnTimeout = absl::Minutes(10);
+constexpr absl::Duration kPollInterval = absl::Milliseconds(20);
 constexpr int kRetries = 4;
 constexpr absl::Duration kMaxRetryWait = absl::Seconds(5);
 constexpr uint32_t kPageSize = 1000;
@@ -227,6 +228,25 @@ absl::StatusOr<admin::v1::GetClusterStateResponse> Client::ClusterState() {
   LOOPSERVE_CALL_(admin_, GetClusterState, target_.admin, admin::v1::GetClusterStateRequest(),
                   response);
   return response;
+}
+
+absl::Status Client::AwaitWorkers(int count, absl::Duration timeout,
+                                  const std::atomic<bool>* stop) {
+  const absl::Time deadline = absl::Now() + timeout;
+  while (true) {
+    ASSIGN_OR_RETURN(const admin::v1::GetClusterStateResponse state, ClusterState());
+    int ready = 0;
+    for (const admin::v1::WorkerStatus& worker : state.workers()) {
+      ready += worker.state() == admin::v1::WORKER_STATE_READY ? 1 : 0;
+    }
+    if (ready >= count) return absl::OkStatus();
+    if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
+    if (absl::Now() > deadline) {
+      return absl::DeadlineExceededError(absl::StrCat("the router finds ", ready, " of ", count,
+                                                      " workers ready; see 'loopserve logs'"));
+    }
+    absl::SleepFor(kPollInterval);
+  }
 }
 
 absl::StatusOr<uint32_t> Client::DrainWorker(const std::string& worker_id) {

@@ -6,6 +6,7 @@
 // Thread rule: all calls are safe from any thread.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "loopserve/admin/v1/admin.grpc.pb.h"
 #include "loopserve/chat/v1/chat.grpc.pb.h"
 #include "loopserve/session/v1/session.grpc.pb.h"
@@ -81,6 +83,10 @@ class Client final {
   absl::Status ResumeSession(const std::string& id);
 
   absl::StatusOr<admin::v1::GetClusterStateResponse> ClusterState();
+  // Until the router says that so many workers are ready. DeadlineExceeded after `timeout`, with
+  // what is missing; Cancelled when `*stop` became true; Unavailable when no router answers.
+  absl::Status AwaitWorkers(int count, absl::Duration timeout,
+                            const std::atomic<bool>* stop = nullptr);
   // Returns how many sessions moved away.
   absl::StatusOr<uint32_t> DrainWorker(const std::string& worker_id);
   absl::Status UndrainWorker(const std::string& worker_id);

@@ -303,7 +303,6 @@ absl::StatusOr<ClusterState> StartCluster(const ClusterOptions& options, const O
 
 absl::StatusOr<std::vector<std::string>> StopCluster(const ClusterState& state,
                                                      absl::Duration grace, const OnStep& on_step) {
-  const absl::Time deadline = absl::Now() + grace;
   std::vector<std::string> killed;
   // The router first, so that no turn starts on a worker that is going; the store last, so that
   // workers can still park their sessions in it.
@@ -316,7 +315,7 @@ absl::StatusOr<std::vector<std::string>> StopCluster(const ClusterState& state,
       SendSignal(member->process, SIGTERM);
       processes.push_back(member->process);
     }
-    if (WaitUntilGone(processes, std::max(deadline - absl::Now(), absl::ZeroDuration()))) continue;
+    if (WaitUntilGone(processes, grace)) continue;
     for (const Member* member : members) {
       if (!IsRunning(member->process)) continue;
       on_step(absl::StrCat("killing ", member->name));

@@ -46,8 +46,8 @@ using OnStep = std::function<void(absl::string_view)>;
 absl::StatusOr<ClusterState> StartCluster(const ClusterOptions& options, const OnStep& on_step,
                                           const std::atomic<bool>* stop = nullptr);
 
-// SIGTERM, then SIGKILL for what is left after `grace`. Removes cluster.json. Returns the names of
-// those that had to be killed.
+// First the router, then the workers, then the kvstore: SIGTERM, then SIGKILL for what is left
+// after `grace`. Removes cluster.json. Returns the names of those that had to be killed.
 absl::StatusOr<std::vector<std::string>> StopCluster(const ClusterState& state,
                                                      absl::Duration grace, const OnStep& on_step);
 

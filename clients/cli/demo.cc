@@ -94,7 +94,7 @@ class Demo {
             options_, [this](absl::string_view text) { progress_.Step(text); }, stop_.flag()));
     progress_.Clear();
     client_ = std::make_unique<Client>(Target{cluster_.endpoint(), cluster_.admin_endpoint()});
-    return absl::OkStatus();
+    return client_->AwaitWorkers(options_.workers, options_.ready_timeout, stop_.flag());
   }
 
   absl::Status StopAll() {

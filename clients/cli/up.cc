@@ -11,7 +11,7 @@
 #include "clients/cli/context.h"
 #include "clients/cli/interrupt.h"
 #include "clients/cli/progress.h"
-#include "clients/cli/report.h"
+#include "common/status_macros.h"
 
 namespace loopserve::clients {
 namespace {
@@ -49,6 +49,18 @@ int Watch(const ClusterState& state, const std::atomic<bool>& stop, Progress& pr
   return stop ? kDone : kFailed;
 }
 
+// A cluster whose router has met every worker.
+absl::StatusOr<ClusterState> StartAndAwait(const ClusterOptions& options, const OnStep& on_step,
+                                           const std::atomic<bool>& stop) {
+  ASSIGN_OR_RETURN(ClusterState state, StartCluster(options, on_step, &stop));
+  on_step("waiting for the router to meet the workers");
+  Client client(Target{state.endpoint(), state.admin_endpoint()});
+  const absl::Status met = client.AwaitWorkers(options.workers, options.ready_timeout, &stop);
+  if (met.ok()) return state;
+  StopCluster(state, kStopGrace, on_step).status().IgnoreError();
+  return met;
+}
+
 int RunUp(const ClusterOptions& options, bool foreground, Context& context) {
   std::atomic<bool> stop = false;
   std::atomic<int> signal_number = 0;
@@ -59,7 +71,7 @@ int RunUp(const ClusterOptions& options, bool foreground, Context& context) {
   });
   Progress progress(*context.err, context.err_is_terminal);
   const OnStep on_step = [&](absl::string_view text) { progress.Step(text); };
-  const absl::StatusOr<ClusterState> state = StartCluster(options, on_step, &stop);
+  const absl::StatusOr<ClusterState> state = StartAndAwait(options, on_step, stop);
   progress.Clear();
   if (!state.ok()) {
     const int code = Fail(context, state.status());

@@ -109,6 +109,20 @@ def until(condition, timeout_s=20, what="the condition"):
         time.sleep(0.02)
 
 
+def patiently(call, timeout_s=30):
+    """The answer of `call()`, which is made again as long as its error says when to come again."""
+
+    def attempt():
+        try:
+            return call()
+        except grpc.RpcError as rpc_error:
+            error = error_of(rpc_error)
+            assert error.retry_s is not None, error
+            return None
+
+    return until(attempt, timeout_s, "an answer")
+
+
 class Cluster:
     def __init__(self, bin_dir, directory, model, workers=2, up_args=()):
         self.bin_dir = pathlib.Path(bin_dir)
@@ -144,8 +158,6 @@ class Cluster:
         self._commands = {m["name"]: pathlib.Path(f"/proc/{m['pid']}/cmdline").read_bytes()
                           .decode().split("\0")[:-1] for m in self.state["members"]}
         self._connect()
-        until(lambda: sum(w.state == admin_pb2.WORKER_STATE_READY for w in self.cluster_state().workers)
-              == self.workers, what="every worker ready")
 
     def down(self, grace=20):
         self._disconnect()

@@ -2,9 +2,8 @@
 
 import math
 
-import grpc
 import pytest
-from cluster import (chat_pb2, error_of, fails, finish, session_pb2, types_pb2, until, worker_pb2)
+from cluster import chat_pb2, fails, finish, session_pb2, types_pb2, until, worker_pb2
 
 UNKNOWN = "no-such-session"
 
@@ -71,20 +70,6 @@ def test_stale_epoch(shared):
         assert (error.code, error.reason) == ("FAILED_PRECONDITION", "STALE_EPOCH")
     assert run(6).index == 1  # a newer owner goes on where the older one left it
     assert fails(lambda: run(5)).reason == "STALE_EPOCH"
-
-
-def test_two_turns_at_once(shared):
-    session = shared.chat("hello").session
-    long = shared.request("go on", session, max_tokens=300, sampling={"ignore_eos": True})
-    stream = shared.chat_stub.Turn(long, timeout=60)
-    first = next(stream)
-    assert first.started.session_id == session
-    error = refuse(shared, shared.request("me too", session))
-    assert (error.code, error.reason) == ("ABORTED", "SESSION_BUSY")
-    assert error.retry_s is not None
-    answers = [first, *stream]
-    assert answers[-1].done.usage.completion_tokens == 300
-    assert shared.chat("and now", session=session).index == 2
 
 
 def test_over_long_prompt_leaves_no_trace(shared):
@@ -221,40 +206,6 @@ def test_a_turn_id_runs_once(shared):
     assert second.replayed and not first.replayed
     assert (second.tokens, second.index) == (first.tokens, first.index)
     assert shared.chat("next", session=session).index == first.index + 1
-
-
-def test_a_deadline_that_has_passed(shared):
-    session = shared.chat("hello").session
-    request = shared.request("go on", session, max_tokens=300, sampling={"ignore_eos": True})
-    error = fails(lambda: shared.run(request, timeout=0.02))
-    assert error.code == "DEADLINE_EXCEEDED"
-    until(lambda: retry_while_busy(lambda: shared.chat("again", session=session).index == 1))
-
-
-def retry_while_busy(call):
-    try:
-        return call()
-    except grpc.RpcError as error:
-        assert error_of(error).reason == "SESSION_BUSY"
-        return False
-
-
-def test_a_client_that_leaves_mid_stream(shared):
-    """Its blocks are free again within a step, and its turn leaves no trace."""
-    session = shared.chat("hello").session
-    request = shared.request("go on", session, max_tokens=400, sampling={"ignore_eos": True})
-    stream = shared.chat_stub.Turn(request, timeout=60)
-    worker = next(stream).started.worker_id
-    until(lambda: next(stream).WhichOneof("event") == "delta")
-    aborted = shared.metric(worker, "loopserve_requests_finished_total", reason="abort")
-    stream.cancel()
-    until(lambda: shared.metric(worker, "loopserve_requests_finished_total", reason="abort") > aborted,
-          what="the abort's being counted")
-    until(lambda: shared.metric(worker, "loopserve_kv_blocks", state="active") == 0)
-    assert shared.metric(worker, "loopserve_engine_requests_running") == 0
-    state = shared.sessions.GetSession(session_pb2.GetSessionRequest(session_id=session)).session
-    assert state.turns == 1
-    assert shared.chat("again", session=session).index == 1
 
 
 def test_many_clients_that_leave(shared):

@@ -100,6 +100,16 @@ TEST_F(ClientTest, CountsTokensAndListsModels) {
   EXPECT_EQ(models[0].id(), "tiny");
 }
 
+TEST_F(ClientTest, AwaitsTheWorkers) {
+  EXPECT_THAT(client_.AwaitWorkers(2, absl::ZeroDuration()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("1 of 2 workers")));
+  const std::atomic<bool> stop = true;
+  EXPECT_THAT(client_.AwaitWorkers(2, absl::Minutes(1), &stop),
+              StatusIs(absl::StatusCode::kCancelled));
+  router_.SetReadyWorkers(2);
+  ASSERT_OK(client_.AwaitWorkers(2, absl::ZeroDuration()));
+}
+
 TEST(ClientWithoutRouterTest, SaysTheAddressAndTheWayOut) {
   Client client(Target{"127.0.0.1:1", "127.0.0.1:1"});
   const absl::Status status = client.ClusterState().status();

@@ -51,6 +51,10 @@ class FakeRouter final : public chat::v1::Chat::Service,
     absl::MutexLock lock(&mutex_);
     hang_ = true;
   }
+  void SetReadyWorkers(int count) {
+    absl::MutexLock lock(&mutex_);
+    ready_workers_ = count;
+  }
   void AddSession(const std::string& id) {
     absl::MutexLock lock(&mutex_);
     turns_[id] = 0;
@@ -173,15 +177,18 @@ class FakeRouter final : public chat::v1::Chat::Service,
 
   grpc::Status GetClusterState(grpc::ServerContext*, const admin::v1::GetClusterStateRequest*,
                                admin::v1::GetClusterStateResponse* response) override {
-    admin::v1::WorkerStatus* worker = response->add_workers();
-    worker->set_worker_id("w1");
-    worker->set_address("127.0.0.1:8101");
-    worker->set_state(admin::v1::WORKER_STATE_READY);
-    worker->set_sessions(3);
-    worker::v1::TierUsage* tier = worker->mutable_info()->add_tiers();
-    tier->set_place(types::v1::PLACE_HOST);
-    tier->set_used_bytes(1536);
-    tier->set_capacity_bytes(1 << 20);
+    absl::MutexLock lock(&mutex_);
+    for (int i = 1; i <= ready_workers_; ++i) {
+      admin::v1::WorkerStatus* worker = response->add_workers();
+      worker->set_worker_id(absl::StrCat("w", i));
+      worker->set_address("127.0.0.1:8101");
+      worker->set_state(admin::v1::WORKER_STATE_READY);
+      worker->set_sessions(3);
+      worker::v1::TierUsage* tier = worker->mutable_info()->add_tiers();
+      tier->set_place(types::v1::PLACE_HOST);
+      tier->set_used_bytes(1536);
+      tier->set_capacity_bytes(1 << 20);
+    }
     response->set_sessions(3);
     return grpc::Status::OK;
   }
@@ -214,6 +221,7 @@ class FakeRouter final : public chat::v1::Chat::Service,
   std::vector<chat::v1::TurnRequest> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, uint64_t> turns_ ABSL_GUARDED_BY(mutex_);
   types::v1::Place parked_ ABSL_GUARDED_BY(mutex_) = types::v1::PLACE_UNSPECIFIED;
+  int ready_workers_ ABSL_GUARDED_BY(mutex_) = 1;
   int made_ ABSL_GUARDED_BY(mutex_) = 0;
   bool hang_ ABSL_GUARDED_BY(mutex_) = false;
   std::string address_;

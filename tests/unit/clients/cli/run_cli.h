@@ -62,10 +62,10 @@ class TempDir {
 };
 
 // Executables that print a ready line and wait; `script` replaces what the worker does.
-inline void WriteFakeServers(const TempDir& dir, const std::string& worker_script = "") {
-  const std::string serve =
-      "#!/bin/sh\necho starting $*\n"
-      "echo ready grpc=127.0.0.1:1 metrics=127.0.0.1:2 admin=127.0.0.1:3\nexec sleep 600\n";
+inline void WriteFakeServers(const TempDir& dir, const std::string& worker_script = "",
+                             const std::string& router = "127.0.0.1:1") {
+  const std::string serve = "#!/bin/sh\necho starting $*\necho ready grpc=" + router +
+                            " metrics=127.0.0.1:2 admin=" + router + "\nexec sleep 600\n";
   for (const char* role : {"router", "worker", "kvstore"}) {
     const bool scripted = std::string(role) == "worker" && !worker_script.empty();
     const std::string path =

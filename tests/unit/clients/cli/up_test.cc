@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "clients/cli/cluster_state.h"
 #include "tests/support/status_matchers.h"
+#include "tests/unit/clients/cli/fake_router.h"
 #include "tests/unit/clients/cli/run_cli.h"
 
 namespace loopserve::clients {
@@ -27,8 +28,10 @@ std::vector<std::string> Up(const TempDir& dir, std::vector<std::string> more) {
 }
 
 TEST(UpTest, TellsAddressesAndHowToGoOn) {
+  FakeRouter router;
+  router.SetReadyWorkers(2);
   const TempDir dir;
-  WriteFakeServers(dir);
+  WriteFakeServers(dir, "", router.address());
   const CliResult up = RunCli(Up(dir, {"--port", "0"}));
   EXPECT_EQ(up.code, kDone) << up.err;
   EXPECT_THAT(up.out, HasSubstr("router\tpid"));
@@ -40,13 +43,21 @@ TEST(UpTest, TellsAddressesAndHowToGoOn) {
 }
 
 TEST(UpTest, JsonIsTheStateFile) {
+  FakeRouter router;
   const TempDir dir;
-  WriteFakeServers(dir);
+  WriteFakeServers(dir, "", router.address());
   const CliResult up = RunCli(Up(dir, {"--port", "0", "--workers", "1", "--json"}));
   const absl::Cleanup down = [&] { RunCli({"down", "--dir", dir.path() + "/c"}); };
   ASSERT_EQ(up.code, kDone) << up.err;
-  EXPECT_EQ(up.json()["endpoint"], "127.0.0.1:1");
+  EXPECT_EQ(up.json()["endpoint"], router.address());
   EXPECT_EQ(up.json()["members"].size(), 3u);
+}
+
+TEST(UpTest, ARouterThatDoesNotAnswerIsAFailure) {
+  const TempDir dir;
+  WriteFakeServers(dir);
+  EXPECT_EQ(RunCli(Up(dir, {"--port", "0"})).code, kUnreachable);
+  EXPECT_FALSE(std::filesystem::exists(ClusterStatePath(dir.path() + "/c")));
 }
 
 TEST(UpTest, NamesTheHolderOfABusyPort) {
