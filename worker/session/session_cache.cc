@@ -410,8 +410,7 @@ absl::Status SessionCache::Delete(const SessionRef& ref) {
   ASSIGN_OR_RETURN(Claim claim, ClaimExisting(ref));
   const SessionRecord& record = claim.record();
   RETURN_IF_ERROR(log_.Erase(ref));
-  const absl::Status forgotten =
-      kv_.Forget(RootOf(record), record.tokens, SharedTokens(record));
+  const absl::Status forgotten = kv_.Forget(RootOf(record), record.tokens, SharedTokens(record));
   if (!forgotten.ok()) {
     logger_.Warning("deleted session left KV behind", {{"error", forgotten.ToString()}});
   }
