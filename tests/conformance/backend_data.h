@@ -8,8 +8,11 @@
 #include <random>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/string_view.h"
 #include "kvstore/block_pool.h"
 #include "worker/backend/backend.h"
+#include "worker/backend/weight_types.h"
 
 namespace loopserve::testing {
 
@@ -97,6 +100,17 @@ inline std::vector<float> RoundedToPlanes(std::vector<float> x) {
     }
   }
   return x;
+}
+
+inline std::vector<float> RoundedToBf16(std::vector<float> x) {
+  for (float& value : x) value = worker::Bf16ToFloat(worker::FloatToBf16(value));
+  return x;
+}
+
+// What the kernels of an instruction set make of activations before they meet quantised weights.
+inline std::vector<float> RoundedActivations(absl::string_view isa, std::vector<float> x) {
+  return absl::StrContains(isa, "bf16") ? RoundedToBf16(std::move(x))
+                                        : RoundedToPlanes(std::move(x));
 }
 
 inline worker::TensorView Host(std::vector<float>& values, int64_t rows) {

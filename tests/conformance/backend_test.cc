@@ -25,7 +25,7 @@ using ::loopserve::testing::FileMatrix;
 using ::loopserve::testing::PagedKv;
 using ::loopserve::testing::Random;
 using ::loopserve::testing::RandomMatrix;
-using ::loopserve::testing::RoundedToPlanes;
+using ::loopserve::testing::RoundedActivations;
 using ::loopserve::testing::StatusIs;
 using ::loopserve::testing::Tensor;
 
@@ -138,8 +138,8 @@ TEST_P(BackendTest, MatMulMatchesTheReference) {
       const std::vector<float> x = random.Normals(static_cast<size_t>(c.t * c.cols));
       const bool rounds = rounds_activations() && !IsFloat(type);
       const auto got = MatMul(*backend_, weight, {0, c.rows}, x, c.t);
-      const auto want =
-          MatMul(*reference_, weight, {0, c.rows}, rounds ? RoundedToPlanes(x) : x, c.t);
+      const auto want = MatMul(*reference_, weight, {0, c.rows},
+                               rounds ? RoundedActivations(backend_->name(), x) : x, c.t);
       ExpectClose(got, want, 1e-5, what);
       ExpectClose(got, MatMul(*reference_, weight, {0, c.rows}, x, c.t), 0.02, what);
     }

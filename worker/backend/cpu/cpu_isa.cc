@@ -34,10 +34,12 @@ bool HasAvx512Vnni() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
 }
+bool HasAvx512Bf16() { return HasAvx512Vnni() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 constexpr std::array kIsas = {
 #ifdef __x86_64__
+    Isa{"avx512-bf16", HasAvx512Bf16, Avx512Bf16Kernels},
     Isa{"avx512-vnni", HasAvx512Vnni, Avx512VnniKernels},
     Isa{"avx2-vnni", HasAvx2Vnni, Avx2VnniKernels},
     Isa{"avx2", HasAvx2, Avx2Kernels},

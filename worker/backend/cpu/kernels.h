@@ -17,39 +17,34 @@ namespace loopserve::worker::cpu {
 
 inline constexpr int kPanelOutputs = 32;  // outputs interleaved in one panel of a packed matrix
 inline constexpr int kRowTile = 6;        // rows that share one pass over a panel
-inline constexpr int kBlockValues = 32;   // columns that share one 8-bit scale
+inline constexpr int kBlockValues = 32;   // columns that share one scale, or a part of its columns
 inline constexpr int kWeightTypes = 10;   // rows of the WeightType enum
 
-inline constexpr int kPlanes = 2;  // 8-bit planes of a quantised row
-
-// Up to kRowTile rows quantised to 16 bits, block by block, as two planes of 8 bits that integer
-// dot products take one after the other: x = scale * v, v = 256 * q[0] + q[1].
-struct QuantTile {
-  int8_t* q;          // [blocks, kPlanes, kRowTile, kBlockValues], each within -127 ... 127
-  float* scale;       // [blocks, kRowTile]
-  float* scaled_sum;  // [blocks, kRowTile]: scale times the sum of v
-  int32_t* half_sum;  // [blocks, kRowTile, 2]: sums of v over each half of the block
-};
-
-// out[r, n] = sum over cols of row r times output n, for one panel and up to kRowTile rows.
-struct MatMulTile {
+// out[r, n] = sum over cols of row r times output n, for one panel and any number of rows.
+struct MatMulPart {
   const std::byte* panel;
   int64_t cols;
   const float* x;  // [rows, cols]: read by the float formats
   int64_t x_stride;
-  QuantTile quant;  // read by the quantised formats
-  int rows;
-  int outputs;    // valid ones of the panel
-  bool prefetch;  // the panel is not in the cache yet
-  float* out;     // [rows, outputs]
+  // The rows as `prepare` left them, tile after tile: read by the quantised formats.
+  const std::byte* tiles;
+  size_t tile_bytes;
+  int64_t rows;
+  int outputs;           // valid ones of the panel
+  std::byte* workspace;  // workspace_bytes(cols) of this thread's own, on a cache line
+  float* out;            // [rows, outputs]
   int64_t out_stride;
 };
 
 struct Kernels {
-  using MatMul = void (*)(const MatMulTile&);
+  using MatMul = void (*)(const MatMulPart&);
   const char* name;
   MatMul matmul[kWeightTypes];  // by WeightType
-  void (*quantize)(const float* x, int64_t stride, int rows, int64_t cols, const QuantTile& out);
+  // Rounds up to kRowTile rows [rows, cols] into the form that this instruction set's products with
+  // quantised weights read. tile_bytes(cols) is a multiple of 64, and so is the tile's address.
+  void (*prepare)(const float* x, int64_t stride, int rows, int64_t cols, std::byte* tile);
+  size_t (*tile_bytes)(int64_t cols);
+  size_t (*workspace_bytes)(int64_t cols);
 
   void (*to_bf16)(const float* from, int64_t count, uint16_t* to);
   void (*rms_norm)(const float* x, const float* weight, int64_t cols, float eps, float* out);
@@ -60,6 +55,7 @@ struct Kernels {
                bool interleaved);
 };
 
+const Kernels& Avx512Bf16Kernels();
 const Kernels& Avx512VnniKernels();
 const Kernels& Avx2VnniKernels();
 const Kernels& Avx2Kernels();

@@ -5,57 +5,49 @@
 namespace loopserve::worker::cpu {
 namespace {
 
-// Row tiles that one part takes through a panel.
-constexpr int64_t kTilesPerPart = 16;
+// Prepared rows that one part takes through a panel: as many as stay in the second-level cache
+// beside an unpacked panel.
+constexpr size_t kPartBytes = size_t{400} << 10;
+// Parts per thread, so that a slow one is made up for.
+constexpr int64_t kPartsPerThread = 8;
 
 }  // namespace
 
-QuantTile MatMulRunner::Tile(int64_t tile, int64_t blocks) {
-  const auto at = static_cast<size_t>(tile * blocks * kRowTile);
-  return {q_.data() + at * kPlanes * kBlockValues, scale_.data() + at, scaled_sum_.data() + at,
-          half_sum_.data() + at * 2};
-}
-
-void MatMulRunner::Quantize(TensorView x) {
-  const int64_t blocks = x.cols / kBlockValues;
+void MatMulRunner::Prepare(TensorView x) {
+  tile_bytes_ = kernels_.tile_bytes(x.cols);
   const int64_t tiles = (x.rows + kRowTile - 1) / kRowTile;
-  const auto size = static_cast<size_t>(tiles * blocks * kRowTile);
-  if (scale_.size() < size) {
-    q_.resize(size * kPlanes * kBlockValues);
-    scale_.resize(size);
-    scaled_sum_.resize(size);
-    half_sum_.resize(size * 2);
-  }
+  tiles_.Grow(static_cast<size_t>(tiles) * tile_bytes_);
   crew_.For(tiles, 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t row = t * kRowTile;
-      kernels_.quantize(x.row(row), x.stride,
-                        static_cast<int>(std::min<int64_t>(kRowTile, x.rows - row)), x.cols,
-                        Tile(t, blocks));
+      kernels_.prepare(x.row(row), x.stride,
+                       static_cast<int>(std::min<int64_t>(kRowTile, x.rows - row)), x.cols,
+                       tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
     }
   });
+  workspace_bytes_ = (kernels_.workspace_bytes(x.cols) + 63) / 64 * 64;
+  workspaces_.Grow(workspace_bytes_ * static_cast<size_t>(crew_.threads()));
 }
 
 void MatMulRunner::RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
-                            int64_t first_tile, int64_t end_tile) {
+                            int64_t first_tile, int64_t end_tile, int thread) {
   const int64_t first_output = panel * kPanelOutputs;
-  const int64_t blocks = x.cols / kBlockValues;
-  const Kernels::MatMul kernel = kernels_.matmul[static_cast<size_t>(weight.type())];
-  MatMulTile tile{};
-  tile.panel = weight.panel(panel);
-  tile.cols = x.cols;
-  tile.x_stride = x.stride;
-  tile.outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, out.cols - first_output));
-  tile.out_stride = out.stride;
-  for (int64_t t = first_tile; t < end_tile; ++t) {
-    const int64_t row = t * kRowTile;
-    tile.rows = static_cast<int>(std::min<int64_t>(kRowTile, x.rows - row));
-    tile.x = x.row(row);
-    tile.prefetch = t == first_tile;
-    if (weight.quantised()) tile.quant = Tile(t, blocks);
-    tile.out = out.row(row) + first_output;
-    kernel(tile);
-  }
+  const int64_t row = first_tile * kRowTile;
+  MatMulPart part{
+      .panel = weight.panel(panel),
+      .cols = x.cols,
+      .x = x.row(row),
+      .x_stride = x.stride,
+      .tiles = nullptr,
+      .tile_bytes = tile_bytes_,
+      .rows = std::min(end_tile * kRowTile, x.rows) - row,
+      .outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, out.cols - first_output)),
+      .workspace = workspaces_.data() + static_cast<size_t>(thread) * workspace_bytes_,
+      .out = out.row(row) + first_output,
+      .out_stride = out.stride};
+  if (weight.quantised())
+    part.tiles = tiles_.data() + static_cast<size_t>(first_tile) * tile_bytes_;
+  kernels_.matmul[static_cast<size_t>(weight.type())](part);
 }
 
 void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
@@ -69,22 +61,23 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
     panels += matrix(w).panels();
     quantised = quantised || matrix(w).quantised();
   }
-  if (x.rows == 0) return;
-  if (quantised) Quantize(x);
+  if (x.rows == 0 || panels == 0) return;
+  if (quantised) Prepare(x);
   const int64_t tiles = (x.rows + kRowTile - 1) / kRowTile;
-  const int64_t row_parts = (tiles + kTilesPerPart - 1) / kTilesPerPart;
+  const int64_t tiles_per_part = std::max<int64_t>(
+      1, static_cast<int64_t>(kPartBytes / std::max<size_t>(1, kernels_.tile_bytes(x.cols))));
+  const int64_t row_parts = (tiles + tiles_per_part - 1) / tiles_per_part;
   const int64_t parts = panels * row_parts;
-  // Some parts per thread, so that a slow one is made up for; neighbours share a panel.
-  const int64_t grain = std::max<int64_t>(1, parts / (int64_t{8} * crew_.threads()));
-  crew_.For(parts, grain, [&](int64_t begin, int64_t end, int) {
-    size_t w = 0;
-    int64_t before = 0;  // panels of the matrices before w
+  const int64_t grain = std::max<int64_t>(1, parts / (kPartsPerThread * crew_.threads()));
+  crew_.For(parts, grain, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t panel = p / row_parts;
-      while (panel - before >= matrix(w).panels()) before += matrix(w++).panels();
-      const int64_t first_tile = p % row_parts * kTilesPerPart;
-      RunPanel(x, matrix(w), outs[w], panel - before, first_tile,
-               std::min(first_tile + kTilesPerPart, tiles));
+      // All panels for the first rows, then for the next: the rows stay in the cache.
+      int64_t panel = p % panels;
+      size_t w = 0;
+      while (panel >= matrix(w).panels()) panel -= matrix(w++).panels();
+      const int64_t first_tile = p / panels * tiles_per_part;
+      RunPanel(x, matrix(w), outs[w], panel, first_tile,
+               std::min(first_tile + tiles_per_part, tiles), thread);
     }
   });
 }

@@ -1,4 +1,4 @@
-// How a matrix product is cut into parts: activations are quantised once, then panels of all
+// How a matrix product is cut into parts: activations are rounded once, then panels of all
 // matrices and tiles of rows are shared out.
 //
 // Thread rule: the backend's thread.
@@ -14,6 +14,22 @@
 
 namespace loopserve::worker::cpu {
 
+// Bytes that start on a cache line and only ever grow.
+class CacheLines final {
+ public:
+  void Grow(size_t bytes) {
+    if (lines_.size() * sizeof(Line) < bytes)
+      lines_.resize((bytes + sizeof(Line) - 1) / sizeof(Line));
+  }
+  std::byte* data() { return reinterpret_cast<std::byte*>(lines_.data()); }
+
+ private:
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> lines_;
+};
+
 class MatMulRunner final {
  public:
   MatMulRunner(const Kernels& kernels, WorkCrew& crew) : kernels_(kernels), crew_(crew) {}
@@ -21,18 +37,16 @@ class MatMulRunner final {
   void Run(TensorView x, std::span<const Matrix* const> weights, std::span<const TensorView> outs);
 
  private:
-  void Quantize(TensorView x);
-  QuantTile Tile(int64_t tile, int64_t blocks);
+  void Prepare(TensorView x);
   void RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
-                int64_t first_tile, int64_t end_tile);
+                int64_t first_tile, int64_t end_tile, int thread);
 
   const Kernels& kernels_;
   WorkCrew& crew_;
-  // Quantised rows: QuantTile's arrays for all tiles, one after the other.
-  std::vector<int8_t> q_;
-  std::vector<float> scale_;
-  std::vector<float> scaled_sum_;
-  std::vector<int32_t> half_sum_;
+  CacheLines tiles_;       // the rows as the kernels want them, tile after tile
+  CacheLines workspaces_;  // one per thread
+  size_t tile_bytes_ = 0;
+  size_t workspace_bytes_ = 0;
 };
 
 }  // namespace loopserve::worker::cpu

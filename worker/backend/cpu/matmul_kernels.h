@@ -1,4 +1,4 @@
-// Matrix product of one packed panel with up to kRowTile rows, for any instruction set.
+// Matrix product of one packed panel with rows rounded to 16 bits, for any instruction set.
 //
 // S is a class of the instruction set's vectors (see kernels_avx512.cc). It lives in the anonymous
 // namespace of its translation unit, so each instantiation stays there too. The order of operations
@@ -13,6 +13,31 @@
 #include "worker/backend/cpu/packing.h"
 
 namespace loopserve::worker::cpu {
+
+inline constexpr int kPlanes = 2;  // 8-bit planes of a quantised row
+
+// Up to kRowTile rows quantised to 16 bits, block by block, as two planes of 8 bits that integer
+// dot products take one after the other: x = scale * v, v = 256 * q[0] + q[1].
+struct QuantTile {
+  int8_t* q;          // [blocks, kPlanes, kRowTile, kBlockValues], each within -127 ... 127
+  float* scale;       // [blocks, kRowTile]
+  float* scaled_sum;  // [blocks, kRowTile]: scale times the sum of v
+  int32_t* half_sum;  // [blocks, kRowTile, 2]: sums of v over each half of the block
+};
+
+// One tile of rows; the panel is not in the cache yet if `prefetch`.
+struct MatMulTile {
+  const std::byte* panel;
+  int64_t cols;
+  const float* x;
+  int64_t x_stride;
+  QuantTile quant;
+  int rows;
+  int outputs;
+  bool prefetch;
+  float* out;
+  int64_t out_stride;
+};
 
 // A panel's vectors at lanes [first, first + kNv * W) of its outputs.
 template <class S>
@@ -258,7 +283,7 @@ struct MatMulKernels {
 
   // Cuts the tile's rows into register tiles.
   template <BlockLayout L>
-  static void Quant(const MatMulTile& tile) {
+  static void QuantTileRows(const MatMulTile& tile) {
     constexpr int kMr = S::kQuantRows;
     int row = 0;
     for (; row + kMr <= tile.rows; row += kMr) QuantRows<L, kMr>(tile, row);
@@ -284,7 +309,7 @@ struct MatMulKernels {
   }
 
   template <WeightFloat T>
-  static void Float(const MatMulTile& tile) {
+  static void FloatTileRows(const MatMulTile& tile) {
     switch (tile.rows) {
       case 6:
         return FloatRows<T, 6>(tile, 0);
@@ -301,6 +326,40 @@ struct MatMulKernels {
       default:
         return;
     }
+  }
+
+  // rows(tile) for each tile of the part.
+  template <class Rows>
+  static void ForTiles(const MatMulPart& part, Rows rows) {
+    MatMulTile tile{.panel = part.panel,
+                    .cols = part.cols,
+                    .x = part.x,
+                    .x_stride = part.x_stride,
+                    .quant = {},
+                    .rows = 0,
+                    .outputs = part.outputs,
+                    .prefetch = true,
+                    .out = part.out,
+                    .out_stride = part.out_stride};
+    const std::byte* prepared = part.tiles;
+    for (int64_t row = 0; row < part.rows; row += kRowTile, prepared += part.tile_bytes) {
+      tile.rows = part.rows - row < kRowTile ? static_cast<int>(part.rows - row) : kRowTile;
+      if (prepared != nullptr) {
+        tile.quant = TileAt(const_cast<std::byte*>(prepared), part.cols);
+      }
+      rows(tile);
+      tile.prefetch = false;
+      tile.x += kRowTile * part.x_stride;
+      tile.out += kRowTile * part.out_stride;
+    }
+  }
+  template <BlockLayout L>
+  static void Quant(const MatMulPart& part) {
+    ForTiles(part, [](const MatMulTile& tile) { QuantTileRows<L>(tile); });
+  }
+  template <WeightFloat T>
+  static void Float(const MatMulPart& part) {
+    ForTiles(part, [](const MatMulTile& tile) { FloatTileRows<T>(tile); });
   }
 
   // The first plane rounds x to 127 steps of the block's largest magnitude, the second what is
@@ -339,10 +398,22 @@ struct MatMulKernels {
     }
   }
 
-  static void Quantize(const float* x, int64_t stride, int rows, int64_t cols,
-                       const QuantTile& out) {
+  // A prepared tile is QuantTile's arrays one after the other, padded to cache lines.
+  static size_t TileBytes(int64_t cols) {
+    constexpr size_t kBlockBytes = size_t{kRowTile} * (kPlanes * kBlockValues + 4 + 4 + 2 * 4);
+    return (static_cast<size_t>(cols / kBlockValues) * kBlockBytes + 63) / 64 * 64;
+  }
+  static QuantTile TileAt(std::byte* tile, int64_t cols) {
+    const size_t rows = static_cast<size_t>(cols / kBlockValues) * kRowTile;
+    auto* q = reinterpret_cast<int8_t*>(tile);
+    auto* scale = reinterpret_cast<float*>(q + rows * kPlanes * kBlockValues);
+    return {q, scale, scale + rows, reinterpret_cast<int32_t*>(scale + 2 * rows)};
+  }
+  static void Prepare(const float* x, int64_t stride, int rows, int64_t cols, std::byte* tile) {
+    const QuantTile out = TileAt(tile, cols);
     for (int r = 0; r < rows; ++r) QuantizeRow(x + r * stride, cols, r, out);
   }
+  static size_t NoWorkspace(int64_t) { return 0; }
 };
 
 }  // namespace loopserve::worker::cpu

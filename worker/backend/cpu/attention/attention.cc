@@ -11,8 +11,10 @@ namespace {
 constexpr int64_t kSplitChunks = kSplitKeys / kKeyChunk;
 constexpr size_t kAlignFloats = 16;
 
-const ChunkKernels& KernelsOf(AttentionIsa isa) {
+const ChunkKernels& KernelsOf(AttentionIsa isa, bool bf16) {
 #if defined(__x86_64__)
+  if (isa == AttentionIsa::kAvx512Bf16 && bf16) return Avx512Bf16ChunkKernels();
+  if (isa == AttentionIsa::kAvx512Bf16) return Avx512ChunkKernels();
   if (isa == AttentionIsa::kAvx512) return Avx512ChunkKernels();
   if (isa == AttentionIsa::kAvx2) return Avx2ChunkKernels();
 #endif
@@ -52,7 +54,7 @@ struct Workspace {
     };
     visible = reinterpret_cast<uint64_t*>(take(2 * rows));
     q = take(rows * padded_dim);
-    keys = take(int64_t{head_dim} * kKeyChunk);
+    keys = take(int64_t{padded_dim} * kKeyChunk);
     values = take(int64_t{padded_dim} * kKeyChunk);
     zeros = take(padded_dim);
     part = take(rows * StateStride(padded_dim));
@@ -71,6 +73,8 @@ struct Workspace {
   size_t used = 0;  // floats of the scratch
 };
 
+float FactorOf(const AttentionItem& item) { return item.scale * 1.44269504f; }
+
 void Clear(const Workspace& work, float* state) {
   const int stride = StateStride(work.padded_dim);
   std::fill_n(state, work.rows * stride, 0.0f);
@@ -79,13 +83,12 @@ void Clear(const Workspace& work, float* state) {
   }
 }
 
-void LoadQueries(const AttentionItem& item, const Workspace& work) {
-  const float factor = item.scale * 1.44269504f;
+void LoadQueries(const ChunkKernels& kernels, const AttentionItem& item, const Workspace& work) {
   float* to = work.q;
   for (int32_t r = 0; r < item.rows; ++r) {
     for (int32_t g = 0; g < item.group; ++g, to += work.padded_dim) {
       const float* from = item.q + r * item.q_stride + int64_t{g} * item.head_dim;
-      for (int32_t i = 0; i < item.head_dim; ++i) to[i] = from[i] * factor;
+      kernels.load_query(from, item.head_dim, work.padded_dim, FactorOf(item), to);
     }
   }
   std::fill_n(work.zeros, work.padded_dim, 0.0f);
@@ -172,6 +175,7 @@ void AttendIndexed(const ChunkKernels& kernels, const AttentionItem& item, int64
     const ChunkStep step{.rows = static_cast<int>(work.rows),
                          .head_dim = item.head_dim,
                          .padded_dim = work.padded_dim,
+                         .factor = FactorOf(item),
                          .q = work.q,
                          .visible = work.visible,
                          .keys = work.keys,
@@ -200,6 +204,7 @@ void AttendSlashes(const ChunkKernels& kernels, const AttentionItem& item, int64
                       .bf16 = item.bf16,
                       .head_dim = item.head_dim,
                       .padded_dim = work.padded_dim,
+                      .factor = FactorOf(item),
                       .q = work.q + row * work.padded_dim,
                       .keys = pointers.keys,
                       .values = pointers.values,
@@ -240,12 +245,17 @@ absl::string_view Name(AttentionIsa isa) {
       return "avx2";
     case AttentionIsa::kAvx512:
       return "avx512";
+    case AttentionIsa::kAvx512Bf16:
+      return "avx512-bf16";
   }
   return "?";
 }
 
 bool Available(AttentionIsa isa) {
 #if defined(__x86_64__)
+  if (isa == AttentionIsa::kAvx512Bf16) {
+    return Available(AttentionIsa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+  }
   if (isa == AttentionIsa::kAvx512) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
@@ -258,6 +268,7 @@ bool Available(AttentionIsa isa) {
 }
 
 AttentionIsa BestAttentionIsa() {
+  if (Available(AttentionIsa::kAvx512Bf16)) return AttentionIsa::kAvx512Bf16;
   if (Available(AttentionIsa::kAvx512)) return AttentionIsa::kAvx512;
   return Available(AttentionIsa::kAvx2) ? AttentionIsa::kAvx2 : AttentionIsa::kPortable;
 }
@@ -278,9 +289,9 @@ size_t PartialFloats(const AttentionItem& item) {
 }
 
 void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch) {
-  const ChunkKernels& kernels = KernelsOf(isa);
+  const ChunkKernels& kernels = KernelsOf(isa, item.bf16);
   const Workspace work(scratch, int64_t{item.rows} * item.group, item.head_dim);
-  LoadQueries(item, work);
+  LoadQueries(kernels, item, work);
   Clear(work, work.total);
   const int64_t splits = SplitCount(item);
   for (int64_t s = 0; s < splits; ++s) {
@@ -293,15 +304,16 @@ void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch) {
 void AttendSplits(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
                   float* scratch, float* partials) {
   const Workspace work(scratch, int64_t{item.rows} * item.group, item.head_dim);
-  LoadQueries(item, work);
+  const ChunkKernels& kernels = KernelsOf(isa, item.bf16);
+  LoadQueries(kernels, item, work);
   for (int64_t s = first; s < last; ++s, partials += PartialFloats(item)) {
-    AttendSplit(KernelsOf(isa), item, s, work, partials);
+    AttendSplit(kernels, item, s, work, partials);
   }
 }
 
 void MergeSplits(AttentionIsa isa, const AttentionItem& item, const float* partials,
                  float* scratch) {
-  const ChunkKernels& kernels = KernelsOf(isa);
+  const ChunkKernels& kernels = KernelsOf(isa, item.bf16);
   const Workspace work(scratch, int64_t{item.rows} * item.group, item.head_dim);
   Clear(work, work.total);
   for (int64_t s = 0; s < SplitCount(item); ++s, partials += PartialFloats(item)) {

@@ -20,12 +20,12 @@
 namespace loopserve::worker::cpu_attention {
 
 // Results are bit-identical within one instruction set, not between them.
-enum class AttentionIsa : uint8_t { kPortable, kAvx2, kAvx512 };
+enum class AttentionIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 inline constexpr AttentionIsa kAttentionIsas[] = {AttentionIsa::kPortable, AttentionIsa::kAvx2,
-                                                  AttentionIsa::kAvx512};
+                                                  AttentionIsa::kAvx512, AttentionIsa::kAvx512Bf16};
 
-absl::string_view Name(AttentionIsa isa);  // "portable", "avx2", "avx512"
+absl::string_view Name(AttentionIsa isa);  // "portable", "avx2", ...
 bool Available(AttentionIsa isa);          // in this build and on this machine
 AttentionIsa BestAttentionIsa();
 

@@ -1,9 +1,11 @@
 // The inner loops of attention on a CPU, as one table of functions per instruction set.
 //
 // Keys are read in chunks of kKeyChunk. A chunk is first laid out for the arithmetic (its keys
-// transposed, its values widened to float32), then serves every row of a tile: scores, one step of
-// online softmax, and the weighted sum of its values. Weights are powers of two, so queries come
-// multiplied by scale * log2(e).
+// transposed, its values next to each other), then serves every row of a tile: scores, one step of
+// online softmax, and the weighted sum of its values. Weights are powers of two, so queries are
+// multiplied by scale * log2(e). In which form queries, keys and values are laid out is the
+// table's own business; none takes more room than float32 would. (A table may apply that factor to
+// queries or, if it rounds queries, to scores.)
 //
 // Every row is computed by the same float operations in the same order whatever rows are beside
 // it: a dot product sums over ascending dimensions, a weighted sum over ascending keys, and a key
@@ -20,24 +22,26 @@
 namespace loopserve::worker::cpu_attention {
 
 inline constexpr int kKeyChunk = 64;
-inline constexpr int kDimAlign = 16;  // head_dim is padded to a multiple of it in scratch
+inline constexpr int kDimAlign = 32;  // head_dim is padded to a multiple of it in scratch
 inline constexpr int kStreamRows = 6;
 inline constexpr int kStreamDims = 32;
 inline constexpr int kLanes = 16;       // partial sums of weights per row
 inline constexpr int kStateExtra = 32;  // values of a row's state beside its sum of values
 
-// A row's running softmax: [padded_dim] weighted sum of values, [kLanes] sums of weights, then the
-// highest score so far, padded to whole vectors. {0 ..., 0 ..., -infinity} is a row without keys.
+// A row's running softmax: [padded_dim] weighted sum of values in the table's own order, [kLanes]
+// sums of weights, then the highest score so far, padded to whole vectors. {0 ..., 0 ...,
+// -infinity} is a row without keys.
 constexpr int StateStride(int padded_dim) { return padded_dim + kStateExtra; }
 
 struct ChunkStep {
   int rows;
   int head_dim;
-  int padded_dim;           // stride of q and values
-  const float* q;           // [rows, padded_dim], multiplied by scale * log2(e)
+  int padded_dim;
+  float factor;             // scale * log2(e)
+  const float* q;           // [rows, padded_dim] floats' room, from load_query
   const uint64_t* visible;  // [rows]: bit j is set when the row reads key j of the chunk
-  const float* keys;        // [head_dim, kKeyChunk]
-  const float* values;      // [kKeyChunk, padded_dim]
+  const float* keys;        // [padded_dim, kKeyChunk] floats' room, from load_keys
+  const float* values;      // [kKeyChunk, padded_dim] floats' room, from load_values
   float* state;             // [rows, StateStride(padded_dim)], updated
 };
 
@@ -56,13 +60,16 @@ struct GatherStep {
   bool bf16;
   int head_dim;
   int padded_dim;
-  const float* q;  // [head_dim]
+  float factor;
+  const float* q;  // from load_query
   const std::byte* const* keys;
   const std::byte* const* values;
   float* state;  // [StateStride(padded_dim)], updated
 };
 
 struct ChunkKernels {
+  // One row's query; q has room for [padded_dim] floats.
+  void (*load_query)(const float* from, int head_dim, int padded_dim, float factor, float* q);
   void (*load_keys)(const ChunkSource& from, float* keys);
   void (*load_values)(const ChunkSource& from, int padded_dim, float* values);
   void (*attend)(const ChunkStep& step);
@@ -79,5 +86,6 @@ struct ChunkKernels {
 const ChunkKernels& PortableChunkKernels();
 const ChunkKernels& Avx2ChunkKernels();
 const ChunkKernels& Avx512ChunkKernels();
+const ChunkKernels& Avx512Bf16ChunkKernels();  // of bf16 keys and values only
 
 }  // namespace loopserve::worker::cpu_attention

@@ -52,6 +52,11 @@ struct ChunkKernelsFor {
     for (size_t i = 0; i < count; i += 16) __builtin_prefetch(at + i);
   }
 
+  static void LoadQuery(const float* from, int head_dim, int padded_dim, float factor, float* q) {
+    for (int i = 0; i < head_dim; ++i) q[i] = from[i] * factor;
+    for (int i = head_dim; i < padded_dim; ++i) q[i] = 0.0f;
+  }
+
   static void LoadKeys(const ChunkSource& from, float* keys) {
     for (int j = 0; j < kKeyChunk; ++j) Prefetch(from, j);
     const int done = S::TransposeKeys(from, keys);
@@ -435,7 +440,7 @@ struct ChunkKernelsFor {
 
   // A constant: reaching it executes nothing that was compiled for the instruction set.
   static constexpr ChunkKernels Table() {
-    ChunkKernels table = {LoadKeys, LoadValues, Attend, nullptr, Gather, Merge, Finish};
+    ChunkKernels table = {LoadQuery, LoadKeys, LoadValues, Attend, nullptr, Gather, Merge, Finish};
     if constexpr (S::kStreams) table.stream = Stream;
     return table;
   }

@@ -11,13 +11,16 @@
 #include "tests/conformance/backend_data.h"
 #include "worker/backend/cpu/cpu_isa.h"
 #include "worker/backend/cpu/kernels.h"
+#include "worker/backend/cpu/matmul.h"
+#include "worker/backend/cpu/matmul_kernels.h"
 #include "worker/backend/cpu/packed_matrix.h"
 #include "worker/backend/cpu/work_crew.h"
 #include "worker/backend/weight_types.h"
 
 namespace loopserve::worker::cpu {
 
-inline void CheckQuantize(const Kernels& kernels) {
+// The form of the instruction sets that multiply bytes: two planes of 8 bits.
+inline void CheckPlanes(const Kernels& kernels) {
   constexpr int kRows = 3;
   constexpr int64_t kCols = 96;
   testing::Random random(1);
@@ -26,11 +29,13 @@ inline void CheckQuantize(const Kernels& kernels) {
   x[kCols + 5] = 1e30f;                        // one large value
   for (int i = 0; i < 32; ++i) x[2 * kCols + i] = 1e-30f;
   const size_t blocks = kCols / kBlockValues;
-  std::vector<int8_t> q(blocks * kPlanes * kRowTile * kBlockValues);
-  std::vector<float> scale(blocks * kRowTile), scaled_sum(blocks * kRowTile);
-  std::vector<int32_t> half_sum(blocks * kRowTile * 2);
-  kernels.quantize(x.data(), kCols, kRows, kCols,
-                   {q.data(), scale.data(), scaled_sum.data(), half_sum.data()});
+  std::vector<std::byte> tile(kernels.tile_bytes(kCols));
+  kernels.prepare(x.data(), kCols, kRows, kCols, tile.data());
+  const auto* q = reinterpret_cast<const int8_t*>(tile.data());
+  const auto* scale =
+      reinterpret_cast<const float*>(q + blocks * kPlanes * kRowTile * kBlockValues);
+  const float* scaled_sum = scale + blocks * kRowTile;
+  const auto* half_sum = reinterpret_cast<const int32_t*>(scaled_sum + blocks * kRowTile);
   for (int r = 0; r < kRows; ++r) {
     for (size_t b = 0; b < blocks; ++b) {
       const size_t at = b * kRowTile + static_cast<size_t>(r);
@@ -38,8 +43,7 @@ inline void CheckQuantize(const Kernels& kernels) {
       float top = 0;
       for (int i = 0; i < kBlockValues; ++i) top = std::max(top, std::fabs(block[i]));
       EXPECT_EQ(scale[at], top / (127.0f * 256.0f));
-      const int8_t* first =
-          q.data() + (b * kPlanes * kRowTile + static_cast<size_t>(r)) * kBlockValues;
+      const int8_t* first = q + (b * kPlanes * kRowTile + static_cast<size_t>(r)) * kBlockValues;
       const int8_t* second = first + kRowTile * kBlockValues;
       int sums[2] = {0, 0};
       for (int i = 0; i < kBlockValues; ++i) {
@@ -109,71 +113,103 @@ inline void CheckNormAndAdd(const Kernels& kernels) {
   }
 }
 
-// One panel of every format: a tile of any height gives each row the bits it has alone.
-inline void CheckMatMulTiles(const Kernels& kernels) {
-  testing::Random random(4);
-  const auto memory = kvstore::CreateHostMemory();
-  WorkCrew crew(1);
-  for (int t = 0; t < kWeightTypes; ++t) {
-    const auto type = static_cast<WeightType>(t);
-    const int64_t cols = 2 * std::max(kBlockValues, InfoOf(type).block_values);
-    const int outputs = 27;
-    const testing::FileMatrix file = testing::RandomMatrix(type, outputs, cols, random);
-    const auto matrix = *PackedMatrix::Pack(file.view, {0, outputs}, *memory, crew);
-    std::vector<float> decoded(static_cast<size_t>(outputs * cols));
-    ASSERT_TRUE(DequantizeRows(file.view, 0, decoded).ok());
-    const std::vector<float> x = random.Normals(static_cast<size_t>(kRowTile * cols));
-    const std::vector<float> rounded = matrix->quantised() ? testing::RoundedToPlanes(x) : x;
-    std::vector<float> alone(kRowTile * outputs);
-    for (int rows = 1; rows <= kRowTile; ++rows) {
-      const auto blocks = static_cast<size_t>(cols / kBlockValues);
-      std::vector<int8_t> q(blocks * kPlanes * kRowTile * kBlockValues);
-      std::vector<float> scale(blocks * kRowTile), scaled_sum(blocks * kRowTile);
-      std::vector<int32_t> half_sum(blocks * kRowTile * 2);
-      const QuantTile quant{q.data(), scale.data(), scaled_sum.data(), half_sum.data()};
-      kernels.quantize(x.data(), cols, rows, cols, quant);
-      std::vector<float> out(kRowTile * (outputs + 1), 77.0f);
-      kernels.matmul[t]({.panel = matrix->panel(0),
-                         .cols = cols,
-                         .x = x.data(),
-                         .x_stride = cols,
-                         .quant = quant,
-                         .rows = rows,
-                         .outputs = outputs,
-                         .prefetch = true,
-                         .out = out.data(),
-                         .out_stride = outputs + 1});
-      const float* last = out.data() + (rows - 1) * (outputs + 1);
-      for (int n = 0; n < outputs; ++n) {
-        double want = 0;
-        for (int64_t k = 0; k < cols; ++k) {
-          want += double{decoded[static_cast<size_t>(n * cols + k)]} *
-                  double{rounded[static_cast<size_t>((rows - 1) * cols + k)]};
-        }
-        ASSERT_NEAR(last[n], want, 2e-4) << InfoOf(type).name << " rows " << rows << " out " << n;
-        alone[static_cast<size_t>((rows - 1) * outputs + n)] = last[n];
-        for (int r = 0; r + 1 < rows; ++r) {
-          ASSERT_EQ(out[static_cast<size_t>(r * (outputs + 1) + n)],
-                    alone[static_cast<size_t>(r * outputs + n)])
-              << InfoOf(type).name << " row " << r << " of " << rows;
-        }
+// One panel of every format: among any number of rows each has the bits it has alone.
+class PanelChecks {
+ public:
+  PanelChecks(const Kernels& kernels, WeightType type) : kernels_(kernels), type_(type) {
+    testing::Random random(4);
+    cols_ = 2 * std::max(kBlockValues, InfoOf(type).block_values);
+    const testing::FileMatrix file = testing::RandomMatrix(type, kOutputs, cols_, random);
+    WorkCrew crew(1);
+    matrix_ = *PackedMatrix::Pack(file.view, {0, kOutputs}, *memory_, crew);
+    decoded_.resize(static_cast<size_t>(kOutputs * cols_));
+    EXPECT_TRUE(DequantizeRows(file.view, 0, decoded_).ok());
+    x_ = random.Normals(static_cast<size_t>(kMostRows * cols_));
+    rounded_ = matrix_->quantised() ? testing::RoundedActivations(kernels.name, x_) : x_;
+  }
+
+  void Run() {
+    std::vector<float> alone(size_t{kMostRows} * kOutputs);
+    for (int r = 0; r < kMostRows; ++r) {
+      const std::vector<float> out = Multiply(r, 1);
+      for (int n = 0; n < kOutputs; ++n) {
+        const size_t at = static_cast<size_t>(r * kOutputs + n);
+        alone[at] = out[static_cast<size_t>(n)];
+        ASSERT_NEAR(alone[at], Want(r, n), 2e-4) << InfoOf(type_).name << " out " << n;
       }
-      for (int r = 0; r < kRowTile; ++r) {
-        ASSERT_EQ(out[static_cast<size_t>(r * (outputs + 1) + outputs)], 77.0f);
+    }
+    for (const int rows : {2, 3, 4, 5, 6, 7, 12, kMostRows}) {
+      const std::vector<float> out = Multiply(0, rows);
+      for (int r = 0; r < rows; ++r) {
+        for (int n = 0; n < kOutputs; ++n) {
+          ASSERT_EQ(out[static_cast<size_t>(r * kStride + n)],
+                    alone[static_cast<size_t>(r * kOutputs + n)])
+              << InfoOf(type_).name << " row " << r << " of " << rows;
+        }
+        ASSERT_EQ(out[static_cast<size_t>(r * kStride + kOutputs)], 77.0f) << "beyond the end";
       }
     }
   }
-}
+
+ private:
+  static constexpr int kOutputs = 27;
+  static constexpr int kStride = kOutputs + 1;
+  static constexpr int kMostRows = 20;
+
+  double Want(int r, int n) const {
+    double want = 0;
+    for (int64_t k = 0; k < cols_; ++k) {
+      want += double{decoded_[static_cast<size_t>(n * cols_ + k)]} *
+              double{rounded_[static_cast<size_t>(r * cols_ + k)]};
+    }
+    return want;
+  }
+
+  // Rows [first, first + rows) of x.
+  std::vector<float> Multiply(int first, int rows) {
+    const float* x = x_.data() + first * cols_;
+    const int tiles = (rows + kRowTile - 1) / kRowTile;
+    const size_t tile_bytes = kernels_.tile_bytes(cols_);
+    CacheLines prepared, workspace;
+    prepared.Grow(tile_bytes * static_cast<size_t>(tiles));
+    workspace.Grow(kernels_.workspace_bytes(cols_));
+    for (int t = 0; t < tiles; ++t) {
+      kernels_.prepare(x + t * kRowTile * cols_, cols_, std::min(kRowTile, rows - t * kRowTile),
+                       cols_, prepared.data() + static_cast<size_t>(t) * tile_bytes);
+    }
+    std::vector<float> out(static_cast<size_t>(rows * kStride), 77.0f);
+    kernels_.matmul[static_cast<size_t>(type_)](
+        {.panel = matrix_->panel(0),
+         .cols = cols_,
+         .x = x,
+         .x_stride = cols_,
+         .tiles = matrix_->quantised() ? prepared.data() : nullptr,
+         .tile_bytes = tile_bytes,
+         .rows = rows,
+         .outputs = kOutputs,
+         .workspace = workspace.data(),
+         .out = out.data(),
+         .out_stride = kStride});
+    return out;
+  }
+
+  const Kernels& kernels_;
+  const WeightType type_;
+  const std::unique_ptr<kvstore::Memory> memory_ = kvstore::CreateHostMemory();
+  int64_t cols_ = 0;
+  std::unique_ptr<PackedMatrix> matrix_;
+  std::vector<float> decoded_, x_, rounded_;
+};
 
 inline void CheckKernels(absl::string_view isa) {
   const auto kernels = SelectKernels(isa);
   if (!kernels.ok()) GTEST_SKIP() << "*** NOT RUN: " << kernels.status().message() << " ***";
   EXPECT_EQ((*kernels)->name, isa);
-  CheckQuantize(**kernels);
+  if (isa != "avx512-bf16") CheckPlanes(**kernels);
   CheckBf16(**kernels);
   CheckSilu(**kernels);
   CheckNormAndAdd(**kernels);
-  CheckMatMulTiles(**kernels);
+  for (int t = 0; t < kWeightTypes; ++t) PanelChecks(**kernels, static_cast<WeightType>(t)).Run();
 }
 
 }  // namespace loopserve::worker::cpu

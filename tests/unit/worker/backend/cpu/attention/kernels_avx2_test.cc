@@ -18,6 +18,7 @@ TEST_F(Avx2ChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(Avx2ChunkKernel
 TEST_F(Avx2ChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(Avx2ChunkKernels()); }
 TEST_F(Avx2ChunkKernelsTest, StreamsToTheSameBits) { CheckStream(Avx2ChunkKernels()); }
 TEST_F(Avx2ChunkKernelsTest, GathersScatteredKeys) { CheckGather(Avx2ChunkKernels()); }
+TEST_F(Avx2ChunkKernelsTest, FollowsTheDefinition) { CheckDefinition(Avx2ChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

@@ -18,6 +18,7 @@ TEST_F(Avx512ChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(Avx512ChunkKe
 TEST_F(Avx512ChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(Avx512ChunkKernels()); }
 TEST_F(Avx512ChunkKernelsTest, StreamsToTheSameBits) { CheckStream(Avx512ChunkKernels()); }
 TEST_F(Avx512ChunkKernelsTest, GathersScatteredKeys) { CheckGather(Avx512ChunkKernels()); }
+TEST_F(Avx512ChunkKernelsTest, FollowsTheDefinition) { CheckDefinition(Avx512ChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

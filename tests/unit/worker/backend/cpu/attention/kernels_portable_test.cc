@@ -19,6 +19,7 @@ TEST_F(PortableChunkKernelsTest, LaysOutKeysAndValuesExactly) {
 TEST_F(PortableChunkKernelsTest, WeighsByPowersOfTwo) { CheckWeights(PortableChunkKernels()); }
 TEST_F(PortableChunkKernelsTest, UnseenKeysChangeNothing) { CheckNeutrals(PortableChunkKernels()); }
 TEST_F(PortableChunkKernelsTest, GathersScatteredKeys) { CheckGather(PortableChunkKernels()); }
+TEST_F(PortableChunkKernelsTest, FollowsTheDefinition) { CheckDefinition(PortableChunkKernels()); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu_attention

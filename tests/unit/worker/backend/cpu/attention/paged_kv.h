@@ -29,6 +29,17 @@ inline std::vector<AttentionIsa> TestableIsas() {
   return isas;
 }
 
+// Every instruction set gets queries that none of them rounds.
+inline std::vector<float> RoundedToBf16(std::vector<float> values) {
+  for (float& value : values) value = Bf16ToFloat(FloatToBf16(value));
+  return values;
+}
+
+// How far an output may be off because softmax weights are rounded.
+inline double WeightRounding(AttentionIsa isa, kvstore::KvDtype dtype) {
+  return isa == AttentionIsa::kAvx512Bf16 && dtype == kvstore::KvDtype::kBf16 ? 0.012 : 0;
+}
+
 // One sequence whose blocks lie scattered; what no token uses is filled with NaN.
 class PagedKv {
  public:

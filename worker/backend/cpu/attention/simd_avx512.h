@@ -1,0 +1,148 @@
+// Vectors of AVX-512 for attention. Only the kernels_avx512*.cc include this: elsewhere it is
+// empty.
+#pragma once
+
+#ifdef __AVX512BW__
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "worker/backend/cpu/attention/chunk_kernels_impl.h"
+
+namespace loopserve::worker::cpu_attention {
+namespace {
+
+struct Avx512 {
+  using F = __m512;
+  static constexpr int kWidth = 16;
+  using Words = __m512i;
+  static constexpr int kTileVectors = 4;
+  static constexpr bool kStreams = true;
+
+  LOOPSERVE_INLINE F Load(const float* at) { return _mm512_loadu_ps(at); }
+  LOOPSERVE_INLINE void Store(float* at, F x) { _mm512_storeu_ps(at, x); }
+  LOOPSERVE_INLINE F Set1(float x) { return _mm512_set1_ps(x); }
+  LOOPSERVE_INLINE float First(F x) { return _mm512_cvtss_f32(x); }
+  LOOPSERVE_INLINE F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  LOOPSERVE_INLINE F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  LOOPSERVE_INLINE F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  LOOPSERVE_INLINE F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  LOOPSERVE_INLINE F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  LOOPSERVE_INLINE float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
+  LOOPSERVE_INLINE float ReduceAdd(F x) { return _mm512_reduce_add_ps(x); }
+
+  LOOPSERVE_INLINE F Select(F x, uint64_t bits) {
+    return _mm512_mask_mov_ps(Set1(-__builtin_inff()), static_cast<__mmask16>(bits), x);
+  }
+
+  LOOPSERVE_INLINE F Exp2(F x) {
+    const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F r = Sub(x, n);
+    F p = Set1(1.326472731307149e-3f);
+    p = Fma(p, r, Set1(9.671512991189957e-3f));
+    p = Fma(p, r, Set1(5.550733581185341e-2f));
+    p = Fma(p, r, Set1(0.24022242426872253f));
+    p = Fma(p, r, Set1(0.6931470036506653f));
+    p = Fma(p, r, Set1(1.0f));
+    const __mmask16 keep = _mm512_cmp_ps_mask(x, Set1(-126.0f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(keep, p, n);
+  }
+
+  LOOPSERVE_INLINE F WidenBf16(const uint16_t* at) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
+  }
+
+  // 16 x 16 words: element j of result i is element i of row j.
+  LOOPSERVE_INLINE void Transpose(__m512i (&x)[16]) {
+    __m512i y[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+      y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+      x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+      x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+      x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+      y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+      y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+      y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
+      x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
+    }
+  }
+
+  LOOPSERVE_INLINE F EvenBf16(Words x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  LOOPSERVE_INLINE F OddBf16(Words x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+
+  LOOPSERVE_INLINE void TransposeWords(const std::byte* const* at, int i, Words (&x)[16]) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = _mm512_loadu_si512(at[j] + size_t(i) * 2);
+    Transpose(x);
+  }
+
+  // Values [i, i + 32) of 16 keys, two to a word.
+  LOOPSERVE_INLINE void TransposeBf16(const std::byte* const* at, int i, int count, float* keys) {
+    const __mmask32 mask = count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+    __m512i x[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = _mm512_maskz_loadu_epi16(mask, at[j] + size_t(i) * 2);
+    Transpose(x);
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) {
+      if (2 * p < count) {
+        Store(keys + (i + 2 * p) * kKeyChunk, EvenBf16(x[p]));
+      }
+      if (2 * p + 1 < count) {
+        Store(keys + (i + 2 * p + 1) * kKeyChunk, OddBf16(x[p]));
+      }
+    }
+  }
+
+  LOOPSERVE_INLINE void TransposeF32(const std::byte* const* at, int i, int count, float* keys) {
+    const __mmask16 mask = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
+    __m512i x[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = _mm512_maskz_loadu_epi32(mask, at[j] + size_t(i) * 4);
+    Transpose(x);
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) {
+      if (p < count) Store(keys + (i + p) * kKeyChunk, _mm512_castsi512_ps(x[p]));
+    }
+  }
+
+  static int TransposeKeys(const ChunkSource& from, float* keys) {
+    for (int j = 0; j < kKeyChunk; j += kWidth) {
+      if (from.bf16) {
+        int i = 0;
+        for (; i + 32 <= from.head_dim; i += 32) TransposeBf16(from.at + j, i, 32, keys + j);
+        if (i < from.head_dim) TransposeBf16(from.at + j, i, from.head_dim - i, keys + j);
+      } else {
+        int i = 0;
+        for (; i + 16 <= from.head_dim; i += 16) TransposeF32(from.at + j, i, 16, keys + j);
+        if (i < from.head_dim) TransposeF32(from.at + j, i, from.head_dim - i, keys + j);
+      }
+    }
+    return from.head_dim;
+  }
+};
+
+}  // namespace
+}  // namespace loopserve::worker::cpu_attention
+
+#endif  // __AVX512BW__
