@@ -63,7 +63,8 @@ class Routing final {
   absl::Status Choose(RouteState& state);
 
   // `error` is what the chosen worker, or the way to it, answered. OK: Choose again. Otherwise the
-  // error the client gets; never STALE_EPOCH.
+  // error the client gets; never STALE_EPOCH, and never WORKER_LOST: nothing has been said yet, so
+  // when nobody else can take over it is NO_WORKER, with retry_after.
   absl::Status AfterFailure(RouteState& state, const absl::Status& error);
 
   // For a failure after the first token, which is never retried: takes note of it, and returns what

@@ -31,9 +31,9 @@ absl::Status CheckSessionId(absl::string_view field, const std::string& id) {
   return CheckId(field, id);
 }
 
-absl::Status WorkerLost() {
+absl::Status LostWhileListing() {
   return common::MakeError(
-      common::ErrorInfo{.reason = Reason::kWorkerLost, .retry_after = absl::Seconds(1)},
+      common::ErrorInfo{.reason = Reason::kNoWorker, .retry_after = absl::Seconds(1)},
       "a worker was lost while it was asked for its sessions");
 }
 
@@ -306,7 +306,7 @@ class SessionService final : public RawService {
               listing->Merge(ask->response);
             } else {
               const absl::Status error = common::FromGrpc(status);
-              listing->error = IsWorkerLost(error) ? WorkerLost() : error;
+              listing->error = IsWorkerLost(error) ? LostWhileListing() : error;
             }
             last = --listing->open == 0;
           }

@@ -112,6 +112,23 @@ TEST(LostWorkerTest, ADeadWorkerThatNobodyNoticedYet) {
   session.Says("more").Expect(Answers()).OnWorker(Other(home));
 }
 
+TEST(LostWorkerTest, BeforeTheFirstTokenWithNobodyElseTheClientMayTryAgain) {
+  Cluster cluster({.workers = 1});
+  Session session(cluster);
+  session.Says("hi").Expect(Answers());
+  cluster.worker(1).Next(TurnPlan::Hangs());
+  session.Says("more").WhenAsked(1, 2).Then(Kill(1)).Expect(FailsForNowWith(Reason::kNoWorker));
+  const std::string text = cluster.Metrics();
+  for (const char* line :
+       {"loopserve_request_aborted_total{model=\"tiny\",reason=\"worker_lost\"} 1",
+        "loopserve_request_rejected_total{model=\"tiny\",reason=\"no_worker\"} 0"}) {
+    EXPECT_TRUE(absl::StrContains(text, line)) << line;
+  }
+  cluster.Restart(1, /*keep=*/true);
+  cluster.AwaitUp(1);
+  session.Says("more").Expect(Answers()).OnWorker(1);
+}
+
 TEST(LostWorkerTest, WithNobodyLeftTheClientMayTryAgain) {
   Cluster cluster({.workers = 1});
   Session session(cluster);

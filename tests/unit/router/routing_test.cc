@@ -86,7 +86,29 @@ TEST_F(RoutingTest, GivesUpAfterThreeTries) {
   EXPECT_OK(routing_->AfterFailure(state, kGone));
   EXPECT_OK(routing_->Choose(state));
   const absl::Status end = routing_->AfterFailure(state, kGone);
-  EXPECT_THAT(end, ReasonIs(Reason::kWorkerLost));
+  EXPECT_THAT(end, ReasonIs(Reason::kNoWorker));
+  EXPECT_TRUE(common::InfoOf(end).retry_after.has_value());
+}
+
+TEST_F(RoutingTest, AWorkerLostBeforeItSpokeWithNobodyLeftIsNoWorkerForNow) {
+  table_.OnLost(WorkerId("w2"), "gone");
+  table_.OnLost(WorkerId("w3"), "gone");
+  for (const std::string session : {"s", ""}) {
+    RouteState state = Chosen(session, true);
+    const absl::Status end = routing_->AfterFailure(state, kGone);
+    EXPECT_THAT(end, ReasonIs(Reason::kNoWorker));
+    EXPECT_EQ(end.code(), absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(common::InfoOf(end).retry_after.has_value());
+    Up("w1");
+  }
+}
+
+TEST_F(RoutingTest, TheLastWorkersRefusalSaysWhenToTryAgain) {
+  table_.OnLost(WorkerId("w2"), "gone");
+  table_.OnLost(WorkerId("w3"), "gone");
+  RouteState state = Chosen("s", true);
+  const absl::Status end = routing_->AfterFailure(state, MakeError(Reason::kDraining, "draining"));
+  EXPECT_THAT(end, ReasonIs(Reason::kDraining));
   EXPECT_TRUE(common::InfoOf(end).retry_after.has_value());
 }
 
