@@ -53,8 +53,8 @@ struct WorkerRow {
   WorkerView view;
   std::string target;
   std::string model;
-  std::string last_error;  // empty: none since it came up
-  bool draining_itself = false;
+  std::string last_error;        // empty: none since it came up
+  bool draining_itself = false;  // whatever the operator wishes: until it restarts
 };
 
 class WorkerTable final {
@@ -70,6 +70,11 @@ class WorkerTable final {
 
   // The operator's wish, beside what the worker says of itself. False: no such worker.
   bool SetDraining(const common::WorkerId& id, bool draining);
+  // The worker is about to be told to drain. From now on it counts as draining by itself, which
+  // ends only when it restarts, or when the call turns out to have failed: what the worker says
+  // then counts. Returns the instance to name to OnDrainFailed.
+  std::string OnDrainCall(const common::WorkerId& id);
+  void OnDrainFailed(const common::WorkerId& id, absl::string_view instance_id);
   void AddInflight(const common::WorkerId& id, int by);
 
   std::vector<WorkerView> View() const;
@@ -90,7 +95,8 @@ class WorkerTable final {
     WorkerFacts facts;
     bool up = false;
     bool was_learned = false;
-    bool told_to_drain = false;
+    bool wished_to_drain = false;  // by the operator
+    bool told_to_drain = false;    // this instance
     int failures = 0;
     int inflight = 0;
     std::string last_error;
@@ -98,6 +104,7 @@ class WorkerTable final {
 
   static WorkerHealth HealthOf(const Worker& worker);
   Worker* Find(const common::WorkerId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static bool DrainsItself(const Worker& worker);
 
   const int down_after_;
   mutable absl::Mutex mutex_;
