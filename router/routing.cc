@@ -160,6 +160,11 @@ absl::Status Routing::AfterStaleEpoch(RouteState& state, const absl::Status& err
 }
 
 absl::Status Routing::AfterNotFound(RouteState& state, const absl::Status& error) {
+  if (!state.pin_before) {
+    // Nobody is known to have it: one of the others may. To ask around is cheap, and no try.
+    --state.attempts;
+    if (Avoid(state, PlacementReason::kHash, error).ok()) return absl::OkStatus();
+  }
   const bool asked_its_owner = !state.pin_before || state.pin_before->worker == state.worker();
   if (asked_its_owner) {
     Forget(state);
@@ -221,6 +226,19 @@ void Routing::Forget(const RouteState& state) {
   if (state.session.value().empty()) return;
   if (directory_.CompareAndSwap(state.session, state.pin.epoch, std::nullopt).ok()) {
     metrics_.directory_events()[DirectoryEvent::kForget].Increment();
+  }
+}
+
+void Routing::Used(const RouteState& state) {
+  if (!state.session.value().empty()) directory_.Touch(state.session, clock_.Now());
+}
+
+void Routing::TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use) {
+  const TrimmedPins trimmed = directory_.Trim(clock_.Now(), in_use);
+  metrics_.directory_events()[DirectoryEvent::kEvict].Increment(trimmed.evicted.size());
+  metrics_.directory_events()[DirectoryEvent::kExpire].Increment(trimmed.expired.size());
+  for (const Pin& pin : trimmed.expired) {
+    metrics_.ForModel(workers_.ModelOf(pin.worker)).moves[MoveReason::kTtl].Increment();
   }
 }
 

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "common/clock.h"
 #include "common/ids.h"
@@ -73,6 +74,12 @@ class Routing final {
 
   // Drops the session's pin if it is still the one this request used.
   void Forget(const RouteState& state);
+
+  // A turn of the session is over, so its ttl begins anew.
+  void Used(const RouteState& state);
+  // Drops the pins whose time is over or that are too many, but none of `in_use`; to be called now
+  // and then.
+  void TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use);
 
  private:
   absl::Status ChooseForSession(RouteState& state, const std::vector<WorkerView>& views);

@@ -129,11 +129,12 @@ class SessionService final : public RawService {
           request.mutable_session()->set_epoch(route.pin.epoch.value());
           fill(request);
         },
-        [call, after](const RouteState& route, absl::StatusOr<WorkerResponse> answer) {
+        [this, call, after](const RouteState& route, absl::StatusOr<WorkerResponse> answer) {
           if (after) after(route, answer.status());
           if (!answer.ok()) return call->Fail(answer.status());
           Reply reply;
           if constexpr (requires { reply.mutable_session(); }) {
+            deps_.directory.SetLifetime(route.session, LifetimeOf(answer->session()));
             reply.mutable_session()->Swap(answer->mutable_session());
             reply.mutable_session()->set_worker_id(route.worker().value());
           }
@@ -229,6 +230,7 @@ class SessionService final : public RawService {
           const Pin pin{route.worker(), common::Epoch(1)};
           // Whoever else pinned the child by now asked for it because it exists; that stands, too.
           deps_.directory.CompareAndSwap(child, std::nullopt, pin).IgnoreError();
+          deps_.directory.SetLifetime(child, LifetimeOf(answer->session()));
           pb::ForkSessionResponse reply;
           reply.mutable_session()->Swap(answer->mutable_session());
           reply.mutable_session()->set_worker_id(route.worker().value());

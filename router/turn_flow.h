@@ -371,6 +371,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     if (queued_) series().queued->Add(-1);
     queued_ = false;
     ForgetIfNothingIsKept(status);
+    if (launched_) deps_.routing.Used(route_);
     if (busy_) deps_.busy.Leave(route_.session);
     if (ticket_ != 0) {
       for (Admission::OnTurn& next : deps_.admission.Leave(ticket_)) {
@@ -390,7 +391,6 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     }
   }
 
-  void Count(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
   // In the middle of the answer, or before it when nobody was left to take over.
   bool EndedByALostWorker(common::Reason reason) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const std::vector<Avoided>& failed = route_.avoided;
@@ -399,6 +399,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
             failed.back().why == PlacementReason::kWorkerLost);
   }
 
+  void Count(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     ModelSeries& s = series();
     const double seconds = absl::ToDoubleSeconds(absl::Now() - arrival_);
     const auto code = static_cast<size_t>(status.code());

@@ -190,6 +190,13 @@ bool WorkerTable::AllLearned() const {
                      [](const Worker& w) { return w.was_learned; });
 }
 
+std::string WorkerTable::ModelOf(const WorkerId& id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto it =
+      std::find_if(workers_.begin(), workers_.end(), [&id](const Worker& w) { return w.id == id; });
+  return it == workers_.end() ? "" : it->facts.model;
+}
+
 std::vector<std::string> WorkerTable::Models() const {
   absl::MutexLock lock(&mutex_);
   std::set<std::string> models;

@@ -85,6 +85,8 @@ class WorkerTable final {
   bool AwaitHealth(const common::WorkerId& id, WorkerHealth health, absl::Duration timeout) const;
   // Every worker of the list has been learned once.
   bool AllLearned() const;
+  // What the worker served when it last answered; empty when it never did.
+  std::string ModelOf(const common::WorkerId& id) const;
   // The models of the workers that are up, sorted.
   std::vector<std::string> Models() const;
 
@@ -102,9 +104,9 @@ class WorkerTable final {
     std::string last_error;
   };
 
+  static bool DrainsItself(const Worker& worker);
   static WorkerHealth HealthOf(const Worker& worker);
   Worker* Find(const common::WorkerId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  static bool DrainsItself(const Worker& worker);
 
   const int down_after_;
   mutable absl::Mutex mutex_;

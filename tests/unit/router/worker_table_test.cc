@@ -150,6 +150,9 @@ TEST(WorkerTableTest, CountsWorkAndNamesModels) {
   table.AddInflight(WorkerId("nobody"), 1);
   EXPECT_EQ(table.View()[0].inflight, 1);
   EXPECT_EQ(table.Models(), std::vector<std::string>{"m"});
+  EXPECT_EQ(table.ModelOf(kOne), "m");
+  EXPECT_EQ(table.ModelOf(kTwo), "");
+  EXPECT_EQ(table.ModelOf(WorkerId("nobody")), "");
   EXPECT_TRUE(table.Knows(kTwo));
   EXPECT_FALSE(table.Knows(WorkerId("nobody")));
 }
