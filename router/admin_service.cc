@@ -109,26 +109,33 @@ class AdminService final : public RawService {
   void DrainWorker(ExchangePtr call, const WorkerId& worker) {
     if (!deps_.table.SetDraining(worker, true)) return call->Fail(NoSuchWorker(worker.value()));
     deps_.log.Info("worker drains", {{"worker", worker.value()}});
-    auto drain = std::make_shared<DrainCall>();  // shared with the callback
+    auto drain = std::make_shared<DrainCall>();  // shared with the callback and the hook
+    call->OnCancel([drain] { drain->context.TryCancel(); });
     common::SetDeadline(
         drain->context,
         common::RemainingTime(call->context(), absl::Milliseconds(50), deps_.drain_timeout));
+    const std::string instance = deps_.table.OnDrainCall(worker);
     deps_.pool.stub(worker)->async()->Drain(
         &drain->context, &drain->request, &drain->response,
-        [call, drain](const grpc::Status& status) {
-          if (!status.ok()) return call->Fail(common::FromGrpc(status));
+        [&table = deps_.table, call, drain, worker, instance](const grpc::Status& status) {
+          if (!status.ok()) {
+            table.OnDrainFailed(worker, instance);
+            return call->Fail(common::FromGrpc(status));
+          }
           pb::DrainWorkerResponse response;
           response.set_moved_sessions(drain->response.parked_sessions());
           call->Reply(response);
         });
   }
 
+  // Takes back the wish. A worker that has begun to drain does not stop: it has parked its sessions
+  // and serves again as a new process, without another call to here.
   void UndrainWorker(Exchange& call, const WorkerId& worker) {
     if (!deps_.table.SetDraining(worker, false)) return call.Fail(NoSuchWorker(worker.value()));
     for (const WorkerRow& row : deps_.table.Rows()) {
       if (row.view.id == worker && row.draining_itself) {
         return call.Fail(absl::FailedPreconditionError(
-            "the worker drains by itself; it takes work again after a restart"));
+            "the worker has begun to drain; it takes work again once it has been restarted"));
       }
     }
     deps_.log.Info("worker drains no more", {{"worker", worker.value()}});

@@ -158,4 +158,9 @@ void BusySessions::Leave(const common::SessionId& id) {
   busy_.erase(id);
 }
 
+absl::flat_hash_set<common::SessionId> BusySessions::All() const {
+  absl::MutexLock lock(&mutex_);
+  return busy_;
+}
+
 }  // namespace loopserve::router

@@ -91,9 +91,10 @@ class BusySessions final {
   // SESSION_BUSY, with retry_after, when a turn of it is in flight; every OK needs one Leave.
   absl::Status Enter(const common::SessionId& id);
   void Leave(const common::SessionId& id);
+  absl::flat_hash_set<common::SessionId> All() const;
 
  private:
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   absl::flat_hash_set<common::SessionId> busy_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -21,6 +21,7 @@ struct RouterConfig {
   std::vector<std::string> workers;
   std::string directory = "embedded";
 
+  int max_sessions = 500'000;
   int max_inflight = 0;  // 0: kInflightPerWorker for each worker
   int max_queue = 1024;
   absl::Duration max_queue_wait = absl::Seconds(30);
@@ -46,6 +47,8 @@ struct RouterConfig {
     flags.Add("admin-listen", &admin_listen, "address of the operator's service");
     flags.Add("workers", &workers, "the workers: id=host:port,...");
     flags.Add("directory", &directory, "where sessions are pinned: embedded");
+    flags.Add("max-sessions", &max_sessions,
+              "sessions pinned at most; those that were used longest ago go first");
     flags.Add("max-inflight", &max_inflight, "requests with workers at most; 0: 64 per worker");
     flags.Add("max-queue", &max_queue, "requests that may wait for a place");
     flags.AddDuration("max-queue-wait", &max_queue_wait, "how long one may wait");

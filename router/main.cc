@@ -53,6 +53,9 @@ absl::Status CheckConfig(const RouterConfig& config) {
   if (const auto directory = CreateDirectory(config.directory); !directory.ok()) {
     return directory.status();
   }
+  if (config.max_sessions < 1) {
+    return absl::InvalidArgumentError("--max-sessions must be at least 1");
+  }
   if (config.max_inflight < 0) {
     return absl::InvalidArgumentError("--max-inflight must not be negative");
   }

@@ -25,7 +25,7 @@ constexpr std::array kSources = {"computed", "device", "host", "disk", "remote"}
 constexpr std::array kMoves = {"overload", "worker_lost", "drain", "ttl"};
 constexpr std::array kDecisions = {"session", "load"};
 constexpr std::array kRetries = {"worker_lost", "draining", "stale_epoch"};
-constexpr std::array kEvents = {"pin", "repin", "forget", "stale_epoch"};
+constexpr std::array kEvents = {"pin", "repin", "forget", "expire", "evict", "stale_epoch"};
 
 template <typename Row, size_t kSize>
 void Fill(Metrics& metrics, Row& row, absl::string_view name, absl::string_view help, Labels labels,
@@ -75,7 +75,8 @@ std::unique_ptr<ModelSeries> MakeModelSeries(Metrics& metrics, const std::string
          {{"model", model}, {"decision", kAffinities[i]}}, "source", kSources);
   }
   Fill(metrics, series->moves, "loopserve_session_moves_total",
-       "Sessions pinned to another worker than before.", labels, "reason", kMoves);
+       "Sessions that left their worker: for another one, or for good when their ttl was over.",
+       labels, "reason", kMoves);
   Fill(metrics, series->decisions, "loopserve_route_decisions_total",
        "Placements: the session's own worker, or the one chosen by hash and load.", labels,
        "reason", kDecisions);

@@ -27,7 +27,7 @@ enum class TokenSource { kComputed, kDevice, kHost, kDisk, kRemote };
 enum class MoveReason { kOverload, kWorkerLost, kDrain, kTtl };
 enum class RouteReason { kSession, kLoad };
 enum class RetryReason { kWorkerLost, kDraining, kStaleEpoch };
-enum class DirectoryEvent { kPin, kRepin, kForget, kStaleEpoch };
+enum class DirectoryEvent { kPin, kRepin, kForget, kExpire, kEvict, kStaleEpoch };
 
 absl::string_view NameOf(Affinity affinity);
 
@@ -78,13 +78,13 @@ class RouterMetrics final {
 
   common::Histogram& route_duration() { return *route_duration_; }
   common::Gauge& directory_sessions() { return *directory_sessions_; }
-  CounterRow<DirectoryEvent, 4>& directory_events() { return directory_events_; }
+  CounterRow<DirectoryEvent, 6>& directory_events() { return directory_events_; }
 
  private:
   common::Metrics& metrics_;
   common::Histogram* route_duration_;
   common::Gauge* directory_sessions_;
-  CounterRow<DirectoryEvent, 4> directory_events_;
+  CounterRow<DirectoryEvent, 6> directory_events_;
   std::map<common::WorkerId, WorkerSeries> workers_;  // fixed after construction
   absl::Mutex mutex_;
   std::map<std::string, std::unique_ptr<ModelSeries>, std::less<>> models_ ABSL_GUARDED_BY(mutex_);

@@ -25,8 +25,16 @@ MoveReason ToMoveReason(PlacementReason reason) {
   return MoveReason::kWorkerLost;
 }
 
-absl::Status WorkerLost(absl::string_view message) {
-  return MakeError(ErrorInfo{.reason = Reason::kWorkerLost, .retry_after = kRetryAfter}, message);
+absl::Status NoWorker(absl::string_view message) {
+  return MakeError(ErrorInfo{.reason = Reason::kNoWorker, .retry_after = kRetryAfter}, message);
+}
+
+// A worker's "not now", for a client that may have to do with it.
+absl::Status NotNow(const absl::Status& error) {
+  ErrorInfo info = InfoOf(error);
+  if (info.retry_after) return error;
+  info.retry_after = kRetryAfter;
+  return MakeError(std::move(info), error.message());
 }
 
 }  // namespace
@@ -128,7 +136,7 @@ absl::Status Routing::Avoid(RouteState& state, PlacementReason why,
                             const absl::Status& last_error) {
   state.avoided.push_back({state.worker(), why});
   if (state.attempts >= kMaxAttempts) return last_error;
-  // No other worker is left: say what happened, not that nobody is there.
+  // No other worker is left: say what happened, not only that nobody is there.
   const std::vector<WorkerView> views = workers_.View();
   if (!PlaceAnywhere(state.request_id, views, state.avoided).ok()) return last_error;
   return absl::OkStatus();
@@ -152,6 +160,11 @@ absl::Status Routing::AfterStaleEpoch(RouteState& state, const absl::Status& err
 }
 
 absl::Status Routing::AfterNotFound(RouteState& state, const absl::Status& error) {
+  if (!state.pin_before) {
+    // Nobody is known to have it: one of the others may. To ask around is cheap, and no try.
+    --state.attempts;
+    if (Avoid(state, PlacementReason::kHash, error).ok()) return absl::OkStatus();
+  }
   const bool asked_its_owner = !state.pin_before || state.pin_before->worker == state.worker();
   if (asked_its_owner) {
     Forget(state);
@@ -162,8 +175,7 @@ absl::Status Routing::AfterNotFound(RouteState& state, const absl::Status& error
   const absl::Status restored =
       directory_.CompareAndSwap(state.session, state.pin.epoch, state.pin_before);
   if (!restored.ok()) log_.Debug("pin changed meanwhile", {{"request_id", state.request_id}});
-  return MakeError(ErrorInfo{.reason = Reason::kNoWorker, .retry_after = kRetryAfter},
-                   "the worker that holds this session is not available");
+  return NoWorker("the worker that holds this session is not available");
 }
 
 absl::Status Routing::AfterFailure(RouteState& state, const absl::Status& error) {
@@ -172,12 +184,13 @@ absl::Status Routing::AfterFailure(RouteState& state, const absl::Status& error)
   if (IsWorkerLost(error)) {
     AfterBrokenStream(state, error).IgnoreError();
     RETURN_IF_ERROR(Avoid(state, PlacementReason::kWorkerLost,
-                          WorkerLost("the worker was lost before it answered")));
+                          NoWorker("the worker was lost before it answered, and nobody else could "
+                                   "take over")));
     CountRetry(state, RetryReason::kWorkerLost);
     return absl::OkStatus();
   }
   if (reason == Reason::kDraining || reason == Reason::kLoading) {
-    RETURN_IF_ERROR(Avoid(state, PlacementReason::kDrain, error));
+    RETURN_IF_ERROR(Avoid(state, PlacementReason::kDrain, NotNow(error)));
     CountRetry(state, RetryReason::kDraining);
     return absl::OkStatus();
   }
@@ -213,6 +226,19 @@ void Routing::Forget(const RouteState& state) {
   if (state.session.value().empty()) return;
   if (directory_.CompareAndSwap(state.session, state.pin.epoch, std::nullopt).ok()) {
     metrics_.directory_events()[DirectoryEvent::kForget].Increment();
+  }
+}
+
+void Routing::Used(const RouteState& state) {
+  if (!state.session.value().empty()) directory_.Touch(state.session, clock_.Now());
+}
+
+void Routing::TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use) {
+  const TrimmedPins trimmed = directory_.Trim(clock_.Now(), in_use);
+  metrics_.directory_events()[DirectoryEvent::kEvict].Increment(trimmed.evicted.size());
+  metrics_.directory_events()[DirectoryEvent::kExpire].Increment(trimmed.expired.size());
+  for (const Pin& pin : trimmed.expired) {
+    metrics_.ForModel(workers_.ModelOf(pin.worker)).moves[MoveReason::kTtl].Increment();
   }
 }
 

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "common/clock.h"
 #include "common/ids.h"
@@ -63,7 +64,8 @@ class Routing final {
   absl::Status Choose(RouteState& state);
 
   // `error` is what the chosen worker, or the way to it, answered. OK: Choose again. Otherwise the
-  // error the client gets; never STALE_EPOCH.
+  // error the client gets; never STALE_EPOCH, and never WORKER_LOST: nothing has been said yet, so
+  // when nobody else can take over it is NO_WORKER, with retry_after.
   absl::Status AfterFailure(RouteState& state, const absl::Status& error);
 
   // For a failure after the first token, which is never retried: takes note of it, and returns what
@@ -72,6 +74,12 @@ class Routing final {
 
   // Drops the session's pin if it is still the one this request used.
   void Forget(const RouteState& state);
+
+  // A turn of the session is over, so its ttl begins anew.
+  void Used(const RouteState& state);
+  // Drops the pins whose time is over or that are too many, but none of `in_use`; to be called now
+  // and then.
+  void TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use);
 
  private:
   absl::Status ChooseForSession(RouteState& state, const std::vector<WorkerView>& views);

@@ -80,7 +80,7 @@ class GrpcRouterServer final : public RouterServer {
     metrics.OnScrape([shown = shown_] { shown->Refresh(); });
     shown_->Set([this] { RefreshGauges(); });
     pool_ = WorkerPool::Create(workers, {.check_interval = config.check_interval}, table_,
-                               *directory_, metrics_, log, [this] { UpdateHealth(); });
+                               *directory_, metrics_, log, [this] { OnCheck(); });
     proxy_ = TurnProxy::Create(
         {.max_turn_time = config.max_turn_time, .max_message_bytes = config.max_message_bytes},
         {routing_, table_, *pool_, admission_, busy_, gate_, metrics_, log});
@@ -166,6 +166,12 @@ class GrpcRouterServer final : public RouterServer {
     }
   }
 
+  // After every check of a worker; also the beat by which the directory is kept small.
+  void OnCheck() {
+    UpdateHealth();
+    routing_.TrimDirectory(busy_.All());
+  }
+
   void UpdateHealth() {
     if (!started_) return;
     const bool serving = !draining_ && table_.AnyReady();
@@ -218,7 +224,9 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Create(const RouterC
                                                                    common::Logger& log,
                                                                    const common::Clock& clock) {
   ASSIGN_OR_RETURN(const std::vector<WorkerAddress> workers, ParseWorkerList(config.workers));
-  ASSIGN_OR_RETURN(std::unique_ptr<SessionDirectory> directory, CreateDirectory(config.directory));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<SessionDirectory> directory,
+      CreateDirectory(config.directory, {.max_pins = static_cast<size_t>(config.max_sessions)}));
   grpc::EnableDefaultHealthCheckService(true);
   if (config.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto server = std::make_unique<GrpcRouterServer>(config, workers, std::move(directory), metrics,

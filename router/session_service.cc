@@ -31,9 +31,9 @@ absl::Status CheckSessionId(absl::string_view field, const std::string& id) {
   return CheckId(field, id);
 }
 
-absl::Status WorkerLost() {
+absl::Status LostWhileListing() {
   return common::MakeError(
-      common::ErrorInfo{.reason = Reason::kWorkerLost, .retry_after = absl::Seconds(1)},
+      common::ErrorInfo{.reason = Reason::kNoWorker, .retry_after = absl::Seconds(1)},
       "a worker was lost while it was asked for its sessions");
 }
 
@@ -129,11 +129,12 @@ class SessionService final : public RawService {
           request.mutable_session()->set_epoch(route.pin.epoch.value());
           fill(request);
         },
-        [call, after](const RouteState& route, absl::StatusOr<WorkerResponse> answer) {
+        [this, call, after](const RouteState& route, absl::StatusOr<WorkerResponse> answer) {
           if (after) after(route, answer.status());
           if (!answer.ok()) return call->Fail(answer.status());
           Reply reply;
           if constexpr (requires { reply.mutable_session(); }) {
+            deps_.directory.SetLifetime(route.session, LifetimeOf(answer->session()));
             reply.mutable_session()->Swap(answer->mutable_session());
             reply.mutable_session()->set_worker_id(route.worker().value());
           }
@@ -229,6 +230,7 @@ class SessionService final : public RawService {
           const Pin pin{route.worker(), common::Epoch(1)};
           // Whoever else pinned the child by now asked for it because it exists; that stands, too.
           deps_.directory.CompareAndSwap(child, std::nullopt, pin).IgnoreError();
+          deps_.directory.SetLifetime(child, LifetimeOf(answer->session()));
           pb::ForkSessionResponse reply;
           reply.mutable_session()->Swap(answer->mutable_session());
           reply.mutable_session()->set_worker_id(route.worker().value());
@@ -306,7 +308,7 @@ class SessionService final : public RawService {
               listing->Merge(ask->response);
             } else {
               const absl::Status error = common::FromGrpc(status);
-              listing->error = IsWorkerLost(error) ? WorkerLost() : error;
+              listing->error = IsWorkerLost(error) ? LostWhileListing() : error;
             }
             last = --listing->open == 0;
           }

@@ -371,6 +371,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     if (queued_) series().queued->Add(-1);
     queued_ = false;
     ForgetIfNothingIsKept(status);
+    if (launched_) deps_.routing.Used(route_);
     if (busy_) deps_.busy.Leave(route_.session);
     if (ticket_ != 0) {
       for (Admission::OnTurn& next : deps_.admission.Leave(ticket_)) {
@@ -390,6 +391,14 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     }
   }
 
+  // In the middle of the answer, or before it when nobody was left to take over.
+  bool EndedByALostWorker(common::Reason reason) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const std::vector<Avoided>& failed = route_.avoided;
+    return reason == common::Reason::kWorkerLost ||
+           (reason == common::Reason::kNoWorker && !failed.empty() &&
+            failed.back().why == PlacementReason::kWorkerLost);
+  }
+
   void Count(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     ModelSeries& s = series();
     const double seconds = absl::ToDoubleSeconds(absl::Now() - arrival_);
@@ -405,7 +414,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
       s.aborted[late ? Abortion::kDeadline : by_whom].Increment();
     } else if (reason == common::Reason::kDeadline) {
       s.aborted[Abortion::kDeadline].Increment();
-    } else if (reason == common::Reason::kWorkerLost) {
+    } else if (EndedByALostWorker(reason)) {
       s.aborted[Abortion::kWorkerLost].Increment();
     } else if (rejection && !streaming_) {
       s.rejected[*rejection].Increment();

@@ -7,9 +7,9 @@
 // worker's call.
 //
 // Until the first token nothing has been said, so a failure may be tried elsewhere (see Routing);
-// the worker's `started` is held back for that. Afterwards the client gets WORKER_LOST and may send
-// the same turn_id again. A turn without a turn_id gets one here, so that a try that did commit is
-// replayed and not run twice.
+// the worker's `started` is held back for that; with nobody else to try, the client gets NO_WORKER.
+// Afterwards it gets WORKER_LOST and may send the same turn_id again. A turn without a turn_id gets
+// one here, so that a try that did commit is replayed and not run twice.
 //
 // Initial metadata: x-request-id, x-session-id, x-worker-id, x-session-affinity and, if the request
 // had to wait, x-queue-position.

@@ -138,8 +138,9 @@ class GrpcWorkerPool final : public WorkerPool {
     if (!status.ok()) return EndWithError(peer, status);
     std::vector<SessionSighting> sightings;
     for (const worker::v1::SessionReport& report : check.report.sessions()) {
+      if (report.session().state() == session::v1::SESSION_STATE_EXPIRED) continue;
       sightings.push_back({common::SessionId(report.session().id()), common::Epoch(report.epoch()),
-                           report.resident()});
+                           report.resident(), LifetimeOf(report.session())});
     }
     directory_.Learn(peer.id, sightings);
     table_.OnLearned(peer.id, check.info.instance_id());
@@ -193,6 +194,14 @@ class GrpcWorkerPool final : public WorkerPool {
 };
 
 }  // namespace
+
+Lifetime LifetimeOf(const session::v1::Session& session) {
+  if (!session.has_use_time()) return {};
+  const auto span = [](const auto& value) {  // a Timestamp since 1970, or a Duration
+    return absl::Seconds(value.seconds()) + absl::Nanoseconds(value.nanos());
+  };
+  return {.used = absl::UnixEpoch() + span(session.use_time()), .ttl = span(session.ttl())};
+}
 
 std::unique_ptr<WorkerPool> WorkerPool::Create(const std::vector<WorkerAddress>& workers,
                                                const Options& options, WorkerTable& table,

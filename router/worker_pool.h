@@ -23,6 +23,9 @@
 
 namespace loopserve::router {
 
+// What a worker says of a session's lifetime; of one that it dates no use of: until deleted.
+Lifetime LifetimeOf(const session::v1::Session& session);
+
 class WorkerPool {
  public:
   using Stub = worker::v1::Worker::StubInterface;

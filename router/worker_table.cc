@@ -62,10 +62,14 @@ WorkerTable::Worker* WorkerTable::Find(const WorkerId& id) {
   return it == workers_.end() ? nullptr : &*it;
 }
 
+bool WorkerTable::DrainsItself(const Worker& worker) {
+  return worker.told_to_drain || worker.facts.draining;
+}
+
 WorkerHealth WorkerTable::HealthOf(const Worker& worker) {
   if (!worker.up) return WorkerHealth::kDown;
-  return worker.told_to_drain || worker.facts.draining ? WorkerHealth::kDraining
-                                                       : WorkerHealth::kReady;
+  return worker.wished_to_drain || DrainsItself(worker) ? WorkerHealth::kDraining
+                                                        : WorkerHealth::kReady;
 }
 
 bool WorkerTable::OnInfo(const WorkerId& id, const WorkerFacts& facts) {
@@ -77,6 +81,7 @@ bool WorkerTable::OnInfo(const WorkerId& id, const WorkerFacts& facts) {
     worker->up = false;
     worker->last_error = "restarted";
   }
+  if (worker->facts.instance_id != facts.instance_id) worker->told_to_drain = false;
   worker->failures = 0;
   worker->facts = facts;
   return !worker->up;
@@ -111,8 +116,22 @@ bool WorkerTable::SetDraining(const WorkerId& id, bool draining) {
   absl::MutexLock lock(&mutex_);
   Worker* worker = Find(id);
   if (worker == nullptr) return false;
-  worker->told_to_drain = draining;
+  worker->wished_to_drain = draining;
   return true;
+}
+
+std::string WorkerTable::OnDrainCall(const WorkerId& id) {
+  absl::MutexLock lock(&mutex_);
+  Worker* worker = Find(id);
+  if (worker == nullptr) return "";
+  worker->told_to_drain = true;
+  return worker->facts.instance_id;
+}
+
+void WorkerTable::OnDrainFailed(const WorkerId& id, absl::string_view instance_id) {
+  absl::MutexLock lock(&mutex_);
+  Worker* worker = Find(id);
+  if (worker != nullptr && worker->facts.instance_id == instance_id) worker->told_to_drain = false;
 }
 
 void WorkerTable::AddInflight(const WorkerId& id, int by) {
@@ -138,7 +157,7 @@ std::vector<WorkerRow> WorkerTable::Rows() const {
                     .target = worker.target,
                     .model = worker.facts.model,
                     .last_error = worker.last_error,
-                    .draining_itself = worker.facts.draining});
+                    .draining_itself = DrainsItself(worker)});
   }
   return rows;
 }
@@ -169,6 +188,13 @@ bool WorkerTable::AllLearned() const {
   absl::MutexLock lock(&mutex_);
   return std::all_of(workers_.begin(), workers_.end(),
                      [](const Worker& w) { return w.was_learned; });
+}
+
+std::string WorkerTable::ModelOf(const WorkerId& id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto it =
+      std::find_if(workers_.begin(), workers_.end(), [&id](const Worker& w) { return w.id == id; });
+  return it == workers_.end() ? "" : it->facts.model;
 }
 
 std::vector<std::string> WorkerTable::Models() const {

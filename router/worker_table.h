@@ -53,8 +53,8 @@ struct WorkerRow {
   WorkerView view;
   std::string target;
   std::string model;
-  std::string last_error;  // empty: none since it came up
-  bool draining_itself = false;
+  std::string last_error;        // empty: none since it came up
+  bool draining_itself = false;  // whatever the operator wishes: until it restarts
 };
 
 class WorkerTable final {
@@ -70,6 +70,11 @@ class WorkerTable final {
 
   // The operator's wish, beside what the worker says of itself. False: no such worker.
   bool SetDraining(const common::WorkerId& id, bool draining);
+  // The worker is about to be told to drain. From now on it counts as draining by itself, which
+  // ends only when it restarts, or when the call turns out to have failed: what the worker says
+  // then counts. Returns the instance to name to OnDrainFailed.
+  std::string OnDrainCall(const common::WorkerId& id);
+  void OnDrainFailed(const common::WorkerId& id, absl::string_view instance_id);
   void AddInflight(const common::WorkerId& id, int by);
 
   std::vector<WorkerView> View() const;
@@ -80,6 +85,8 @@ class WorkerTable final {
   bool AwaitHealth(const common::WorkerId& id, WorkerHealth health, absl::Duration timeout) const;
   // Every worker of the list has been learned once.
   bool AllLearned() const;
+  // What the worker served when it last answered; empty when it never did.
+  std::string ModelOf(const common::WorkerId& id) const;
   // The models of the workers that are up, sorted.
   std::vector<std::string> Models() const;
 
@@ -90,12 +97,14 @@ class WorkerTable final {
     WorkerFacts facts;
     bool up = false;
     bool was_learned = false;
-    bool told_to_drain = false;
+    bool wished_to_drain = false;  // by the operator
+    bool told_to_drain = false;    // this instance
     int failures = 0;
     int inflight = 0;
     std::string last_error;
   };
 
+  static bool DrainsItself(const Worker& worker);
   static WorkerHealth HealthOf(const Worker& worker);
   Worker* Find(const common::WorkerId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

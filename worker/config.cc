@@ -24,7 +24,8 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("kvstore", &kvstore, "host:port of the kvstore service that workers share");
   flags.Add("max-batch", &max_batch, "Sequences that run together");
   flags.Add("max-queue", &max_queue, "Turns that may wait; more are refused");
-  flags.Add("max-step-tokens", &max_step_tokens, "Tokens per step: the size of a prefill chunk");
+  flags.Add("max-step-tokens", &max_step_tokens,
+            "Tokens per step: the size of a prefill chunk; more than --max-batch");
   flags.Add("max-sessions", &max_sessions, "Session records kept in memory");
   flags.AddDuration("drain-settle", &drain_settle,
                     "How long routers get to notice that this worker stops");
@@ -51,6 +52,11 @@ absl::Status WorkerConfig::Check() const {
                                     {"max-step-tokens", max_step_tokens},
                                     {"max-sessions", max_sessions}}) {
     if (absl::Status status = positive(flag, value); !status.ok()) return status;
+  }
+  if (max_step_tokens <= max_batch) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--max-step-tokens is ", max_step_tokens, "; it must be more than --max-batch (", max_batch,
+        "), or a full batch leaves no room to prefill"));
   }
   if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
   if (log_format != "text" && log_format != "json") {

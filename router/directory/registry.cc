@@ -7,7 +7,8 @@
 
 namespace loopserve::router {
 
-#define DIRECTORY(name) absl::StatusOr<std::unique_ptr<SessionDirectory>> directory_##name();
+#define DIRECTORY(name) \
+  absl::StatusOr<std::unique_ptr<SessionDirectory>> directory_##name(const DirectoryOptions&);
 #include "router/directory/directories.def"
 #undef DIRECTORY
 
@@ -20,10 +21,11 @@ std::span<const DirectoryKind> AllDirectories() {
   return kTable;
 }
 
-absl::StatusOr<std::unique_ptr<SessionDirectory>> CreateDirectory(absl::string_view name) {
+absl::StatusOr<std::unique_ptr<SessionDirectory>> CreateDirectory(absl::string_view name,
+                                                                  const DirectoryOptions& options) {
   std::vector<absl::string_view> names;
   for (const DirectoryKind& kind : AllDirectories()) {
-    if (kind.name == name) return kind.create();
+    if (kind.name == name) return kind.create(options);
     names.push_back(kind.name);
   }
   return absl::InvalidArgumentError(

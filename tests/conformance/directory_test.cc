@@ -23,7 +23,7 @@ const WorkerId kTwo("w2");
 
 class DirectoryTest : public ::testing::TestWithParam<DirectoryKind> {
  protected:
-  void SetUp() override { ASSERT_OK_AND_ASSIGN(directory_, GetParam().create()); }
+  void SetUp() override { ASSERT_OK_AND_ASSIGN(directory_, GetParam().create({})); }
 
   std::optional<Pin> Find(const SessionId& id) { return *directory_->Find(id); }
   void Learn(const WorkerId& worker, uint64_t epoch, bool resident) {
@@ -91,6 +91,85 @@ TEST_P(DirectoryTest, AReportDoesNotUndoOnesOwnPin) {
   EXPECT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(4)}));
   Learn(kTwo, 4, true);
   EXPECT_EQ(Find(kSession), (Pin{kOne, Epoch(4)}));
+}
+
+constexpr absl::Time kStart = absl::UnixEpoch();
+constexpr absl::Duration kTtl = absl::Seconds(10);
+
+TEST_P(DirectoryTest, KeepsAPinForItsSessionsTtlAfterTheLastUse) {
+  ASSERT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(1)}));
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = kTtl});
+  directory_->Touch(kSession, kStart + absl::Seconds(5));
+  // An older use changes nothing.
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = kTtl});
+  EXPECT_TRUE(directory_->Trim(kStart + absl::Seconds(14), {}).expired.empty());
+  EXPECT_EQ(Find(kSession), (Pin{kOne, Epoch(1)}));
+  const TrimmedPins trimmed = directory_->Trim(kStart + absl::Seconds(15), {});
+  EXPECT_EQ(trimmed.expired, std::vector<Pin>({{kOne, Epoch(1)}}));
+  EXPECT_TRUE(trimmed.evicted.empty());
+  EXPECT_EQ(Find(kSession), std::nullopt);
+  EXPECT_EQ(directory_->counts().sessions, 0u);
+  EXPECT_TRUE(directory_->counts().by_worker.empty());
+  EXPECT_TRUE(directory_->Trim(absl::InfiniteFuture(), {}).expired.empty());
+}
+
+TEST_P(DirectoryTest, KeepsAPinWithoutATtl) {
+  ASSERT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(1)}));
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = kTtl});
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = absl::ZeroDuration()});
+  directory_->Touch(SessionId("unknown"), kStart);
+  directory_->SetLifetime(SessionId("unknown"), {.used = kStart, .ttl = kTtl});
+  EXPECT_TRUE(directory_->Trim(kStart + absl::Hours(1000), {}).expired.empty());
+  EXPECT_EQ(directory_->counts().sessions, 1u);
+}
+
+TEST_P(DirectoryTest, KeepsAPinInUse) {
+  ASSERT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(1)}));
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = kTtl});
+  EXPECT_TRUE(directory_->Trim(kStart + kTtl, {kSession}).expired.empty());
+  EXPECT_TRUE(Find(kSession).has_value());
+  EXPECT_EQ(directory_->Trim(kStart + kTtl, {}).expired.size(), 1u);
+}
+
+TEST_P(DirectoryTest, ASwapKeepsTheLifetimeAndANewSessionHasItsOwn) {
+  ASSERT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(1)}));
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = kTtl});
+  ASSERT_OK(directory_->CompareAndSwap(kSession, Epoch(1), Pin{kTwo, Epoch(2)}));
+  EXPECT_EQ(directory_->Trim(kStart + kTtl, {}).expired, std::vector<Pin>({{kTwo, Epoch(2)}}));
+  ASSERT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(1)}));
+  directory_->SetLifetime(kSession, {.used = kStart, .ttl = kTtl});
+  ASSERT_OK(directory_->CompareAndSwap(kSession, Epoch(1), std::nullopt));
+  ASSERT_OK(directory_->CompareAndSwap(kSession, std::nullopt, Pin{kOne, Epoch(1)}));
+  EXPECT_TRUE(directory_->Trim(kStart + kTtl, {}).expired.empty());
+}
+
+TEST_P(DirectoryTest, LearnsLifetimes) {
+  const Lifetime lifetime{.used = kStart, .ttl = kTtl};
+  std::vector<SessionSighting> seen = {{kSession, Epoch(3), true, lifetime},
+                                       {SessionId("s-2"), Epoch(1), true, {.used = kStart}}};
+  directory_->Learn(kOne, seen);
+  directory_->Learn(kTwo, seen);  // loses, but knows as much
+  EXPECT_TRUE(directory_->Trim(kStart + kTtl - absl::Nanoseconds(1), {}).expired.empty());
+  EXPECT_EQ(directory_->Trim(kStart + kTtl, {}).expired, std::vector<Pin>({{kOne, Epoch(3)}}));
+  EXPECT_EQ(directory_->counts().sessions, 1u);
+}
+
+TEST_P(DirectoryTest, OfTooManyPinsTheLongestUnusedGo) {
+  ASSERT_OK_AND_ASSIGN(const auto directory, GetParam().create({.max_pins = 3}));
+  const auto id = [](int n) { return SessionId(std::to_string(n)); };
+  for (int n = 0; n < 6; ++n) {
+    ASSERT_OK(directory->CompareAndSwap(id(n), std::nullopt, Pin{kOne, Epoch(1)}));
+  }
+  directory->Touch(id(1), kStart);
+  const TrimmedPins trimmed = directory->Trim(kStart, {id(0)});
+  EXPECT_EQ(trimmed.evicted.size(), 3u);
+  EXPECT_TRUE(trimmed.expired.empty());
+  for (const auto& [n, kept] : {std::pair(0, true), std::pair(1, true), std::pair(2, false),
+                                std::pair(3, false), std::pair(4, false), std::pair(5, true)}) {
+    EXPECT_EQ((*directory->Find(id(n))).has_value(), kept) << n;
+  }
+  EXPECT_EQ(directory->counts().by_worker.at(kOne), 3u);
+  EXPECT_TRUE(directory->Trim(kStart, {}).evicted.empty());
 }
 
 TEST_P(DirectoryTest, OfManySwapsFromOneEpochExactlyOneSucceeds) {

@@ -20,6 +20,7 @@ Cluster::Cluster(Options options) : options_(std::move(options)) {
   for (int n = 1; n <= options_.workers; ++n) {
     if (stores_.empty() || !options_.shared_store) {
       stores_.push_back(std::make_unique<FakeStore>());
+      stores_.back()->clock = &clock;
     }
     workers_.push_back(std::make_unique<FakeWorker>(IdOf(n), &store(n)));
     ports_.push_back(workers_.back()->port());

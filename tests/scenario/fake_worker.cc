@@ -198,10 +198,18 @@ std::map<std::string, std::string> FakeWorker::last_headers() const {
   return last_headers_;
 }
 
+absl::Time FakeWorker::Now() const {
+  return store_->clock == nullptr ? absl::Now() : store_->clock->Now();
+}
+
+bool FakeWorker::Expired(const FakeRecord& record) const {
+  return record.ttl_seconds > 0 && Now() - record.used >= absl::Seconds(record.ttl_seconds);
+}
+
 absl::Status FakeWorker::Open(const types::v1::SessionRef& ref, bool create, FakeRecord* found) {
   absl::MutexLock lock(&store_->mutex);
   const auto it = store_->sessions.find(ref.id());
-  if (it == store_->sessions.end()) {
+  if (it == store_->sessions.end() || Expired(it->second)) {
     if (!create) return MakeError(Reason::kSessionNotFound, "no such session");
     *found = {.epoch = ref.epoch(), .holder = id_};
     return absl::OkStatus();
@@ -223,6 +231,7 @@ void FakeWorker::Commit(const wk::RunTurnRequest& request) {
   FakeRecord& record = store_->sessions[request.session().id()];
   record.epoch = request.session().epoch();
   record.holder = id_;
+  record.used = Now();
   ++record.turns;
 }
 
@@ -234,6 +243,9 @@ void FakeWorker::Fill(const std::string& id, const FakeRecord& record,
   out->set_state(record.parked ? session::v1::SESSION_STATE_PARKED
                                : session::v1::SESSION_STATE_IDLE);
   out->set_worker_id(record.holder);
+  if (record.ttl_seconds > 0) out->mutable_ttl()->set_seconds(record.ttl_seconds);
+  out->mutable_use_time()->set_seconds(absl::ToUnixSeconds(record.used));
+  if (Expired(record)) out->set_state(session::v1::SESSION_STATE_EXPIRED);
 }
 
 grpc::ServerWriteReactor<wk::RunTurnResponse>* FakeWorker::RunTurn(
@@ -315,11 +327,13 @@ DEFINE_UNARY(CreateSession) {
     if (store_->sessions.count(request->session().id()) > 0) {
       return Answer(context, MakeError(Reason::kSessionExists, "exists"));
     }
-    record = {.epoch = request->session().epoch(), .holder = id_};
+    record = {.epoch = request->session().epoch(),
+              .holder = id_,
+              .ttl_seconds = request->create().ttl().seconds(),
+              .used = Now()};
     store_->sessions[request->session().id()] = record;
   }
   Fill(request->session().id(), record, response->mutable_session());
-  *response->mutable_session()->mutable_ttl() = request->create().ttl();
   return Answer(context);
 }
 
@@ -334,8 +348,10 @@ DEFINE_UNARY(UpdateSession) {
   FakeRecord record;
   const absl::Status status = Open(request->session(), false, &record);
   if (status.ok()) {
+    absl::MutexLock lock(&store_->mutex);
+    record.ttl_seconds = request->update().ttl().seconds();
+    store_->sessions[request->session().id()].ttl_seconds = record.ttl_seconds;
     Fill(request->session().id(), record, response->mutable_session());
-    *response->mutable_session()->mutable_ttl() = request->update().ttl();
   }
   return Answer(context, status);
 }

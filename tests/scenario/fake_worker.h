@@ -17,6 +17,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
 #include "loopserve/worker/v1/worker.grpc.pb.h"
 
 namespace loopserve::testing {
@@ -39,9 +41,12 @@ struct FakeRecord {
   uint64_t turns = 0;
   std::string holder;  // id of the worker that has it in memory
   bool parked = false;
+  int64_t ttl_seconds = 0;
+  absl::Time used;
 };
 
 struct FakeStore {
+  const common::Clock* clock = nullptr;  // null: the real one
   absl::Mutex mutex;
   std::map<std::string, FakeRecord> sessions ABSL_GUARDED_BY(mutex);
 };
@@ -100,6 +105,8 @@ class FakeWorker final : public worker::v1::Worker::CallbackService {
   template <typename Response>
   friend class FakeStream;
 
+  absl::Time Now() const;
+  bool Expired(const FakeRecord& record) const;
   // Takes the session under the caller's epoch, as every call does first.
   absl::Status Open(const types::v1::SessionRef& ref, bool create, FakeRecord* found);
   void Commit(const worker::v1::RunTurnRequest& request);

@@ -112,6 +112,23 @@ TEST(LostWorkerTest, ADeadWorkerThatNobodyNoticedYet) {
   session.Says("more").Expect(Answers()).OnWorker(Other(home));
 }
 
+TEST(LostWorkerTest, BeforeTheFirstTokenWithNobodyElseTheClientMayTryAgain) {
+  Cluster cluster({.workers = 1});
+  Session session(cluster);
+  session.Says("hi").Expect(Answers());
+  cluster.worker(1).Next(TurnPlan::Hangs());
+  session.Says("more").WhenAsked(1, 2).Then(Kill(1)).Expect(FailsForNowWith(Reason::kNoWorker));
+  const std::string text = cluster.Metrics();
+  for (const char* line :
+       {"loopserve_request_aborted_total{model=\"tiny\",reason=\"worker_lost\"} 1",
+        "loopserve_request_rejected_total{model=\"tiny\",reason=\"no_worker\"} 0"}) {
+    EXPECT_TRUE(absl::StrContains(text, line)) << line;
+  }
+  cluster.Restart(1, /*keep=*/true);
+  cluster.AwaitUp(1);
+  session.Says("more").Expect(Answers()).OnWorker(1);
+}
+
 TEST(LostWorkerTest, WithNobodyLeftTheClientMayTryAgain) {
   Cluster cluster({.workers = 1});
   Session session(cluster);
@@ -432,6 +449,81 @@ TEST(WorkerErrorTest, IsPassedOnAndTheSessionStays) {
   cluster.worker(home).Next(TurnPlan::Fails(absl::InternalError("bug"), 2));
   session.Says("more").Expect(FailsWith(Reason::kInternal));
   session.Says("more").Expect(Answers()).OnWorker(home);
+}
+
+void AwaitPins(Cluster& cluster, size_t count) {
+  while (cluster.router().directory().counts().sessions != count) std::this_thread::yield();
+}
+
+Session CreateWithTtl(Cluster& cluster, const std::string& id, int64_t seconds) {
+  session::v1::CreateSessionRequest request;
+  request.set_session_id(id);
+  request.mutable_ttl()->set_seconds(seconds);
+  grpc::ClientContext context;
+  session::v1::CreateSessionResponse response;
+  EXPECT_TRUE(cluster.sessions()->CreateSession(&context, request, &response).ok());
+  return Session(cluster, id);
+}
+
+TEST(TtlTest, APinGoesWithItsSession) {
+  Cluster cluster({.workers = 2});
+  Session mortal = CreateWithTtl(cluster, "mortal", 60);
+  Session immortal(cluster);
+  immortal.Says("hi").Expect(Answers());
+  for (int turn = 0; turn < 3; ++turn) {
+    cluster.clock.Advance(absl::Seconds(59));
+    mortal.Says("still here").Expect(Answers()).Expect(HasHeader("x-session-affinity", "retain"));
+  }
+  cluster.clock.Advance(absl::Seconds(60));
+  AwaitPins(cluster, 1);
+  const std::string text = cluster.Metrics();
+  for (const char* line :
+       {"loopserve_session_moves_total{model=\"tiny\",reason=\"ttl\"} 1",
+        "loopserve_directory_events_total{kind=\"expire\"} 1",
+        "loopserve_directory_events_total{kind=\"evict\"} 0", "loopserve_directory_sessions 1"}) {
+    EXPECT_TRUE(absl::StrContains(text, line)) << line;
+  }
+  mortal.Says("too late").Expect(FailsWith(Reason::kSessionNotFound));
+  cluster.clock.Advance(absl::Hours(1000));
+  immortal.Says("me too?").Expect(Answers()).Expect(HasHeader("x-session-affinity", "retain"));
+}
+
+TEST(TtlTest, ATurnUnderWayKeepsThePin) {
+  Cluster cluster({.workers = 1});
+  Session session = CreateWithTtl(cluster, "s", 60);
+  CreateWithTtl(cluster, "other", 60);
+  cluster.worker(1).Next(TurnPlan::Hangs(1));
+  OpenTurn running = session.Says("tell me");
+  running.AfterFirstToken();
+  cluster.clock.Advance(absl::Seconds(60));
+  AwaitPins(cluster, 1);
+  running.Cancel();
+  EXPECT_TRUE(cluster.router().directory().Find(common::SessionId("s"))->has_value());
+}
+
+TEST(TtlTest, ARestartedRouterKnowsHowLongSessionsLive) {
+  Cluster cluster({.workers = 1});
+  CreateWithTtl(cluster, "mortal", 60);
+  CreateWithTtl(cluster, "over", 10);
+  cluster.clock.Advance(absl::Seconds(59));
+  cluster.RestartRouter();
+  EXPECT_EQ(cluster.router().directory().counts().sessions, 1u);
+  cluster.clock.Advance(absl::Seconds(1));
+  AwaitPins(cluster, 0);
+}
+
+TEST(TooManySessionsTest, ThoseWithoutAPinAreFoundAgain) {
+  Cluster cluster({.workers = 2, .config = [](RouterConfig& config) { config.max_sessions = 2; }});
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<int> homes;
+  for (int i = 0; i < 8; ++i) {
+    sessions.push_back(std::make_unique<Session>(cluster));
+    homes.push_back(WorkerOf(sessions.back()->Says("hi")));
+  }
+  AwaitPins(cluster, 2);
+  for (int i = 0; i < 8; ++i) sessions[i]->Says("more").Expect(Answers()).OnWorker(homes[i]);
+  EXPECT_TRUE(
+      absl::StrContains(cluster.Metrics(), "loopserve_directory_events_total{kind=\"expire\"} 0"));
 }
 
 TEST(MetricsTest, CountEveryRequestOnce) {

@@ -14,8 +14,23 @@ namespace pb = admin::v1;
 using common::Reason;
 using testing::Answers;
 using testing::Cluster;
+using ::testing::HasSubstr;
 using testing::ReasonIs;
+using testing::StatusIs;
 using Stub = pb::Admin::Stub;
+
+template <typename Request, typename Response>
+absl::StatusOr<Response> CallAdmin(Stub& stub,
+                                   grpc::Status (Stub::*method)(grpc::ClientContext*,
+                                                                const Request&, Response*),
+                                   const Request& request = {}) {
+  grpc::ClientContext context;
+  common::SetDeadline(context, absl::Seconds(30));
+  Response response;
+  const grpc::Status status = (stub.*method)(&context, request, &response);
+  if (!status.ok()) return common::FromGrpc(status);
+  return response;
+}
 
 class AdminServiceTest : public ::testing::Test {
  protected:
@@ -23,12 +38,7 @@ class AdminServiceTest : public ::testing::Test {
   absl::StatusOr<Response> Call(grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                              Response*),
                                 const Request& request = {}) {
-    grpc::ClientContext context;
-    common::SetDeadline(context, absl::Seconds(30));
-    Response response;
-    const grpc::Status status = (stub_.get()->*method)(&context, request, &response);
-    if (!status.ok()) return common::FromGrpc(status);
-    return response;
+    return CallAdmin(*stub_, method, request);
   }
 
   Cluster cluster_{{.workers = 2, .shared_store = true}};
@@ -63,16 +73,61 @@ TEST_F(AdminServiceTest, DrainsAWorkerAndItsSessionsMove) {
   ASSERT_OK_AND_ASSIGN(const auto drained, Call(&Stub::DrainWorker, drain));
   EXPECT_EQ(drained.moved_sessions(), 1u);
   session.Says("more").Expect(Answers()).OnWorker(home == "w1" ? 2 : 1);
-  pb::UndrainWorkerRequest undrain;
-  undrain.set_worker_id(home);
-  cluster_.AwaitDraining(home == "w1" ? 1 : 2);
-  // The fake says of itself that it drains, as soon as a check has asked.
-  const auto refused = Call(&Stub::UndrainWorker, undrain);
-  if (!refused.ok()) {
-    EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// No check of the workers comes in between: what the router was told counts at once.
+TEST(DrainWorkerTest, CountsAtOnceAndEndsWithARestart) {
+  Cluster cluster({.workers = 2, .shared_store = true, .config = [](RouterConfig& config) {
+                     config.check_interval = absl::Hours(1);
+                   }});
+  const std::unique_ptr<Stub> stub = cluster.admin();
+  const auto drain = [&stub](const std::string& id) {
+    pb::DrainWorkerRequest request;
+    request.set_worker_id(id);
+    return CallAdmin(*stub, &Stub::DrainWorker, request).status();
+  };
+  const auto undrain = [&stub](const std::string& id) {
+    pb::UndrainWorkerRequest request;
+    request.set_worker_id(id);
+    return CallAdmin(*stub, &Stub::UndrainWorker, request).status();
+  };
+  EXPECT_OK(undrain("w1"));
+  EXPECT_OK(drain("w1"));
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THAT(undrain("w1"),
+                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("restarted")));
+    ASSERT_OK_AND_ASSIGN(const auto workers, CallAdmin(*stub, &Stub::ListWorkers));
+    EXPECT_EQ(workers.workers(0).state(), pb::WORKER_STATE_DRAINING);
+    EXPECT_EQ(workers.workers(1).state(), pb::WORKER_STATE_READY);
   }
-  cluster_.worker(home == "w1" ? 1 : 2).SetDraining(false);
-  cluster_.AwaitUp(home == "w1" ? 1 : 2);
+}
+
+TEST_F(AdminServiceTest, ARestartedWorkerServesOnceNobodyWantsItDrained) {
+  pb::DrainWorkerRequest drain;
+  drain.set_worker_id("w1");
+  pb::UndrainWorkerRequest undrain;
+  undrain.set_worker_id("w1");
+  ASSERT_OK(Call(&Stub::DrainWorker, drain));
+  cluster_.Kill(1);
+  cluster_.AwaitDown(1);
+  cluster_.Restart(1, /*keep=*/true);
+  cluster_.AwaitDraining(1);
+  EXPECT_OK(Call(&Stub::UndrainWorker, undrain));
+  cluster_.AwaitUp(1);
+  // What was refused now holds for the next process.
+  ASSERT_OK(Call(&Stub::DrainWorker, drain));
+  EXPECT_FALSE(Call(&Stub::UndrainWorker, undrain).ok());
+  cluster_.Restart(1, /*keep=*/true);
+  cluster_.AwaitUp(1);
+}
+
+TEST_F(AdminServiceTest, ADrainThatNeverReachedTheWorkerCanBeTakenBack) {
+  cluster_.Kill(1);
+  pb::DrainWorkerRequest drain;
+  drain.set_worker_id("w1");
+  EXPECT_THAT(Call(&Stub::DrainWorker, drain), StatusIs(absl::StatusCode::kUnavailable));
+  pb::UndrainWorkerRequest undrain;
+  undrain.set_worker_id("w1");
   EXPECT_OK(Call(&Stub::UndrainWorker, undrain));
 }
 

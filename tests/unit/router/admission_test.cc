@@ -124,7 +124,10 @@ TEST(BusySessionsTest, OneTurnAtATime) {
   EXPECT_THAT(second, ReasonIs(Reason::kSessionBusy));
   EXPECT_TRUE(common::InfoOf(second).retry_after.has_value());
   EXPECT_OK(busy.Enter(common::SessionId("b")));
+  EXPECT_EQ(busy.All().size(), 2u);
+  EXPECT_TRUE(busy.All().contains(a));
   busy.Leave(a);
+  EXPECT_FALSE(busy.All().contains(a));
   EXPECT_OK(busy.Enter(a));
 }
 

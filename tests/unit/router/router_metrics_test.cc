@@ -84,7 +84,7 @@ TEST(RouterMetricsTest, EverySeriesOfAModelExistsAtZero) {
     EXPECT_EQ(count("loopserve_request_inflight"), 1u);
   }
   EXPECT_EQ(CountLines(text, "model=\"\""), 0u);
-  EXPECT_EQ(CountLines(text, "loopserve_directory_events_total{"), 4u);
+  EXPECT_EQ(CountLines(text, "loopserve_directory_events_total{"), 6u);
   EXPECT_EQ(CountLines(text, "loopserve_worker_retries_total{"), 3u);
 }
 

@@ -86,7 +86,29 @@ TEST_F(RoutingTest, GivesUpAfterThreeTries) {
   EXPECT_OK(routing_->AfterFailure(state, kGone));
   EXPECT_OK(routing_->Choose(state));
   const absl::Status end = routing_->AfterFailure(state, kGone);
-  EXPECT_THAT(end, ReasonIs(Reason::kWorkerLost));
+  EXPECT_THAT(end, ReasonIs(Reason::kNoWorker));
+  EXPECT_TRUE(common::InfoOf(end).retry_after.has_value());
+}
+
+TEST_F(RoutingTest, AWorkerLostBeforeItSpokeWithNobodyLeftIsNoWorkerForNow) {
+  table_.OnLost(WorkerId("w2"), "gone");
+  table_.OnLost(WorkerId("w3"), "gone");
+  for (const std::string session : {"s", ""}) {
+    RouteState state = Chosen(session, true);
+    const absl::Status end = routing_->AfterFailure(state, kGone);
+    EXPECT_THAT(end, ReasonIs(Reason::kNoWorker));
+    EXPECT_EQ(end.code(), absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(common::InfoOf(end).retry_after.has_value());
+    Up("w1");
+  }
+}
+
+TEST_F(RoutingTest, TheLastWorkersRefusalSaysWhenToTryAgain) {
+  table_.OnLost(WorkerId("w2"), "gone");
+  table_.OnLost(WorkerId("w3"), "gone");
+  RouteState state = Chosen("s", true);
+  const absl::Status end = routing_->AfterFailure(state, MakeError(Reason::kDraining, "draining"));
+  EXPECT_THAT(end, ReasonIs(Reason::kDraining));
   EXPECT_TRUE(common::InfoOf(end).retry_after.has_value());
 }
 
@@ -145,7 +167,36 @@ TEST_F(RoutingTest, AFullWorkerIsLeftOnlyByWhatHasNoHistoryThere) {
   EXPECT_THAT(routing_->AfterFailure(known, full), ReasonIs(Reason::kQueueFull));
 }
 
+TEST_F(RoutingTest, AsksAroundForASessionThatNobodyIsKnownToHave) {
+  RouteState state = For("s");
+  absl::flat_hash_set<WorkerId> asked;
+  absl::Status status;
+  while (status.ok()) {
+    ASSERT_OK(routing_->Choose(state));
+    EXPECT_TRUE(asked.insert(state.worker()).second) << state.worker().value();
+    status = routing_->AfterFailure(state, MakeError(Reason::kSessionNotFound, "none"));
+  }
+  EXPECT_THAT(status, ReasonIs(Reason::kSessionNotFound));
+  EXPECT_EQ(asked.size(), 3u);
+  EXPECT_EQ(Pinned("s"), std::nullopt);
+}
+
+TEST_F(RoutingTest, AskingAroundLeavesTriesForTheOneThatHasIt) {
+  RouteState state = Chosen("s");
+  for (int others = 0; others < 2; ++others) {
+    ASSERT_OK(routing_->AfterFailure(state, MakeError(Reason::kSessionNotFound, "none")));
+    ASSERT_OK(routing_->Choose(state));
+  }
+  const WorkerId owner = state.worker();
+  const absl::Status stale =
+      MakeError(common::ErrorInfo{.reason = Reason::kStaleEpoch, .current_epoch = 41}, "too old");
+  EXPECT_OK(routing_->AfterFailure(state, stale));
+  EXPECT_OK(routing_->Choose(state));
+  EXPECT_EQ(state.pin, (Pin{owner, Epoch(42)}));
+}
+
 TEST_F(RoutingTest, ForgetsASessionItsWorkerDoesNotHave) {
+  Chosen("s", true);
   RouteState state = Chosen("s");
   EXPECT_THAT(routing_->AfterFailure(state, MakeError(Reason::kSessionNotFound, "none")),
               ReasonIs(Reason::kSessionNotFound));
@@ -205,6 +256,42 @@ TEST_F(RoutingTest, UnknownSessionsWaitForEveryReportAfterTheStart) {
   EXPECT_OK(routing.Choose(fresh));
   clock_.Advance(absl::Seconds(4));
   EXPECT_OK(routing.Choose(unknown));
+}
+
+TEST_F(RoutingTest, DropsPinsWhoseTimeIsOver) {
+  router_metrics_.AddModel("m");
+  const RouteState state = Chosen("s", true);
+  directory_->SetLifetime(SessionId("s"), {.used = clock_.Now(), .ttl = absl::Seconds(10)});
+  clock_.Advance(absl::Seconds(9));
+  routing_->Used(state);
+  clock_.Advance(absl::Seconds(9));
+  routing_->TrimDirectory({});
+  EXPECT_TRUE(Pinned("s").has_value());
+  clock_.Advance(absl::Seconds(1));
+  routing_->TrimDirectory({SessionId("s")});
+  EXPECT_TRUE(Pinned("s").has_value());
+  routing_->TrimDirectory({});
+  EXPECT_EQ(Pinned("s"), std::nullopt);
+  EXPECT_EQ(router_metrics_.directory_events()[DirectoryEvent::kExpire].value(), 1);
+  EXPECT_EQ(router_metrics_.directory_events()[DirectoryEvent::kEvict].value(), 0);
+  EXPECT_EQ(router_metrics_.ForModel("m").moves[MoveReason::kTtl].value(), 1);
+}
+
+TEST_F(RoutingTest, DropsTheLongestUnusedPinsOfTooMany) {
+  ASSERT_OK_AND_ASSIGN(directory_, CreateDirectory("embedded", {.max_pins = 2}));
+  Routing routing(*directory_, table_, router_metrics_, common::Logger::Null(), clock_,
+                  absl::Seconds(3));
+  std::vector<RouteState> states;
+  for (const char* id : {"a", "b", "c"}) {
+    states.push_back(For(id, true));
+    ASSERT_OK(routing.Choose(states.back()));
+  }
+  routing.Used(states[0]);
+  routing.TrimDirectory({});
+  EXPECT_EQ(Pinned("b"), std::nullopt);
+  EXPECT_EQ(directory_->counts().sessions, 2u);
+  EXPECT_EQ(router_metrics_.directory_events()[DirectoryEvent::kEvict].value(), 1);
+  EXPECT_EQ(router_metrics_.directory_events()[DirectoryEvent::kExpire].value(), 0);
 }
 
 TEST(IsWorkerLostTest, TellsTransportFromAnswers) {

@@ -111,6 +111,36 @@ TEST(WorkerTableTest, DrainsByOwnOrOperatorsWish) {
   EXPECT_FALSE(table.SetDraining(WorkerId("nobody"), true));
 }
 
+TEST(WorkerTableTest, AWorkerToldToDrainDoesSoUntilItRestarts) {
+  WorkerTable table = TwoWorkers();
+  BringUp(table, kOne);
+  EXPECT_EQ(table.OnDrainCall(kOne), "i1");
+  EXPECT_EQ(HealthOf(table, kOne), WorkerHealth::kDraining);
+  EXPECT_TRUE(table.Rows()[0].draining_itself);
+  // What a check brings that was answered before the call.
+  table.OnInfo(kOne, {.instance_id = "i1", .model = "m", .draining = false});
+  EXPECT_TRUE(table.Rows()[0].draining_itself);
+  BringUp(table, kOne, "i2");
+  EXPECT_EQ(HealthOf(table, kOne), WorkerHealth::kReady);
+  EXPECT_FALSE(table.Rows()[0].draining_itself);
+  EXPECT_EQ(table.OnDrainCall(WorkerId("nobody")), "");
+}
+
+TEST(WorkerTableTest, AfterAFailedDrainTheWorkersWordCounts) {
+  WorkerTable table = TwoWorkers();
+  BringUp(table, kOne);
+  table.OnDrainFailed(kOne, table.OnDrainCall(kOne));
+  EXPECT_EQ(HealthOf(table, kOne), WorkerHealth::kReady);
+  const std::string instance = table.OnDrainCall(kOne);
+  table.OnInfo(kOne, {.instance_id = "i1", .model = "m", .draining = true});
+  table.OnDrainFailed(kOne, instance);
+  EXPECT_TRUE(table.Rows()[0].draining_itself);
+  BringUp(table, kOne, "i2");
+  table.OnDrainCall(kOne);
+  table.OnDrainFailed(kOne, instance);  // the call to the one that is gone
+  EXPECT_TRUE(table.Rows()[0].draining_itself);
+}
+
 TEST(WorkerTableTest, CountsWorkAndNamesModels) {
   WorkerTable table = TwoWorkers();
   EXPECT_TRUE(table.Models().empty());
@@ -120,6 +150,9 @@ TEST(WorkerTableTest, CountsWorkAndNamesModels) {
   table.AddInflight(WorkerId("nobody"), 1);
   EXPECT_EQ(table.View()[0].inflight, 1);
   EXPECT_EQ(table.Models(), std::vector<std::string>{"m"});
+  EXPECT_EQ(table.ModelOf(kOne), "m");
+  EXPECT_EQ(table.ModelOf(kTwo), "");
+  EXPECT_EQ(table.ModelOf(WorkerId("nobody")), "");
   EXPECT_TRUE(table.Knows(kTwo));
   EXPECT_FALSE(table.Knows(WorkerId("nobody")));
 }

@@ -21,6 +21,12 @@ TEST(WorkerConfig, DefaultsNeedOnlyAModel) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--model")));
 }
 
+TEST(WorkerConfig, AStepHoldsOneRowMoreThanTheBatch) {
+  WorkerConfig config = Valid();
+  config.max_step_tokens = config.max_batch + 1;
+  EXPECT_OK(config.Check());
+}
+
 TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   const auto expect = [](auto change, const char* flag) {
     WorkerConfig config = Valid();
@@ -31,6 +37,8 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.max_batch = -1; }, "--max-batch");
   expect([](auto& c) { c.max_queue = 0; }, "--max-queue");
   expect([](auto& c) { c.max_step_tokens = 0; }, "--max-step-tokens");
+  expect([](auto& c) { c.max_step_tokens = c.max_batch; }, "--max-step-tokens");
+  expect([](auto& c) { c.max_batch = c.max_step_tokens + 1; }, "--max-batch");
   expect([](auto& c) { c.threads = -2; }, "--threads");
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
   expect([](auto& c) { c.log_level = "loud"; }, "log level");
