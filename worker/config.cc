@@ -26,6 +26,9 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("max-queue", &max_queue, "Turns that may wait; more are refused");
   flags.Add("max-step-tokens", &max_step_tokens,
             "Tokens per step: the size of a prefill chunk; more than --max-batch");
+  flags.AddDuration("max-step-time", &max_step_time,
+                    "How long a step may take while anybody waits for the next token (0s: any "
+                    "time): limits the prefill beside it");
   flags.Add("max-sessions", &max_sessions, "Session records kept in memory");
   flags.AddDuration("drain-settle", &drain_settle,
                     "How long routers get to notice that this worker stops");
@@ -59,6 +62,9 @@ absl::Status WorkerConfig::Check() const {
         "), or a full batch leaves no room to prefill"));
   }
   if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
+  if (max_step_time < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--max-step-time must be at least 0s");
+  }
   if (log_format != "text" && log_format != "json") {
     return absl::InvalidArgumentError("--log-format must be text or json");
   }

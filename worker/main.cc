@@ -59,6 +59,7 @@ EngineOptions EngineOptionsOf(const WorkerConfig& config, const Tokenizer& token
   options.model_name = ModelName(config);
   options.max_batch = config.max_batch;
   options.max_step_tokens = config.max_step_tokens;
+  options.max_step_time = config.max_step_time;
   options.max_queue = config.max_queue;
   if (chat != nullptr) {
     options.eos_token_ids.assign(chat->StopTokens().begin(), chat->StopTokens().end());

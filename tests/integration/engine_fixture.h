@@ -127,6 +127,7 @@ class EngineFixture {
     uint32_t blocks = 64;
     int64_t max_batch = 4;
     int64_t max_step_tokens = 32;
+    absl::Duration max_step_time = absl::ZeroDuration();
     int64_t max_queue = 64;
     std::vector<common::TokenId> eos;
     // Builds the store over the pool; null: no store.
@@ -212,6 +213,7 @@ class EngineFixture {
     engine_options.model_name = "tiny";
     engine_options.max_batch = options.max_batch;
     engine_options.max_step_tokens = options.max_step_tokens;
+    engine_options.max_step_time = options.max_step_time;
     engine_options.max_queue = options.max_queue;
     engine_options.eos_token_ids = options.eos;
     engine = *worker::Engine::Create(engine_options, *ranks, *kv, *sessions, clock, *own_metrics,

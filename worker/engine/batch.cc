@@ -24,7 +24,8 @@ absl::Status AskPolicy(Sequence& sequence, const ModelConfig& model, StepPlan::P
 }  // namespace
 
 SequenceView ViewOf(const Sequence& sequence) {
-  return {.order = sequence.ticket.value(),
+  return {.tenant = sequence.spec.tenant,
+          .order = sequence.ticket.value(),
           .kv_tokens = sequence.kv_tokens,
           .pending = sequence.pending(),
           .blocks = static_cast<int64_t>(sequence.blocks.size()),

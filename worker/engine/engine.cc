@@ -13,8 +13,10 @@
 #include "common/thread.h"
 #include "worker/engine/batch.h"
 #include "worker/engine/engine_metrics.h"
+#include "worker/engine/fair_share.h"
 #include "worker/engine/inbox.h"
 #include "worker/engine/scheduler.h"
+#include "worker/engine/step_cost.h"
 #include "worker/engine/turn_io.h"
 #include "worker/engine/turn_ledger.h"
 
@@ -34,6 +36,16 @@ absl::Status StepError(const absl::Status& cause) {
                    absl::StrCat("a step of the model failed: ", cause.message()));
 }
 
+// How the fair share sees the sequences of a queue.
+void ClaimsOf(const auto& sequences, std::vector<Claimant>& claims) {
+  claims.clear();
+  for (const auto& sequence : sequences) {
+    claims.push_back({.tenant = sequence->spec.tenant,
+                      .order = sequence->ticket.value(),
+                      .fixed = sequence->restoring});
+  }
+}
+
 class StepLoopEngine final : public Engine {
  public:
   StepLoopEngine(const EngineOptions& options, int64_t context_tokens, RankGroup& ranks,
@@ -43,7 +55,10 @@ class StepLoopEngine final : public Engine {
         context_tokens_(context_tokens),
         limits_{.max_batch = options.max_batch,
                 .max_step_tokens = options.max_step_tokens,
-                .block_tokens = ranks.pool().shape().block_tokens},
+                .block_tokens = ranks.pool().shape().block_tokens,
+                .max_step_time = options.max_step_time > absl::ZeroDuration()
+                                     ? options.max_step_time
+                                     : absl::InfiniteDuration()},
         ranks_(ranks),
         kv_(kv),
         clock_(clock),
@@ -76,7 +91,7 @@ class StepLoopEngine final : public Engine {
   void On(Opened& event);
   void On(Restored& event);
   void On(Cancelled& event);
-  void On(Closed& event) { Forget(event.ticket, false); }
+  void On(Closed& event) { Forget(event.ticket); }
   void On(Wake&) {}
   void ExpireAll();
   void EndAll();
@@ -85,12 +100,13 @@ class StepLoopEngine final : public Engine {
   // From the queue to the batch.
   void Enqueue(Owned sequence);
   void Admit();
-  bool AdmitFirst();
+  bool AdmitAt(size_t index);
+  bool MakeWayFor(absl::string_view tenant);
   void StartRestore(Sequence& sequence);
 
   // One step. True when there was something to run.
   bool Step();
-  Schedule PlanNext() const;
+  Schedule PlanNext();
   void Preempt(Owned sequence);
   void AllocateFor(std::vector<StepItem>& items);
   absl::Status RunItems(const std::vector<StepItem>& items);
@@ -104,7 +120,7 @@ class StepLoopEngine final : public Engine {
   void Close(Owned sequence, FinishReason reason);
   void Fail(Owned sequence, const absl::Status& why);
   void CancelNow(Owned sequence);
-  void Forget(TurnTicket ticket, bool was_queued);
+  void Forget(TurnTicket ticket);
   Owned TakeOut(TurnTicket ticket);
 
   const EngineOptions options_;
@@ -124,6 +140,9 @@ class StepLoopEngine final : public Engine {
   absl::flat_hash_set<TurnTicket> cancelled_early_;
   uint64_t admissions_ = 0;
   bool blocked_on_blocks_ = false;
+  std::vector<Claimant> waiting_claims_, running_claims_;  // scratch
+  FairShare share_;
+  StepCost cost_;
   double prefill_rows_ = 0;
   double prefill_seconds_ = 0;
 
@@ -141,7 +160,7 @@ class StepLoopEngine final : public Engine {
 
 absl::StatusOr<TurnTicket> StepLoopEngine::Submit(TurnSpec spec, std::shared_ptr<TokenSink> sink) {
   RETURN_IF_ERROR(ValidateSampling(spec.sampling, ranks_.config().vocab));
-  ASSIGN_OR_RETURN(const TurnTicket ticket, ledger_.Enter());
+  ASSIGN_OR_RETURN(const TurnTicket ticket, ledger_.Enter(spec.tenant));
   auto sequence = std::make_unique<Sequence>();
   sequence->ticket = ticket;
   sequence->arrival = spec.arrival == absl::InfinitePast() ? clock_.Now() : spec.arrival;
@@ -152,7 +171,7 @@ absl::StatusOr<TurnTicket> StepLoopEngine::Submit(TurnSpec spec, std::shared_ptr
     inbox_->Post(Opened{std::move(sequence), std::move(replayed)});
   });
   if (accepted) return ticket;
-  ledger_.Leave(ticket, true);
+  ledger_.Leave(ticket);
   return StoppingError();
 }
 
@@ -219,7 +238,7 @@ void StepLoopEngine::On(Opened& event) {
   Owned sequence = std::move(event.sequence);
   const bool cancelled = cancelled_early_.erase(sequence->ticket) > 0;
   if (!event.replayed.ok()) return Fail(std::move(sequence), event.replayed.status());
-  if (*event.replayed) return Forget(sequence->ticket, true);
+  if (*event.replayed) return Forget(sequence->ticket);
   if (cancelled) return CancelNow(std::move(sequence));
   Enqueue(std::move(sequence));
 }
@@ -284,7 +303,7 @@ void StepLoopEngine::Publish() {
 
 // --- From the queue to the batch
 
-// By age, so that a preempted sequence comes before all that were never admitted.
+// By age, so that a preempted sequence comes before those of its tenant that were never admitted.
 void StepLoopEngine::Enqueue(Owned sequence) {
   const auto place = std::ranges::upper_bound(waiting_, sequence->ticket, {},
                                               [](const Owned& other) { return other->ticket; });
@@ -293,14 +312,29 @@ void StepLoopEngine::Enqueue(Owned sequence) {
 
 void StepLoopEngine::Admit() {
   blocked_on_blocks_ = false;
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_batch) {
-    if (!AdmitFirst()) break;
+  while (!waiting_.empty()) {
+    ClaimsOf(waiting_, waiting_claims_);
+    ClaimsOf(running_, running_claims_);
+    const size_t next = *NextToAdmit(waiting_claims_, running_claims_);
+    const bool full = static_cast<int64_t>(running_.size()) >= options_.max_batch;
+    if (!full && AdmitAt(next)) continue;
+    if (!MakeWayFor(waiting_[next]->spec.tenant)) return;
   }
 }
 
-// False when the blocks do not suffice: nobody overtakes the first.
-bool StepLoopEngine::AdmitFirst() {
-  Sequence& sequence = *waiting_.front();
+// A turn of the tenant that holds the most steps back, if that is fairer.
+bool StepLoopEngine::MakeWayFor(absl::string_view tenant) {
+  const std::optional<size_t> who = WhoStepsBack(tenant, running_claims_);
+  if (!who) return false;
+  Owned sequence = std::move(running_[*who]);
+  running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(*who));
+  Preempt(std::move(sequence));
+  return true;
+}
+
+// False when the blocks do not suffice: nobody overtakes the next one.
+bool StepLoopEngine::AdmitAt(size_t index) {
+  Sequence& sequence = *waiting_[index];
   const bool use_cache = !sequence.spec.bypass_cache;
   absl::StatusOr<std::optional<AcquiredKv>> acquired =
       kv_.Acquire(sequence.root, sequence.tokens, use_cache,
@@ -315,9 +349,9 @@ bool StepLoopEngine::AdmitFirst() {
   }
   TakeBlocks(sequence, **std::move(acquired), clock_.Now());
   sequence.admission = ++admissions_;
-  if (std::exchange(sequence.queued, false)) ledger_.Admitted();
-  running_.push_back(std::move(waiting_.front()));
-  waiting_.pop_front();
+  ledger_.Admitted(sequence.ticket);
+  running_.push_back(std::move(waiting_[index]));
+  waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(index));
   if (use_cache && kv_.has_store() && sequence.pending() > 1) StartRestore(sequence);
   return true;
 }
@@ -351,7 +385,7 @@ bool StepLoopEngine::Step() {
   return !schedule.items.empty() || !schedule.preempt.empty();
 }
 
-Schedule StepLoopEngine::PlanNext() const {
+Schedule StepLoopEngine::PlanNext() {
   std::vector<SequenceView> views;
   for (const Owned& sequence : running_) views.push_back(ViewOf(*sequence));
   int64_t free = kv_.pool().free_blocks();
@@ -362,7 +396,7 @@ Schedule StepLoopEngine::PlanNext() const {
       views[i].freed_blocks = kv_.FreedBy(running_[i]->blocks);
     }
   }
-  return PlanStep(limits_, views, free);
+  return PlanStep(limits_, views, free, cost_, share_);
 }
 
 // Back to the queue; what was computed stays on the device as long as nobody needs the room.
@@ -396,7 +430,9 @@ absl::Status StepLoopEngine::RunItems(const std::vector<StepItem>& items) {
   ASSIGN_OR_RETURN(const StepResult result, ranks_.Run(std::move(plan)));
   bool prefills = false, decodes = false;
   int64_t logit_row = 0;
+  StepShape shape;
   for (const StepItem& item : items) {
+    shape.Add(running_[item.index]->kv_tokens, item.rows);
     (item.rows > 1 || !item.completes ? prefills : decodes) = true;
     std::span<const float> logits;
     if (item.completes) {
@@ -406,6 +442,7 @@ absl::Status StepLoopEngine::RunItems(const std::vector<StepItem>& items) {
   }
   const absl::Duration took = clock_.Now() - begin;
   metrics_.Step(prefills, decodes, rows, took, result.skew);
+  cost_.Observe(shape, took);
   if (prefills) MeasurePrefill(rows, took);
   return absl::OkStatus();
 }
@@ -500,7 +537,7 @@ void StepLoopEngine::Fail(Owned sequence, const absl::Status& why) {
   sequence->blocks.clear();
   sequence->claim.Release();
   sequence->sink->OnDone(why);
-  Forget(sequence->ticket, sequence->queued);
+  Forget(sequence->ticket);
 }
 
 void StepLoopEngine::CancelNow(Owned sequence) {
@@ -510,9 +547,9 @@ void StepLoopEngine::CancelNow(Owned sequence) {
   Fail(std::move(sequence), MakeError(Reason::kCancelled, "the turn was cancelled"));
 }
 
-void StepLoopEngine::Forget(TurnTicket ticket, bool was_queued) {
+void StepLoopEngine::Forget(TurnTicket ticket) {
   cancelled_early_.erase(ticket);
-  ledger_.Leave(ticket, was_queued);
+  ledger_.Leave(ticket);
 }
 
 absl::StatusOr<int64_t> ContextOf(const EngineOptions& options, RankGroup& ranks) {

@@ -7,8 +7,8 @@
 //
 // The life of a turn:
 //
-//   Submit -> opening (I/O: claim the session, render) -> waiting (FIFO) -> restoring (blocks held,
-//   tiers load) -> running (prefill chunks, then one token per step) -> closing (I/O: commit) ->
+//   Submit -> opening (I/O: claim the session, render) -> waiting -> restoring (blocks held, tiers
+//   load) -> running (prefill chunks, then one token per step) -> closing (I/O: commit) ->
 //   done
 //
 // Thread rule: all public calls are safe from any thread and do not block, but for Drain and Stop.
@@ -33,9 +33,11 @@
 namespace loopserve::worker {
 
 struct EngineOptions {
-  std::string model_name;                      // label of the metrics
-  int64_t max_batch = 16;                      // sequences in one step
-  int64_t max_step_tokens = 256;               // rows of one step; more than max_batch
+  std::string model_name;         // label of the metrics
+  int64_t max_batch = 16;         // sequences in one step
+  int64_t max_step_tokens = 256;  // rows of one step; more than max_batch
+  // How long a step may take while somebody waits for the next token; zero: any time.
+  absl::Duration max_step_time;
   int64_t max_queue = 64;                      // turns that wait or are being opened
   int64_t context_tokens = 0;                  // 0: the model's; never more
   std::vector<common::TokenId> eos_token_ids;  // end a turn unless ignore_eos

@@ -1,16 +1,20 @@
-// Scheduler: which sequences run in the next step, and with how many tokens. A pure function.
+// Scheduler: which sequences run in the next step, and with how many rows. A pure function, but for
+// the FairShare that it advances.
 //
 // Continuous batching with chunked prefill. Every step takes
 //   1. one row for each sequence that is decoding, oldest first,
-//   2. then chunks of the prompts that are still being prefilled, oldest first, as long as
-//      max_step_tokens lasts.
+//   2. then chunks of the prompts that are still being prefilled, in the order of the FairShare, as
+//      long as max_step_tokens lasts and, while anybody decodes, as long as the step is predicted
+//      to take no longer than max_step_time. Some rows of prefill always find room.
+// How a prompt is cut does not change its KV: every operation is row independent, bit for bit.
+//
 // When a sequence needs a block and none is free, the youngest sequence gives up its own and goes
 // back to the queue. Age is the order of submission and outlives a preemption, so the oldest
 // sequence always advances and nobody starves. A sequence whose KV is being restored cannot be
 // preempted: whoever needs its blocks waits for it.
 //
-// Whether a waiting turn is admitted is decided by AdmissionReserve and by what KvCache::Acquire
-// finds: strictly in order, so that a long prompt is not overtaken forever by short ones.
+// Whether a waiting turn is admitted is decided by NextToAdmit, AdmissionReserve and what
+// KvCache::Acquire finds: a long prompt is not overtaken forever by short ones.
 #pragma once
 
 #include <cstddef>
@@ -18,16 +22,24 @@
 #include <span>
 #include <vector>
 
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "worker/engine/fair_share.h"
+#include "worker/engine/step_cost.h"
+
 namespace loopserve::worker {
 
 struct SchedulerLimits {
   int64_t max_batch = 0;        // sequences
   int64_t max_step_tokens = 0;  // rows; more than max_batch, so that prefill always advances
   int64_t block_tokens = 0;
+  absl::Duration max_step_time = absl::InfiniteDuration();  // while somebody decodes
+  int64_t min_prefill_rows = 16;  // of a step, whatever max_step_time says
 };
 
 // What the scheduler sees of a sequence that holds blocks.
 struct SequenceView {
+  absl::string_view tenant;
   uint64_t order = 0;        // of submission; smaller is older
   int64_t kv_tokens = 0;     // computed or restored
   int64_t pending = 0;       // known tokens whose KV is missing: 1 while decoding
@@ -52,7 +64,7 @@ struct Schedule {
 // `free_blocks`: that can be allocated now. The result never allocates more than these and what the
 // preempted give up.
 Schedule PlanStep(const SchedulerLimits& limits, std::span<const SequenceView> sequences,
-                  int64_t free_blocks);
+                  int64_t free_blocks, const StepCost& cost, FairShare& share);
 
 // Blocks that must stay free when a further turn is admitted beside `running` sequences: one for
 // each, so that the newcomer is not preempted by the next block that somebody fills.

@@ -29,7 +29,6 @@ struct Sequence {
   TurnTicket ticket;  // also the age: tickets ascend
   TurnSpec spec;
   std::shared_ptr<TokenSink> sink;
-  bool queued = true;  // counts against max_queue: never admitted yet
 
   // Set when the turn is open.
   SessionCache::Claim claim;  // empty for a raw completion

@@ -1,5 +1,7 @@
 #include "worker/engine/turn_ledger.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/error.h"
 
@@ -21,28 +23,43 @@ absl::Status StoppingError() {
   return Retryable(common::Reason::kDraining, "the worker is stopping");
 }
 
-absl::StatusOr<TurnTicket> TurnLedger::Enter() {
+bool TurnLedger::HasRoom(const std::string& tenant) const {
+  if (waiting_ < max_queue_) return true;
+  return waiting_ < 2 * max_queue_ && !waiting_of_.empty() && !waiting_of_.contains(tenant);
+}
+
+absl::StatusOr<TurnTicket> TurnLedger::Enter(const std::string& tenant) {
   absl::MutexLock lock(&mutex_);
   if (closed_) return StoppingError();
-  if (waiting_ >= max_queue_) {
+  if (!HasRoom(tenant)) {
     return Retryable(common::Reason::kQueueFull,
                      absl::StrCat(waiting_, " turns wait already, the limit is ", max_queue_));
   }
   ++waiting_;
+  ++waiting_of_[tenant];
   const TurnTicket ticket(next_++);
-  live_.insert(ticket);
+  live_.emplace(ticket, Turn{.tenant = tenant});
   return ticket;
 }
 
-void TurnLedger::Admitted() {
-  absl::MutexLock lock(&mutex_);
+void TurnLedger::EndWait(Turn& turn) {
+  if (!std::exchange(turn.waits, false)) return;
   --waiting_;
+  const auto count = waiting_of_.find(turn.tenant);
+  if (--count->second == 0) waiting_of_.erase(count);
 }
 
-void TurnLedger::Leave(TurnTicket ticket, bool was_waiting) {
+void TurnLedger::Admitted(TurnTicket ticket) {
   absl::MutexLock lock(&mutex_);
-  if (was_waiting) --waiting_;
-  live_.erase(ticket);
+  if (const auto turn = live_.find(ticket); turn != live_.end()) EndWait(turn->second);
+}
+
+void TurnLedger::Leave(TurnTicket ticket) {
+  absl::MutexLock lock(&mutex_);
+  const auto turn = live_.find(ticket);
+  if (turn == live_.end()) return;
+  EndWait(turn->second);
+  live_.erase(turn);
 }
 
 bool TurnLedger::Contains(TurnTicket ticket) const {

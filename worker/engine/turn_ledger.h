@@ -1,13 +1,16 @@
 // TurnLedger: which turns the engine has taken and still owes an end, and how many of them wait.
-// It is the door's counter: full and closed are answered here, at once.
+// It is the door's counter: full and closed are answered here, at once. A full queue still takes
+// one turn of a tenant that has none in it, until it is twice as long as it should be, so that a
+// tenant who floods it does not shut the door for others.
 //
 // Thread rule: all calls are safe from any thread.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -21,11 +24,11 @@ class TurnLedger final {
   explicit TurnLedger(int64_t max_queue) : max_queue_(max_queue) {}
 
   // A new turn, which waits. Tickets ascend. QUEUE_FULL or DRAINING, both with RetryInfo.
-  absl::StatusOr<TurnTicket> Enter();
-  // It has been admitted, for the first time.
-  void Admitted();
+  absl::StatusOr<TurnTicket> Enter(const std::string& tenant = "");
+  // It has been admitted; only the first time counts.
+  void Admitted(TurnTicket ticket);
   // Its sink has been told the end.
-  void Leave(TurnTicket ticket, bool was_waiting);
+  void Leave(TurnTicket ticket);
   bool Contains(TurnTicket ticket) const;
 
   // Nobody enters any more.
@@ -37,6 +40,12 @@ class TurnLedger final {
   int64_t waiting() const;
 
  private:
+  struct Turn {
+    std::string tenant;
+    bool waits = true;
+  };
+  bool HasRoom(const std::string& tenant) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndWait(Turn& turn) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Empty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty(); }
 
   const int64_t max_queue_;
@@ -44,7 +53,8 @@ class TurnLedger final {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t waiting_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_ ABSL_GUARDED_BY(mutex_) = 1;
-  absl::flat_hash_set<TurnTicket> live_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<TurnTicket, Turn> live_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, int64_t> waiting_of_ ABSL_GUARDED_BY(mutex_);  // by tenant
 };
 
 // The answer to everybody while a worker stops.

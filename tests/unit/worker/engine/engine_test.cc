@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "tests/integration/engine_fixture.h"
@@ -204,6 +205,116 @@ TEST(Engine, APoolOfOneBlockServesWhatFits) {
     EXPECT_EQ(answer.tokens.size(), 6u);
   }
   EXPECT_THAT(worker.Complete(Text(11), 6).status, ReasonIs(Reason::kContextLengthExceeded));
+}
+
+// --- Sharing the steps
+
+// Takes 2 ms and another half for each row, on a clock of its own; says token 0 for ever.
+class TimedModel final : public Model {
+ public:
+  struct Step {
+    std::vector<int64_t> rows;  // of each sequence
+    int64_t all() const { return std::accumulate(rows.begin(), rows.end(), int64_t{0}); }
+    bool decodes() const { return std::ranges::find(rows, 1) != rows.end(); }
+  };
+  explicit TimedModel(testing::ManualClock& clock, std::vector<Step>& steps)
+      : clock_(clock), steps_(steps) {
+    config_.fingerprint = "timed";
+    config_.vocab = 300;
+    config_.context_tokens = 4096;
+    config_.q_heads = config_.kv_heads = 1;
+  }
+  static absl::Duration TimeOf(int64_t rows) { return absl::Milliseconds(2 + 0.5 * rows); }
+  const ModelConfig& config() const override { return config_; }
+  size_t resident_bytes() const override { return 0; }
+  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena&,
+                                     Communicator&) override {
+    Step& step = steps_.emplace_back();
+    for (const AttentionSequence& sequence : batch.sequences) step.rows.push_back(sequence.rows);
+    clock_.Advance(TimeOf(step.all()));
+    const auto rows = static_cast<int64_t>(batch.logit_rows.size());
+    logits_.assign(static_cast<size_t>(rows * config_.vocab), 0);
+    return TensorView{logits_.data(), rows, config_.vocab, config_.vocab};
+  }
+
+ private:
+  testing::ManualClock& clock_;
+  std::vector<Step>& steps_;
+  ModelConfig config_;
+  std::vector<float> logits_;
+};
+
+class SharedSteps : public ::testing::Test {
+ protected:
+  EngineFixture MakeWorker(EngineFixture::Options options) {
+    options.clock = &clock_;
+    std::vector<RankGroup::Rank> ranks;
+    auto backend = *CreateBackend({.name = "reference", .threads = 1});
+    auto pool = *kvstore::KvBlockPool::Create(
+        {.layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = 8}, 2048,
+        {{.memory = &backend->memory(), .first_kv_head = 0, .kv_heads = 1}});
+    ranks.push_back({std::move(backend), std::make_unique<TimedModel>(clock_, steps_)});
+    return EngineFixture(options, *RankGroup::Assemble(std::move(ranks), std::move(pool),
+                                                       absl::Seconds(30), common::Logger::Null()));
+  }
+  testing::ManualClock clock_;
+  std::vector<TimedModel::Step> steps_;  // read it when the engine has nothing to do
+};
+
+TEST_F(SharedSteps, APromptDoesNotHoldUpAnAnswer) {
+  EngineFixture worker =
+      MakeWorker({.max_batch = 4, .max_step_tokens = 512, .max_step_time = absl::Milliseconds(20)});
+  auto sink = std::make_shared<CollectingSink>();
+  std::shared_ptr<CollectingSink> other;
+  size_t tokens = 0;
+  sink->on_token = [&](const StepToken&) {
+    if (++tokens == 5) other = worker.Start(SpecOf("", Text(600, 2), 2));
+    return false;
+  };
+  EXPECT_OK(worker.Start(SpecOf("", Text(20), 300), nullptr, sink)->Wait().status);
+  EXPECT_OK(other->Wait().status);
+  int64_t prefilled = 0;
+  size_t mixed = 0;
+  for (const TimedModel::Step& step : steps_) {
+    if (!step.decodes() || step.all() < 3) continue;
+    ++mixed;
+    prefilled += step.all() - 1;
+    if (mixed < 7) continue;  // the first are trials
+    EXPECT_LE(TimedModel::TimeOf(step.all()), absl::Milliseconds(22));
+  }
+  EXPECT_NEAR(static_cast<double>(prefilled), 600, 50) << "beside the answer";
+  EXPECT_LT(mixed, 30u) << "and no slower than it must be";
+}
+
+TEST_F(SharedSteps, AFloodOfOneTenantHardlyDelaysAnother) {
+  EngineFixture worker = MakeWorker({.max_batch = 8, .max_step_tokens = 64, .max_queue = 40});
+  std::vector<std::shared_ptr<CollectingSink>> flood;
+  size_t steps_at_arrival = 0, steps_at_token = 0;
+  auto quiet = std::make_shared<CollectingSink>();
+  quiet->on_token = [&](const StepToken&) {
+    if (steps_at_token == 0) steps_at_token = steps_.size();
+    return false;
+  };
+  bool asked = false;
+  const auto ask = [&](const StepToken&) {
+    if (std::exchange(asked, true)) return false;
+    steps_at_arrival = steps_.size();
+    TurnSpec spec = SpecOf("", Text(30, 99), 4);
+    spec.tenant = "quiet";
+    worker.Start(std::move(spec), nullptr, quiet);
+    quiet->WaitStarted();  // it is in the queue
+    return false;
+  };
+  for (uint32_t i = 0; i < 40; ++i) {
+    TurnSpec spec = SpecOf("", Text(700, i), 50);
+    spec.tenant = "flood";
+    auto sink = std::make_shared<CollectingSink>();
+    sink->on_token = ask;
+    flood.push_back(worker.Start(std::move(spec), nullptr, sink));
+  }
+  EXPECT_OK(quiet->Wait().status);
+  EXPECT_LE(steps_at_token - steps_at_arrival, 8u);
+  for (auto& sink : flood) EXPECT_OK(sink->Wait().status);
 }
 
 // --- Sessions

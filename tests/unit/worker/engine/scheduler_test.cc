@@ -36,8 +36,9 @@ SequenceView Restoring(uint64_t order, int64_t blocks) {
 }
 
 Schedule Plan(const std::vector<SequenceView>& views, int64_t free_blocks,
-              const SchedulerLimits& limits = kLimits) {
-  return PlanStep(limits, views, free_blocks);
+              const SchedulerLimits& limits = kLimits, const StepCost& cost = StepCost()) {
+  FairShare share;
+  return PlanStep(limits, views, free_blocks, cost, share);
 }
 
 TEST(PlanStep, NothingToDo) {
@@ -87,6 +88,84 @@ TEST(PlanStep, RestoringSequencesDoNotRun) {
   const Schedule plan = Plan({Restoring(0, 3), Decoding(1, 5)}, 10);
   ASSERT_EQ(plan.items.size(), 1u);
   EXPECT_EQ(plan.items[0].index, 1u);
+}
+
+// A machine on which a row takes a millisecond, and attention nothing.
+StepCost MillisecondRows() {
+  StepCost cost;
+  for (int i = 0; i < 200; ++i) {
+    const int64_t rows = int64_t{1} << (i % 11);
+    cost.Observe({.rows = rows}, absl::Milliseconds(rows));
+  }
+  return cost;
+}
+
+SchedulerLimits Timed(int64_t milliseconds) {
+  return {.max_batch = 4,
+          .max_step_tokens = 512,
+          .block_tokens = 4,
+          .max_step_time = absl::Milliseconds(milliseconds)};
+}
+
+TEST(StepTime, PrefillFillsWhatDecodingLeaves) {
+  const StepCost cost = MillisecondRows();
+  const Schedule plan =
+      Plan({Prefilling(0, 0, 400), Decoding(1, 5), Decoding(2, 5)}, 10, Timed(50), cost);
+  ASSERT_EQ(plan.items.size(), 3u);
+  EXPECT_NEAR(static_cast<double>(plan.items[2].rows), 48, 2);
+}
+
+TEST(StepTime, NobodyWaitsSoTheStepIsFull) {
+  EXPECT_EQ(Plan({Prefilling(0, 0, 600)}, 10, Timed(50), MillisecondRows()).items[0].rows, 512);
+}
+
+TEST(StepTime, PrefillAlwaysAdvances) {
+  const StepCost cost = MillisecondRows();
+  const Schedule plan =
+      Plan({Prefilling(0, 0, 400), Prefilling(3, 0, 10), Decoding(1, 5)}, 10, Timed(1), cost);
+  ASSERT_EQ(plan.items.size(), 2u);
+  EXPECT_EQ(plan.items[1], (StepItem{0, 16, 0, false})) << "the least, for all prompts together";
+}
+
+TEST(StepTime, SeveralPromptsShareIt) {
+  const StepCost cost = MillisecondRows();
+  const Schedule plan =
+      Plan({Decoding(1, 5), Prefilling(0, 0, 30), Prefilling(3, 0, 300)}, 10, Timed(50), cost);
+  ASSERT_EQ(plan.items.size(), 3u);
+  EXPECT_EQ(plan.items[1].rows, 30);
+  EXPECT_NEAR(static_cast<double>(plan.items[2].rows), 19, 2);
+}
+
+TEST(FairPlan, AFloodDoesNotHoldUpAnotherTenant) {
+  SchedulerLimits limits{.max_batch = 20, .max_step_tokens = 100, .block_tokens = 4};
+  FairShare share;
+  std::vector<SequenceView> views;
+  for (uint64_t i = 0; i < 19; ++i) {
+    views.push_back(Prefilling(i, 0, 3000));
+    views.back().tenant = "flood";
+  }
+  const auto step = [&] {
+    for (const StepItem& item : PlanStep(limits, views, 10, StepCost(), share).items) {
+      views[item.index].kv_tokens += item.rows;
+      views[item.index].pending -= item.rows;
+    }
+  };
+  for (int i = 0; i < 10; ++i) step();
+  views.push_back(Prefilling(100, 0, 60));
+  views.back().tenant = "quiet";
+  int steps = 0;
+  for (; views.back().pending > 0; ++steps) step();
+  EXPECT_LE(steps, 2);
+}
+
+TEST(FairPlan, ASequenceMayHaveSeveralQuantaInOneStep) {
+  SchedulerLimits limits{.max_batch = 4, .max_step_tokens = 500, .block_tokens = 4};
+  FairShare share;
+  const std::vector<SequenceView> views = {Prefilling(0, 0, 1000), Prefilling(1, 0, 100)};
+  const Schedule plan = PlanStep(limits, views, 10, StepCost(), share);
+  ASSERT_EQ(plan.items.size(), 2u);
+  EXPECT_EQ(plan.items[0], (StepItem{0, 400, 0, false}));
+  EXPECT_EQ(plan.items[1], (StepItem{1, 100, 0, true}));
 }
 
 TEST(Preempt, TheYoungestPaysForTheOldest) {
@@ -209,7 +288,7 @@ class Simulation {
                        .blocks = s.blocks,
                        .freed_blocks = s.blocks});
     }
-    const Schedule plan = PlanStep(limits_, views, free_);
+    const Schedule plan = PlanStep(limits_, views, free_, StepCost(), share_);
     ASSERT_FALSE(plan.items.empty());
     for (size_t index : plan.preempt) free_ += running_[index].blocks;
     int64_t rows = 0;
@@ -259,6 +338,7 @@ class Simulation {
 
   std::mt19937 random_;
   SchedulerLimits limits_;
+  FairShare share_{8};
   int64_t pool_ = 0;
   int64_t free_ = 0;
   std::vector<Sequence> waiting_;

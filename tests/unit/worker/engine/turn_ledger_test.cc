@@ -1,5 +1,7 @@
 #include "worker/engine/turn_ledger.h"
 
+#include <vector>
+
 #include "gtest/gtest.h"
 #include "tests/support/status_matchers.h"
 
@@ -25,14 +27,30 @@ TEST(TurnLedger, OnlyWaitingTurnsFillTheQueue) {
   const auto full = ledger.Enter();
   EXPECT_THAT(full, ReasonIs(Reason::kQueueFull));
   EXPECT_TRUE(common::InfoOf(full.status()).retry_after);
-  ledger.Admitted();
+  ledger.Admitted(a);
+  ledger.Admitted(a);
   EXPECT_OK(ledger.Enter());
   EXPECT_EQ(ledger.size(), 3);
   EXPECT_EQ(ledger.waiting(), 2);
-  ledger.Leave(a, false);
+  ledger.Leave(a);
   EXPECT_THAT(ledger.Enter(), ReasonIs(Reason::kQueueFull));
-  ledger.Leave(b, true);
+  ledger.Leave(b);
+  ledger.Leave(b);
   EXPECT_OK(ledger.Enter());
+}
+
+TEST(TurnLedger, AFloodDoesNotShutTheDoorForOthers) {
+  TurnLedger ledger(2);
+  std::vector<TurnTicket> flood = {*ledger.Enter("flood"), *ledger.Enter("flood")};
+  EXPECT_THAT(ledger.Enter("flood"), ReasonIs(Reason::kQueueFull));
+  const auto quiet = ledger.Enter("quiet");
+  ASSERT_OK(quiet);
+  EXPECT_THAT(ledger.Enter("quiet"), ReasonIs(Reason::kQueueFull));
+  ledger.Admitted(*quiet);
+  EXPECT_OK(ledger.Enter("quiet"));
+  EXPECT_OK(ledger.Enter("third"));
+  EXPECT_THAT(ledger.Enter("fourth"), ReasonIs(Reason::kQueueFull)) << "twice as long";
+  EXPECT_EQ(ledger.waiting(), 4);
 }
 
 TEST(TurnLedger, ClosedRefusesAndEmpties) {
@@ -43,7 +61,7 @@ TEST(TurnLedger, ClosedRefusesAndEmpties) {
   EXPECT_THAT(refused, ReasonIs(Reason::kDraining));
   EXPECT_TRUE(common::InfoOf(refused.status()).retry_after);
   EXPECT_FALSE(ledger.AwaitEmpty(absl::ZeroDuration()));
-  ledger.Leave(a, true);
+  ledger.Leave(a);
   EXPECT_TRUE(ledger.AwaitEmpty(absl::ZeroDuration()));
 }
 
