@@ -159,14 +159,19 @@ void Sizes(benchmark::internal::Benchmark* bench) {
   bench->MeasureProcessCPUTime()->Unit(benchmark::kMicrosecond);
 }
 
+BENCHMARK_CAPTURE(BM_Prefill, avx512_bf16, AttentionIsa::kAvx512Bf16)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Prefill, avx512, AttentionIsa::kAvx512)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Prefill, avx2, AttentionIsa::kAvx2)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Prefill, portable, AttentionIsa::kPortable)
     ->Args({4096, 1})
     ->MeasureProcessCPUTime();
+BENCHMARK_CAPTURE(BM_SparsePrefill, avx512_bf16, AttentionIsa::kAvx512Bf16)
+    ->Args({8192, 1})
+    ->MeasureProcessCPUTime();
 BENCHMARK_CAPTURE(BM_SparsePrefill, avx512, AttentionIsa::kAvx512)
     ->Args({8192, 1})
     ->MeasureProcessCPUTime();
+BENCHMARK_CAPTURE(BM_Decode, avx512_bf16, AttentionIsa::kAvx512Bf16)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, avx512, AttentionIsa::kAvx512)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, avx2, AttentionIsa::kAvx2)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, portable, AttentionIsa::kPortable)

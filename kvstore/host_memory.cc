@@ -1,41 +1,65 @@
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/units.h"
 #include "kvstore/memory.h"
 
 namespace loopserve::kvstore {
 namespace {
 
-class HostRegion final : public MemoryRegion {
+// Pages are mapped when they are first written, so each lands near the thread that uses it.
+class Pages final {
  public:
-  HostRegion(std::byte* data, size_t size) : data_(data), size_(size) {}
-  ~HostRegion() override { munmap(data_, size_); }
-  std::byte* data() override { return data_; }
-  size_t size() const override { return size_; }
+  static std::shared_ptr<Pages> Map(size_t bytes) {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return nullptr;
+    madvise(data, bytes, MADV_HUGEPAGE);
+    return std::make_shared<Pages>(static_cast<std::byte*>(data), bytes);
+  }
+  Pages(std::byte* data, size_t size) : data_(data), size_(size) {}
+  ~Pages() { munmap(data_, size_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
 
  private:
   std::byte* const data_;
   const size_t size_;
 };
 
+class HostRegion final : public MemoryRegion {
+ public:
+  HostRegion(std::shared_ptr<Pages> pages, size_t offset, size_t size)
+      : pages_(std::move(pages)), data_(pages_->data() + offset), size_(size) {}
+  std::byte* data() override { return data_; }
+  size_t size() const override { return size_; }
+
+ private:
+  const std::shared_ptr<Pages> pages_;  // shared with neighbours of a slab
+  std::byte* const data_;
+  const size_t size_;
+};
+
+// Regions smaller than a huge page come out of slabs, so that the hundreds of matrices of a model
+// lie on huge pages too. A slab goes when its last region does.
 class HostMemory final : public Memory {
  public:
   absl::string_view name() const override { return "host"; }
   bool host_addressable() const override { return true; }
 
   absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(size_t bytes) override {
-    // Pages are mapped when they are first written, so each lands near the thread that uses it.
     const size_t size = std::max<size_t>(bytes, 1);
-    void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the host cannot give ", common::FormatBytes(bytes)));
-    }
-    madvise(data, size, MADV_HUGEPAGE);
-    return std::make_unique<HostRegion>(static_cast<std::byte*>(data), size);
+    auto region = size < kHugePage ? FromSlab(size) : Alone(size);
+    if (region != nullptr) return region;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the host cannot give ", common::FormatBytes(bytes)));
   }
 
   absl::Status CopyToHost(const std::byte* device, MutableByteSpan host) override {
@@ -47,6 +71,32 @@ class HostMemory final : public Memory {
     return absl::OkStatus();
   }
   absl::Status Fence() override { return absl::OkStatus(); }
+
+ private:
+  static constexpr size_t kHugePage = size_t{2} << 20;
+  static constexpr size_t kSlab = size_t{32} << 20;
+  static constexpr size_t kAlign = 128;  // two cache lines: the unit of neighbouring prefetches
+
+  static std::unique_ptr<MemoryRegion> Alone(size_t size) {
+    auto pages = Pages::Map(size);
+    return pages == nullptr ? nullptr : std::make_unique<HostRegion>(std::move(pages), 0, size);
+  }
+
+  std::unique_ptr<MemoryRegion> FromSlab(size_t size) {
+    absl::MutexLock lock(&mutex_);
+    if (slab_ == nullptr || slab_->size() - slab_used_ < size) {
+      slab_ = Pages::Map(kSlab);
+      slab_used_ = 0;
+      if (slab_ == nullptr) return nullptr;
+    }
+    const size_t offset = slab_used_;
+    slab_used_ = std::min(kSlab, (offset + size + kAlign - 1) / kAlign * kAlign);
+    return std::make_unique<HostRegion>(slab_, offset, size);
+  }
+
+  absl::Mutex mutex_;
+  std::shared_ptr<Pages> slab_ ABSL_GUARDED_BY(mutex_);
+  size_t slab_used_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace

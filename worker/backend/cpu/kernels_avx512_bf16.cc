@@ -295,20 +295,25 @@ alignas(64) constexpr uint16_t kPairOrder[32] = {0,  2,  1,  3,  4,  6,  5,  7, 
                                                  11, 12, 14, 13, 15, 16, 18, 17, 19, 20, 22,
                                                  21, 23, 24, 26, 25, 27, 28, 30, 29, 31};
 
+// One block of a row, as pairs; and the sum of its rounded values.
+[[gnu::always_inline]] inline I RoundBlock(const float* x, float& sum) {
+  const I rounded =
+      reinterpret_cast<I>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kW), _mm512_loadu_ps(x)));
+  const F even = _mm512_castsi512_ps(_mm512_slli_epi32(rounded, 16));
+  const F odd = _mm512_castsi512_ps(
+      _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  sum = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder), rounded);
+}
+
 void PrepareRow(const float* x, int64_t cols, std::byte* tile) {
-  const I order = _mm512_load_si512(kPairOrder);
-  const I high_half = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (int64_t b = 0; b < cols / kBlockValues; ++b, x += kBlockValues, tile += kTileBlockBytes) {
-    const I rounded =
-        reinterpret_cast<I>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kW), _mm512_loadu_ps(x)));
+    float sum;
     alignas(64) int pairs[kPairs];
-    _mm512_store_si512(pairs, _mm512_permutexvar_epi16(order, rounded));
+    _mm512_store_si512(pairs, RoundBlock(x, sum));
     auto* to = reinterpret_cast<int*>(tile);
 #pragma GCC unroll 16
     for (int p = 0; p < kPairs; ++p) to[p * kRowTile] = pairs[p];
-    const F even = _mm512_castsi512_ps(_mm512_slli_epi32(rounded, 16));
-    const F odd = _mm512_castsi512_ps(_mm512_and_si512(rounded, high_half));
-    const float sum = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
     __builtin_memcpy(tile + kPairBytes, &sum, sizeof sum);
   }
 }

@@ -292,7 +292,7 @@ LOOPSERVE_INLINE void StreamScores(const ChunkStep& a, const ChunkSource& from,
       for (int r = 0; r < MR; ++r) S::Store(scores[r] + j, acc[r]);
       if (from.next == nullptr) continue;
 #pragma GCC unroll 16
-      for (int k = 0; k < kW; ++k) __builtin_prefetch(from.next[j + k] + i * 2);
+      for (int k = 0; k < kW; ++k) __builtin_prefetch(from.next[j + k] + i * 2, 0, 2);
     }
   }
 }
@@ -313,8 +313,8 @@ LOOPSERVE_INLINE void StreamWeightedSum(const ChunkStep& a, const ChunkSource& f
       const I even = _mm512_loadu_si512(from.at[j] + at);
       const I odd = _mm512_loadu_si512(from.at[j + 1] + at);
       if (from.next != nullptr) {
-        __builtin_prefetch(from.next[j] + at);
-        __builtin_prefetch(from.next[j + 1] + at);
+        __builtin_prefetch(from.next[j] + at, 0, 2);
+        __builtin_prefetch(from.next[j + 1] + at, 0, 2);
       }
       value[v] = _mm512_unpacklo_epi16(even, odd);
       value[v + 1] = _mm512_unpackhi_epi16(even, odd);
@@ -390,17 +390,31 @@ void Gather(const GatherStep& a) {
   }
 }
 
-// Where dimension d lies among the sums.
-constexpr int PlaceOf(int d) {
-  const int lane = d % kGroup;
-  return d - lane + (lane / 8) * 4 + lane % 4 + (lane % 8 < 4 ? 0 : kW);
-}
+// Where dimension d of 32 lies among their sums.
+constexpr int PlaceOf(int d) { return d / 8 * 4 + d % 4 + (d % 8 < 4 ? 0 : kW); }
+struct alignas(64) Places {
+  int32_t of[kGroup];
+};
+constexpr Places kPlaces = [] {
+  Places places{};
+  for (int d = 0; d < kGroup; ++d) places.of[d] = PlaceOf(d);
+  return places;
+}();
 
 void Finish(const float* state, int head_dim, int padded_dim, float* out) {
   const float total = S::ReduceAdd(S::Load(state + padded_dim));
   const bool none = state[padded_dim + kLanes] == kNever;
-  // Adding zero makes -0 into 0: which of the two a sum ends at may depend on unseen keys.
-  for (int d = 0; d < head_dim; ++d) out[d] = none ? 0.0f : state[PlaceOf(d)] / total + 0.0f;
+  const F zero = S::Set1(0.0f);
+  for (int d = 0; d < head_dim; d += kW) {
+    const float* group = state + d / kGroup * kGroup;
+    const I places = _mm512_load_si512(kPlaces.of + d % kGroup);
+    const F sum = _mm512_permutex2var_ps(S::Load(group), places, S::Load(group + kW));
+    // Adding zero makes -0 into 0: which of the two a sum ends at may depend on unseen keys.
+    const F mean = none ? zero : S::Add(_mm512_div_ps(sum, S::Set1(total)), zero);
+    const int left = head_dim - d;
+    _mm512_mask_storeu_ps(out + d, static_cast<__mmask16>(left >= kW ? 0xffff : (1 << left) - 1),
+                          mean);
+  }
 }
 
 constexpr ChunkKernels kTable = {LoadQuery, LoadKeys, LoadValues,   Attend,
