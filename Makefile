@@ -7,7 +7,12 @@ export NINJA_STATUS := [%f/%t %es]
 BIN := build/bin
 PYTEST := build/venv/bin/pytest -q -p no:cacheprovider
 
-.PHONY: help setup build model demo test test-unit test-py test-asan test-tsan lint format bench \
+define ninja
+cmake --preset $(PRESET) >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }; \
+ninja -C build/$(PRESET) -j$(JOBS) $(1) && ln -sfn $(PRESET)/bin build/bin
+endef
+
+.PHONY: help setup build build-all model demo test test-unit test-py test-asan test-tsan lint format bench \
         bench-kernels reference check-reference clean
 
 help: ## Show this help
@@ -16,10 +21,11 @@ help: ## Show this help
 setup:
 	@.ci/setup && .ci/tools
 
-build: setup ## Build everything; the executables land in build/bin/
-	@cmake --preset $(PRESET) >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }
-	@ninja -C build/$(PRESET) -j$(JOBS)
-	@ln -sfn $(PRESET)/bin build/bin
+build: setup ## Build the four programs; they land in build/bin/
+	@$(call ninja,programs)
+
+build-all: setup
+	@$(call ninja,all)
 
 model: setup ## Get SmolLM2-135M-Instruct (98 MB), cached in ~/.cache/loopserve
 	@.ci/model
@@ -27,7 +33,7 @@ model: setup ## Get SmolLM2-135M-Instruct (98 MB), cached in ~/.cache/loopserve
 demo: build model ## Hold a conversation through router, workers and KV store (JSON=1: as JSON)
 	@$(BIN)/loopserve demo $(if $(JSON),--json)
 
-test: build model test-unit test-py ## Run every test suite
+test: build-all model test-unit test-py ## Run every test suite
 
 test-unit:
 	@LOOPSERVE_MODEL=$$(.ci/model) ctest --test-dir build/$(PRESET) --output-on-failure -j$(JOBS)
@@ -58,14 +64,14 @@ format: setup ## Format all C++ sources
 reference:
 	@.ci/reference
 
-bench: build model reference ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
+bench: build-all model reference ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/engine_bench.py
 
-bench-kernels: build ## Each CPU kernel against its roofline
+bench-kernels: build-all ## Each CPU kernel against its roofline
 	@$(BIN)/kernels_bench
 
-check-reference: build model reference ## Logits and tokens against llama.cpp and a float64 reference
+check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/reference/check.py
 

@@ -150,16 +150,19 @@ class Demo {
   }
 
   // The same question about the same history, once restored and once computed from scratch. The
-  // copy of the session is left: deleting it would erase the KV that it shares.
+  // copy of the session, from before the question, is made only now: KV that a copy shares does not
+  // leave the pool when the session is parked.
   absl::Status CompareWithReprefill() {
-    session::v1::ForkSessionRequest fork_request;
-    fork_request.set_session_id(session_);
-    ASSIGN_OR_RETURN(const session::v1::Session fork, client_->ForkSession(fork_request));
+    const auto turns_before = static_cast<uint32_t>(result_.turns.size());
     Tell("The user goes away; the session is parked: its KV leaves the worker's KV pool.");
     RETURN_IF_ERROR(client_->ParkSession(session_, types::v1::PLACE_HOST).status());
     RETURN_IF_ERROR(Say(kDemoBackQuestion, "normal", true, true));
     result_.restored_ttft_ms = result_.turns.back().outcome.ttft_ms;
     Tell("For comparison, the same turn in a copy of the session, ignoring every cache:");
+    session::v1::ForkSessionRequest fork_request;
+    fork_request.set_session_id(session_);
+    fork_request.set_at_turn(turns_before);
+    ASSIGN_OR_RETURN(const session::v1::Session fork, client_->ForkSession(fork_request));
     chat::v1::TurnRequest request = Request(kDemoBackQuestion);
     request.set_session_id(fork.id());
     request.set_bypass_cache(true);

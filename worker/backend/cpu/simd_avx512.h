@@ -86,7 +86,7 @@ struct Avx512 {
     return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(q));
   }
   static void Prefetch(const uint8_t* p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
   }
 };
 
