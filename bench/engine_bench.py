@@ -15,8 +15,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import report  # noqa: E402
-from side_by_side import (Machine, Ours, Row, Theirs, Work, add_options, check_options,  # noqa: E402
-                          kv_tokens, measure, report_row, say)
+from rows import Machine, Row, Work, kv_tokens  # noqa: E402
+from side_by_side import (Ours, Theirs, add_options, check_options, measure,  # noqa: E402
+                          report_row, say)
 
 ROWS = {
     "prefill_512": Row("prefill", 512),

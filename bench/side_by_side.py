@@ -1,4 +1,4 @@
-"""Both sides of a comparison with llama.cpp, the rows they measure, and what the machine would allow.
+"""Both sides of a comparison with llama.cpp, and how they are measured.
 
 Both stay loaded and take turns, so that whatever else the machine does meets both alike; every
 second round starts with the other side.
@@ -12,51 +12,19 @@ import subprocess
 import sys
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE / "reference")]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import llama_cpp_peer as peer  # noqa: E402
 import report  # noqa: E402
-from llama_f64 import BLOCKS, Gguf  # noqa: E402
+from rows import STEP_TOKENS  # noqa: E402
 
-STEP_TOKENS = 512  # of our prefill; llama.cpp also tries PEER_LARGE_STEP
-PEER_LARGE_STEP = 2048
+PEER_LARGE_STEP = 2048  # what llama.cpp tries beside our STEP_TOKENS
 REST_S = 0.05  # lets the other side's threads fall asleep
 LONG_S = 2.0  # what takes longer is not repeated to warm up
 
 
 def say(text):
     print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """prefill: `tokens` into an empty cache. extend: `tokens` behind a history of `depth`, in one
-    step. decode: `tokens` steps of `batch` sequences, each behind `depth` tokens of its own."""
-
-    kind: str
-    tokens: int
-    depth: int = 0
-    batch: int = 1
-
-    def rate(self, seconds):
-        return self.batch * self.tokens / seconds
-
-
-def kv_tokens(rows, block=32):
-    """What our KV pool has to hold for these rows: a prefill, and every depth's sequences."""
-    def whole(tokens):
-        return -(-tokens // block) * block
-
-    prefill, histories = 0, {}
-    for row in rows:
-        if row.kind == "prefill":
-            prefill = max(prefill, whole(row.tokens))
-        else:
-            old = histories.get(row.depth, (0, 0))
-            histories[row.depth] = tuple(map(max, old, (row.batch, row.tokens)))
-    return prefill + sum(batch * whole(depth + tokens) + depth + block
-                         for depth, (batch, tokens) in histories.items())
 
 
 class Ours:
@@ -194,75 +162,6 @@ class Theirs:
 
     def seconds(self, row):
         return self._measure(row, self.best[row])
-
-
-class Work:
-    """What a row has to do at least: bytes read and multiplications and additions."""
-
-    def __init__(self, path):
-        gguf = Gguf(path)
-        key = gguf.keys
-        self.layers, heads = key["llama.block_count"], key["llama.attention.head_count"]
-        head_dim = key.get("llama.attention.key_length", key["llama.embedding_length"] // heads)
-        self.q_dim = heads * head_dim
-        self.kv_token_bytes = 2 * 2 * self.layers * head_dim * key["llama.attention.head_count_kv"]
-        tied = "output.weight" not in gguf
-        self.matrix_bytes = self.layer_weights = self.head_weights = 0
-        for name, (dims, kind, _) in gguf.infos.items():
-            if len(dims) != 2 or (name == "token_embd.weight" and not tied):
-                continue
-            values, size = BLOCKS[kind]
-            self.matrix_bytes += dims[0] * dims[1] // values * size
-            if name.startswith("blk."):
-                self.layer_weights += dims[0] * dims[1]
-            else:
-                self.head_weights += dims[0] * dims[1]
-
-    def operations(self, row):
-        """Two for each weight and token, four for each pair of query and key and dimension."""
-        pairs = row.tokens * row.depth + row.tokens * (row.tokens + 1) / 2
-        logits = row.tokens if row.kind == "decode" else 1
-        return row.batch * (2 * row.tokens * self.layer_weights + 2 * logits * self.head_weights +
-                            4 * pairs * self.q_dim * self.layers)
-
-    def bytes(self, row):
-        """Of every step: every matrix once, and the keys and values of each sequence."""
-        step = {"prefill": STEP_TOKENS, "extend": row.tokens, "decode": 1}[row.kind]
-        steps = -(-row.tokens // step)
-        keys = row.depth + row.tokens / 2
-        return steps * (self.matrix_bytes + row.batch * keys * self.kv_token_bytes)
-
-
-class Machine:
-    """The most that this machine does; asked of our side, because it has the instructions."""
-
-    def __init__(self, ours):
-        self.bandwidth, self.peaks = 0.0, {"bf16": 0.0, "int8": 0.0, "f32": 0.0}
-        self.measure(ours)
-
-    def measure(self, ours):
-        """Again: the best of all measurements counts."""
-        self.bandwidth = max(self.bandwidth, ours.ask("bandwidth", 512))
-        for name in self.peaks:
-            self.peaks[name] = max(self.peaks[name], ours.ask("peak", name))
-
-    @property
-    def arithmetic(self):
-        """The first of bf16, int8 and f32 that it has instructions for; None: none of them."""
-        return next((name for name, peak in self.peaks.items() if peak), None)
-
-    def limit(self, work, row):
-        """Tokens per second that reading the bytes and doing the operations would allow, whichever
-        takes longer."""
-        seconds = work.bytes(row) / self.bandwidth
-        if self.arithmetic:
-            seconds = max(seconds, work.operations(row) / self.peaks[self.arithmetic])
-        return row.rate(seconds)
-
-    def text(self):
-        peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in self.peaks.items() if peak)
-        return (f"limit: share of what {self.bandwidth / 1e9:.1f} GB/s of memory reading and "
-                f"{self.arithmetic} arithmetic (GFLOP/s out of registers: {peaks}) would allow")
 
 
 def measure(name, row, ours, peers, rounds):
