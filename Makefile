@@ -8,7 +8,7 @@ BIN := build/bin
 PYTEST := build/venv/bin/pytest -q -p no:cacheprovider
 
 .PHONY: help setup build model demo test test-unit test-py test-asan test-tsan lint format bench \
-        bench-kernels reference check-reference clean
+        bench-cpu bench-kernels reference check-reference clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,10 @@ reference:
 bench: build model reference ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/engine_bench.py
+
+bench-cpu: build model reference ## The CPU engine beside llama.cpp at length (25 min); writes bench/results/cpu.json (QUICK=1: a few rows)
+	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
+	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick)
 
 bench-kernels: build ## Each CPU kernel against its roofline
 	@$(BIN)/kernels_bench
