@@ -103,6 +103,8 @@ class Machine:
         return row.rate(seconds)
 
     def text(self):
-        peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in self.peaks.items() if peak)
-        return (f"limit: share of what {self.bandwidth / 1e9:.1f} GB/s of memory reading and "
-                f"{self.arithmetic} arithmetic (GFLOP/s out of registers: {peaks}) would allow")
+        text = f"limit: share of what {self.bandwidth / 1e9:.1f} GB/s of memory reading"
+        if self.arithmetic:
+            peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in self.peaks.items() if peak)
+            text += f" and {self.arithmetic} arithmetic (GFLOP/s out of registers: {peaks})"
+        return text + " would allow"
