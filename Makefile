@@ -12,8 +12,8 @@ cmake --preset $(PRESET) >build/cmake.log 2>&1 || { tail -30 build/cmake.log; ex
 ninja -C build/$(PRESET) -j$(JOBS) $(1) && ln -sfn $(PRESET)/bin build/bin
 endef
 
-.PHONY: help setup build build-all model demo test test-unit test-py test-asan test-tsan lint format bench \
-        bench-kernels reference check-reference clean
+.PHONY: help setup build build-all model demo test test-unit test-py test-asan test-tsan lint \
+        format bench bench-cpu bench-kernels reference check-reference clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,7 +68,15 @@ bench: build-all model reference ## Prefill and decode beside llama.cpp, interle
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/engine_bench.py
 
+<<<<<<< HEAD
 bench-kernels: build-all ## Each CPU kernel against its roofline
+=======
+bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at length (25 min); writes bench/results/cpu.json (QUICK=1: a few rows)
+	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
+	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick)
+
+bench-kernels: build ## Each CPU kernel against its roofline
+>>>>>>> h-b
 	@$(BIN)/kernels_bench
 
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference

@@ -2,12 +2,17 @@
 // in turns with something else while both stay loaded.
 //
 //   loopserve-engine-bench --model=F [--backend=auto] [--isa=auto] [--threads=N] [--tp=N]
+//                          [--kv-tokens=N: what the KV pool holds]
 //
 // It prints "ready BACKEND VOCAB CONTEXT" and then answers one line for each on standard input:
 //
 //   prefill TOKENS            -> seconds to compute that many tokens in steps of 512
+//   extend TOKENS HISTORY     -> seconds to compute that many tokens behind a history whose KV is
+//                                there already, in one step: a returning turn
 //   decode BATCH DEPTH STEPS  -> seconds for STEPS tokens of each of BATCH sequences, each with
 //                                DEPTH tokens of its own before
+//   peak bf16|int8|f32        -> operations per second of all threads, out of registers; 0 for an
+//                                arithmetic that the machine lacks
 //   bandwidth MIB             -> bytes per second at which all threads read a buffer of that size
 #include <algorithm>
 #include <cstdint>
@@ -15,16 +20,16 @@
 #include <iostream>
 #include <map>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "bench/machine_peaks.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/engine/rank_group.h"
@@ -39,11 +44,12 @@ using common::TokenId;
 using worker::StepPlan;
 
 constexpr int64_t kStepTokens = 512;
-constexpr int64_t kMaxBatch = 8;
+constexpr int64_t kMaxBatch = 16;
 constexpr int64_t kSpareTokens = 4096;  // for what decoding appends
 
 struct Options {
   std::string model;
+  int64_t kv_tokens = 0;  // 0: room for a prefill of the whole context and kMaxBatch half as long
   worker::RankGroupOptions ranks;
 };
 
@@ -61,10 +67,11 @@ class Runner final {
     ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::ReadModelConfig(*runner->file_));
     const kvstore::KvShape shape =
         worker::KvShapeOf(config, options.ranks.kv_dtype, options.ranks.block_tokens);
-    // One prefill of the whole context and kMaxBatch sequences half as long.
-    const int64_t tokens =
-        config.context_tokens + kMaxBatch * (config.context_tokens / 2 + 1) + kSpareTokens;
-    options.ranks.kv_device_bytes = shape.token_bytes() * static_cast<uint64_t>(tokens);
+    if (options.kv_tokens == 0) {
+      options.kv_tokens =
+          config.context_tokens + kMaxBatch * (config.context_tokens / 2 + 1) + kSpareTokens;
+    }
+    options.ranks.kv_device_bytes = shape.token_bytes() * static_cast<uint64_t>(options.kv_tokens);
     options.ranks.model = {.max_step_tokens = kStepTokens, .max_logit_rows = kMaxBatch};
     ASSIGN_OR_RETURN(runner->ranks_, worker::RankGroup::Create(*runner->file_, options.ranks,
                                                                common::Logger::Null()));
@@ -74,6 +81,15 @@ class Runner final {
   absl::StatusOr<double> Prefill(int64_t tokens) {
     Sequence sequence;
     return Fill(sequence, tokens);
+  }
+
+  absl::StatusOr<double> Extend(int64_t tokens, int64_t history) {
+    if (tokens > kStepTokens) return absl::InvalidArgumentError("that is more than one step");
+    RETURN_IF_ERROR(Prepare(1, history, tokens));
+    auto plan = std::make_shared<StepPlan>();
+    AddPart(sequences_[history][0], history, tokens, *plan);
+    plan->logit_rows = {static_cast<int32_t>(tokens - 1)};
+    return Time(std::move(plan));
   }
 
   absl::StatusOr<double> Decode(int64_t batch, int64_t depth, int64_t steps) {
@@ -144,7 +160,8 @@ class Runner final {
     return seconds;
   }
 
-  // Sequences of their own bytes, as different users have them.
+  // Sequences of `depth` tokens with bytes of their own, as different users have them, and room for
+  // `steps` more: those are written anew by every measurement.
   absl::Status Prepare(int64_t batch, int64_t depth, int64_t steps) {
     std::vector<Sequence>& sequences = sequences_[depth];
     for (auto s = static_cast<int64_t>(sequences.size()); s < batch; ++s) {
@@ -168,46 +185,27 @@ class Runner final {
   std::map<int64_t, std::vector<Sequence>> sequences_;  // by depth
 };
 
-// Plain sums over a buffer no cache holds: the best of three passes.
-double ReadBandwidth(int64_t mebibytes, int threads) {
-  const auto count = static_cast<size_t>(mebibytes) * (size_t{1} << 20) / sizeof(uint64_t);
-  const size_t share = count / static_cast<size_t>(threads);
-  const std::vector<uint64_t> buffer(count, 1);
-  std::vector<uint64_t> sums(static_cast<size_t>(threads));
-  double best = 0;
-  for (int pass = 0; pass < 3; ++pass) {
-    const absl::Time start = absl::Now();
-    {
-      std::vector<std::jthread> readers;
-      for (size_t t = 0; t < sums.size(); ++t) {
-        readers.emplace_back([&, t] {
-          uint64_t sum = 0;
-          for (size_t i = t * share; i < (t + 1) * share; ++i) sum += buffer[i];
-          sums[t] += sum;
-        });
-      }
-    }
-    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-    best = std::max(best, static_cast<double>(share * sums.size() * sizeof(uint64_t)) / seconds);
-  }
-  // Uses the sums, so that reading is not optimised away.
-  return sums[0] == 3 * share ? best : 0;
+absl::StatusOr<double> Peak(const std::string& arithmetic, int threads) {
+  if (arithmetic == "bf16") return PeakOperations(Arithmetic::kBf16, threads);
+  if (arithmetic == "int8") return PeakOperations(Arithmetic::kInt8, threads);
+  if (arithmetic == "f32") return PeakOperations(Arithmetic::kF32, threads);
+  return absl::InvalidArgumentError("peak of bf16, int8 or f32?");
 }
 
 absl::StatusOr<double> Answer(Runner& runner, int threads, const std::string& line) {
-  std::istringstream words(line);
-  std::string command;
-  int64_t a = 0;
-  words >> command >> a;
-  if (words && a > 0) {
-    if (command == "prefill") return runner.Prefill(a);
-    if (command == "bandwidth") return ReadBandwidth(a, threads);
-    int64_t depth = 0;
-    int64_t steps = 0;
-    words >> depth >> steps;
-    if (command == "decode" && words && depth >= 0 && steps > 0) {
-      return runner.Decode(a, depth, steps);
-    }
+  const std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+  if (words.size() == 2 && words[0] == "peak") return Peak(words[1], threads);
+  std::vector<int64_t> n;
+  for (size_t i = 1; i < words.size(); ++i) {
+    if (!absl::SimpleAtoi(words[i], &n.emplace_back()) || n.back() < 0) n.clear();
+  }
+  if (n.size() == 1 && n[0] > 0) {
+    if (words[0] == "prefill") return runner.Prefill(n[0]);
+    if (words[0] == "bandwidth") return ReadBandwidth(n[0], threads);
+  }
+  if (n.size() == 2 && n[0] > 0 && words[0] == "extend") return runner.Extend(n[0], n[1]);
+  if (n.size() == 3 && n[0] > 0 && n[2] > 0 && words[0] == "decode") {
+    return runner.Decode(n[0], n[1], n[2]);
   }
   return absl::InvalidArgumentError("not understood: " + line);
 }
@@ -221,6 +219,8 @@ bool ParseFlag(absl::string_view arg, Options& options) {
     options.ranks.isa = std::string(arg);
   } else if (absl::ConsumePrefix(&arg, "--threads=")) {
     return absl::SimpleAtoi(arg, &options.ranks.threads) && options.ranks.threads > 0;
+  } else if (absl::ConsumePrefix(&arg, "--kv-tokens=")) {
+    return absl::SimpleAtoi(arg, &options.kv_tokens) && options.kv_tokens > 0;
   } else if (absl::ConsumePrefix(&arg, "--tp=")) {
     return absl::SimpleAtoi(arg, &options.ranks.tp) && options.ranks.tp > 0;
   } else {

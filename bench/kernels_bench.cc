@@ -5,95 +5,28 @@
 //   kernels_bench --benchmark_filter=MatMul/.*M:512
 #include <benchmark/benchmark.h>
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
-#include <cmath>
-#include <cstring>
-#include <ctime>
-#include <functional>
-#include <map>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "bench/machine_peaks.h"
 #include "kvstore/block_pool.h"
 #include "worker/backend/backend.h"
 
 namespace loopserve::worker {
 namespace {
 
-// Of this thread: other processes on the machine do not count.
-double CpuSeconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
-
-double BestRate(const std::function<double()>& work) {
-  double best = 0;
-  for (int i = 0; i < 20; ++i) {
-    const double start = CpuSeconds();
-    const double amount = work();
-    best = std::max(best, amount / (CpuSeconds() - start));
-  }
-  return best;
-}
-
-#ifdef __x86_64__
-// 16 independent chains of one instruction, which is written out so that no compiler spills them.
-#define LOOPSERVE_CHAINS(instruction)                                                       \
-  instruction                                                                               \
-      " %%zmm16, %%zmm16, %%zmm0\n" instruction " %%zmm16, %%zmm16, %%zmm1\n" instruction   \
-      " %%zmm16, %%zmm16, %%zmm2\n" instruction " %%zmm16, %%zmm16, %%zmm3\n" instruction   \
-      " %%zmm16, %%zmm16, %%zmm4\n" instruction " %%zmm16, %%zmm16, %%zmm5\n" instruction   \
-      " %%zmm16, %%zmm16, %%zmm6\n" instruction " %%zmm16, %%zmm16, %%zmm7\n" instruction   \
-      " %%zmm16, %%zmm16, %%zmm8\n" instruction " %%zmm16, %%zmm16, %%zmm9\n" instruction   \
-      " %%zmm16, %%zmm16, %%zmm10\n" instruction " %%zmm16, %%zmm16, %%zmm11\n" instruction \
-      " %%zmm16, %%zmm16, %%zmm12\n" instruction " %%zmm16, %%zmm16, %%zmm13\n" instruction \
-      " %%zmm16, %%zmm16, %%zmm14\n" instruction " %%zmm16, %%zmm16, %%zmm15\n"
-#define LOOPSERVE_ROUND(name, instruction, ops)                                                  \
-  __attribute__((target("avx512f"))) double name() {                                             \
-    for (int i = 0; i < 100000; ++i) {                                                           \
-      asm volatile(LOOPSERVE_CHAINS(instruction)::                                               \
-                       : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
-                         "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16"); \
-    }                                                                                            \
-    return 100000.0 * 16 * (ops);                                                                \
-  }
-LOOPSERVE_ROUND(VnniRound, "vpdpbusd", 64 * 2)
-LOOPSERVE_ROUND(FmaRound, "vfmadd231ps", 16 * 2)
-#endif
-
 double PeakOfOneCore(bool bytes) {
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512vnni")) {
-    static const double vnni = BestRate(VnniRound);
-    static const double fma = BestRate(FmaRound);
-    return bytes ? vnni : fma;
-  }
-#endif
-  (void)bytes;
-  return 0;
+  using bench::Arithmetic;
+  static const double int8 = bench::PeakOperations(Arithmetic::kInt8, 1);
+  static const double f32 = bench::PeakOperations(Arithmetic::kF32, 1);
+  return bytes ? int8 : f32;
 }
 
 double MemoryBandwidth() {
-  static const double rate = [] {
-    std::vector<uint64_t> data(size_t{32} << 20, 1);
-    return BestRate([&data] {
-      uint64_t sums[8] = {};
-      for (size_t i = 0; i < data.size(); i += 8) {
-        __builtin_prefetch(&data[i] + 512);
-        for (size_t j = 0; j < 8; ++j) sums[j] += data[i + j];
-      }
-      benchmark::DoNotOptimize(sums);
-      return static_cast<double>(data.size() * sizeof(uint64_t));
-    });
-  }();
+  static const double rate = bench::ReadBandwidth(256, 1);
   return rate;
 }
 

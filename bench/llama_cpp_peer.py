@@ -2,20 +2,24 @@
 
 import ctypes
 import os
+import re
 import time
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
 
 GGML_TYPE_F16 = 1
+FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q8_0": 7}  # enum llama_ftype
+_log = []
 
 
 @ll.llama_log_callback
-def _drop_log(_level, _text, _data):
-    """llama.cpp reports a lot while it loads."""
+def _keep_log(_level, text, _data):
+    """llama.cpp reports a lot while it loads: not for the screen."""
+    _log.append(text)
 
 
-ll.llama_log_set(_drop_log, None)
+ll.llama_log_set(_keep_log, None)
 
 
 class Model:
@@ -26,11 +30,19 @@ class Model:
         params = ll.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = 0
+        _log.clear()
         self.handle = ll.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self.vocab = ll.llama_model_get_vocab(self.handle)
         self.n_vocab = ll.llama_vocab_n_tokens(self.vocab)
+        # Where the weights went, in MiB: CPU_Mapped stays as the file has it, CPU_REPACK is laid out
+        # for wide vectors, AMX for tiles.
+        self.buffers = {name: float(size) for name, size in re.findall(
+            r"(\S+) model buffer size = +([\d.]+) MiB", b"".join(_log).decode(errors="replace"))}
+
+    def close(self):
+        ll.llama_model_free(self.handle)
 
     def tokenize(self, text, special=False):
         """Ids of any bytes, without BOS."""
@@ -41,14 +53,14 @@ class Model:
         return list(ids[:count])
 
 
-def expand(path, out):
-    """Lets llama.cpp write the file's weights as F32: the same values, computed with in float."""
+def quantize(path, out, kind):
+    """Lets llama.cpp write the file's weights in another of FILE_TYPES."""
     params = ll.llama_model_quantize_default_params()
-    params.ftype = 0  # LLAMA_FTYPE_ALL_F32
+    params.ftype = FILE_TYPES[kind]
     params.allow_requantize = True
     code = ll.llama_model_quantize(os.fsencode(path), os.fsencode(out), params)
     if code != 0:
-        raise RuntimeError(f"llama.cpp cannot expand {path}: {code}")
+        raise RuntimeError(f"llama.cpp cannot write {path} as {kind}: {code}")
 
 
 class Context:
@@ -103,6 +115,10 @@ class Context:
                         all_logits or (last and i + 1 == len(chunk)))
                        for i, token in enumerate(chunk)])
             yield len(chunk)
+
+    def fill(self, tokens, first, sequence=0):
+        for _ in self.append(tokens, first, sequence):
+            pass
 
     def row(self, i):
         """Logits of row i of the last step (-1: the last that was wanted), a view."""

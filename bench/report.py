@@ -4,7 +4,8 @@
         {"id": "decode_b1_d0", "unit": "tokens/s", "ours": 1, "peer": 2, "ratio": 0.5, "limit": 0.3}]}
 
 ratio is ours / peer in the sense that more is better; limit is the share of what the machine could
-do at most. Either is null where there is none.
+do at most. Either is null where there is none. Rows of several rounds hold medians and say between
+what the rounds lay: ours_min, ours_max, peer_min, peer_max.
 """
 
 import json
@@ -60,6 +61,12 @@ def row(identifier, unit, ours, peer=None, limit=None, lower_is_better=False):
             "ratio": _round(ratio), "limit": _round(share)}
 
 
+def with_ranges(line, ours, peer):
+    """The row with the smallest and the largest of all rounds of each side."""
+    return {**line, "ours_min": _round(min(ours)), "ours_max": _round(max(ours)),
+            "peer_min": _round(min(peer)), "peer_max": _round(max(peer))}
+
+
 def _round(value):
     return None if value is None else float(f"{value:.4g}")
 
@@ -98,4 +105,11 @@ def _cell(value):
 
 def rows_table(rows):
     keys = ("id", "unit", "ours", "peer", "ratio", "limit")
-    return table(keys, [[line[key] for key in keys] for line in rows])
+    header, cells = list(keys), [[line[key] for key in keys] for line in rows]
+    if rows and "ours_min" in rows[0]:
+        header[3:4] = ["rounds", "peer", "rounds"]
+        for line, row in zip(cells, rows):
+            ours, peer = (f"{_cell(row[f'{side}_min'])}-{_cell(row[f'{side}_max'])}"
+                          for side in ("ours", "peer"))
+            line[3:4] = [ours, line[3], peer]
+    return table(header, cells)

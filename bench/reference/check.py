@@ -124,7 +124,7 @@ def check_logits(tools, scratch, options):
 
     say(f"logits of {len(tokens)} tokens: llama.cpp, the file's weights in float")
     expanded = scratch / "expanded.gguf"
-    peer.expand(options.model, expanded)
+    peer.quantize(options.model, expanded, "F32")  # the same values, computed with in float
     theirs = peer_logits(expanded, tokens)
     expanded.unlink()
     say("the same: llama.cpp as it is used, activations in 8 bits")
