@@ -68,15 +68,11 @@ bench: build-all model reference ## Prefill and decode beside llama.cpp, interle
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/engine_bench.py
 
-<<<<<<< HEAD
-bench-kernels: build-all ## Each CPU kernel against its roofline
-=======
 bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at length (25 min); writes bench/results/cpu.json (QUICK=1: a few rows)
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick)
 
-bench-kernels: build ## Each CPU kernel against its roofline
->>>>>>> h-b
+bench-kernels: build-all ## Each CPU kernel against its roofline
 	@$(BIN)/kernels_bench
 
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference
