@@ -196,7 +196,7 @@ class CpuBackend final : public Backend {
       RETURN_IF_ERROR(CheckSequence(seq, k.rows, kv));
     }
     for (const AttentionSequence& seq : sequences) {
-      for (int64_t r = 0; r < seq.rows; ++r) {
+      ForRows(k.Rows(seq.first_row, seq.rows), [&](int64_t r) {
         const int64_t position = seq.kv_tokens - seq.rows + r;
         const common::BlockId block =
             seq.blocks[static_cast<size_t>(position / shape.block_tokens)];
@@ -209,7 +209,7 @@ class CpuBackend final : public Backend {
           StoreVector(v.row(seq.first_row + r) + col, shape, slot,
                       base + shape.offset(layer, KvSide::kValue, h));
         }
-      }
+      });
     }
     return absl::OkStatus();
   }

@@ -30,6 +30,7 @@ struct MatMulPart {
   const std::byte* tiles;
   size_t tile_bytes;
   int64_t rows;
+  int tile_rows;         // rows of each tile but the last, up to kRowTile
   int outputs;           // valid ones of the panel
   std::byte* workspace;  // workspace_bytes(cols) of this thread's own, on a cache line
   float* out;            // [rows, outputs]

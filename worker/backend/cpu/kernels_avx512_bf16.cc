@@ -275,11 +275,11 @@ void Tiles(const MatMulPart& part) {
                                            TileRows<L, 5, kUnpacked>, TileRows<L, 6, kUnpacked>};
   const std::byte* tile = part.tiles;
   float* out = part.out;
-  for (int64_t row = 0; row < part.rows; row += kRowTile) {
-    const int64_t rows = part.rows - row < kRowTile ? part.rows - row : kRowTile;
-    kRows[rows - 1](part, tile, out);
+  for (int64_t row = 0; row < part.rows; row += part.tile_rows) {
+    const int64_t left = part.rows - row;
+    kRows[(left < part.tile_rows ? left : part.tile_rows) - 1](part, tile, out);
     tile += part.tile_bytes;
-    out += kRowTile * part.out_stride;
+    out += part.tile_rows * part.out_stride;
   }
 }
 

@@ -37,6 +37,7 @@ class MatMulRunner final {
   void Run(TensorView x, std::span<const Matrix* const> weights, std::span<const TensorView> outs);
 
  private:
+  void CutRows(int64_t rows);
   void Prepare(TensorView x);
   void RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
                 int64_t first_tile, int64_t end_tile, int thread);
@@ -45,6 +46,8 @@ class MatMulRunner final {
   WorkCrew& crew_;
   CacheLines tiles_;       // the rows as the kernels want them, tile after tile
   CacheLines workspaces_;  // one per thread
+  int64_t row_tiles_ = 0;
+  int64_t tile_rows_ = 0;
   size_t tile_bytes_ = 0;
   size_t workspace_bytes_ = 0;
 };

@@ -342,15 +342,16 @@ struct MatMulKernels {
                     .out = part.out,
                     .out_stride = part.out_stride};
     const std::byte* prepared = part.tiles;
-    for (int64_t row = 0; row < part.rows; row += kRowTile, prepared += part.tile_bytes) {
-      tile.rows = part.rows - row < kRowTile ? static_cast<int>(part.rows - row) : kRowTile;
+    for (int64_t row = 0; row < part.rows; row += part.tile_rows, prepared += part.tile_bytes) {
+      const int64_t left = part.rows - row;
+      tile.rows = left < part.tile_rows ? static_cast<int>(left) : part.tile_rows;
       if (prepared != nullptr) {
         tile.quant = TileAt(const_cast<std::byte*>(prepared), part.cols);
       }
       rows(tile);
       tile.prefetch = false;
-      tile.x += kRowTile * part.x_stride;
-      tile.out += kRowTile * part.out_stride;
+      tile.x += part.tile_rows * part.x_stride;
+      tile.out += part.tile_rows * part.out_stride;
     }
   }
   template <BlockLayout L>

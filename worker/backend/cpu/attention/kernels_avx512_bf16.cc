@@ -113,7 +113,7 @@ LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, float (*scores)[kKeyC
   }
 }
 
-// 2^x within 1e-4 of the value, which is then rounded to 2^-9 anyway; 0 below -126.
+// 2^x within 1e-4 of the value, which is then rounded to 2^-8 anyway; 0 below -126.
 LOOPSERVE_INLINE F RoughExp2(F x) {
   const F magic = S::Set1(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the nearest integer
   const F shifted = S::Add(x, magic);

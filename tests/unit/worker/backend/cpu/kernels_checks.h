@@ -139,7 +139,7 @@ class PanelChecks {
       }
     }
     for (const int rows : {2, 3, 4, 5, 6, 7, 12, kMostRows}) {
-      const std::vector<float> out = Multiply(0, rows);
+      const std::vector<float> out = Multiply(0, rows, rows % 2 == 0 ? 4 : kRowTile);
       for (int r = 0; r < rows; ++r) {
         for (int n = 0; n < kOutputs; ++n) {
           ASSERT_EQ(out[static_cast<size_t>(r * kStride + n)],
@@ -166,15 +166,15 @@ class PanelChecks {
   }
 
   // Rows [first, first + rows) of x.
-  std::vector<float> Multiply(int first, int rows) {
+  std::vector<float> Multiply(int first, int rows, int tile_rows = kRowTile) {
     const float* x = x_.data() + first * cols_;
-    const int tiles = (rows + kRowTile - 1) / kRowTile;
+    const int tiles = (rows + tile_rows - 1) / tile_rows;
     const size_t tile_bytes = kernels_.tile_bytes(cols_);
     CacheLines prepared, workspace;
     prepared.Grow(tile_bytes * static_cast<size_t>(tiles));
     workspace.Grow(kernels_.workspace_bytes(cols_));
     for (int t = 0; t < tiles; ++t) {
-      kernels_.prepare(x + t * kRowTile * cols_, cols_, std::min(kRowTile, rows - t * kRowTile),
+      kernels_.prepare(x + t * tile_rows * cols_, cols_, std::min(tile_rows, rows - t * tile_rows),
                        cols_, prepared.data() + static_cast<size_t>(t) * tile_bytes);
     }
     std::vector<float> out(static_cast<size_t>(rows * kStride), 77.0f);
@@ -186,6 +186,7 @@ class PanelChecks {
          .tiles = matrix_->quantised() ? prepared.data() : nullptr,
          .tile_bytes = tile_bytes,
          .rows = rows,
+         .tile_rows = tile_rows,
          .outputs = kOutputs,
          .workspace = workspace.data(),
          .out = out.data(),
