@@ -90,6 +90,7 @@ class StepLoopEngine final : public Engine {
   void Handle(std::vector<Event> events);
   void On(Opened& event);
   void On(Restored& event);
+  void On(Parked& event);
   void On(Cancelled& event);
   void On(Closed& event) { Forget(event.ticket); }
   void On(Wake&) {}
@@ -108,6 +109,7 @@ class StepLoopEngine final : public Engine {
   bool Step();
   Schedule PlanNext();
   void Preempt(Owned sequence);
+  void Park(Sequence& sequence);
   void AllocateFor(std::vector<StepItem>& items);
   absl::Status RunItems(const std::vector<StepItem>& items);
   void MeasurePrefill(int64_t rows, absl::Duration took);
@@ -140,6 +142,7 @@ class StepLoopEngine final : public Engine {
   absl::flat_hash_set<TurnTicket> cancelled_early_;
   uint64_t admissions_ = 0;
   bool blocked_on_blocks_ = false;
+  int64_t parking_blocks_ = 0;  // that become free when turns have been parked
   std::vector<Claimant> waiting_claims_, running_claims_;  // scratch
   FairShare share_;
   StepCost cost_;
@@ -224,6 +227,8 @@ absl::Duration StepLoopEngine::IdleTime() const {
   absl::Time next = absl::InfiniteFuture();
   for (const Owned& sequence : waiting_) next = std::min(next, sequence->spec.deadline);
   for (const Owned& sequence : running_) next = std::min(next, sequence->spec.deadline);
+  // Parking frees one block after the other.
+  if (parking_blocks_ > 0) return absl::Milliseconds(1);
   return std::max(absl::Milliseconds(1), next - clock_.Now());
 }
 
@@ -247,6 +252,13 @@ void StepLoopEngine::On(Restored& event) {
   for (Owned& sequence : running_) {
     if (sequence->ticket != event.ticket || sequence->admission != event.admission) continue;
     TakeRestored(*sequence, event.result, limits_.block_tokens, clock_.Now());
+  }
+}
+
+void StepLoopEngine::On(Parked& event) {
+  parking_blocks_ -= event.blocks;
+  for (Owned& sequence : waiting_) {
+    if (sequence->ticket == event.ticket) sequence->parking = false;
   }
 }
 
@@ -316,8 +328,10 @@ void StepLoopEngine::Admit() {
     ClaimsOf(waiting_, waiting_claims_);
     ClaimsOf(running_, running_claims_);
     const size_t next = *NextToAdmit(waiting_claims_, running_claims_);
+    if (waiting_[next]->parking) return;
     const bool full = static_cast<int64_t>(running_.size()) >= options_.max_batch;
     if (!full && AdmitAt(next)) continue;
+    if (!full && parking_blocks_ > 0) return;  // more are about to come
     if (!MakeWayFor(waiting_[next]->spec.tenant)) return;
   }
 }
@@ -391,7 +405,7 @@ Schedule StepLoopEngine::PlanNext() {
   int64_t free = kv_.pool().free_blocks();
   // A step takes at most one block per sequence, so the exact count matters only below that.
   if (free < static_cast<int64_t>(running_.size())) {
-    free = kv_.available_blocks();
+    free = kv_.available_blocks() + parking_blocks_;
     for (size_t i = 0; i < views.size(); ++i) {
       views[i].freed_blocks = kv_.FreedBy(running_[i]->blocks);
     }
@@ -399,16 +413,29 @@ Schedule StepLoopEngine::PlanNext() {
   return PlanStep(limits_, views, free, cost_, share_);
 }
 
-// Back to the queue; what was computed stays on the device as long as nobody needs the room.
+// Back to the queue. Nothing of a turn that must leave no trace is kept.
 void StepLoopEngine::Preempt(Owned sequence) {
   metrics_.preemptions->Increment();
-  if (!sequence->spec.ephemeral) {
-    const int64_t full = sequence->kv_tokens / limits_.block_tokens * limits_.block_tokens;
-    const auto begin = sequence->tokens.begin();
-    kv_.Keep(sequence->root, {begin, begin + full}, std::move(sequence->blocks), false);
-  }
+  if (!sequence->spec.ephemeral) Park(*sequence);
   GiveUpBlocks(*sequence);
   Enqueue(std::move(sequence));
+}
+
+// What was computed stays on the device as long as nobody needs the room, and goes to the store, as
+// at the end of a turn: it comes back from there and is not computed again.
+void StepLoopEngine::Park(Sequence& sequence) {
+  const auto begin = sequence.tokens.begin();
+  std::vector<TokenId> tokens(begin, begin + sequence.kv_tokens);
+  if (!kv_.has_store()) {
+    return kv_.Keep(sequence.root, std::move(tokens), std::move(sequence.blocks), false);
+  }
+  const int64_t blocks = kv_.FreedBy(sequence.blocks);
+  parking_blocks_ += blocks;
+  sequence.parking = true;
+  kv_.Keep(sequence.root, std::move(tokens), std::move(sequence.blocks), true,
+           [inbox = inbox_, ticket = sequence.ticket, blocks] {
+             inbox->Post(Parked{ticket, blocks});
+           });
 }
 
 // Blocks can be short only while the store still holds some: who gets none waits for a step.

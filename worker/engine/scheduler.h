@@ -8,8 +8,8 @@
 //      to take no longer than max_step_time. Some rows of prefill always find room.
 // How a prompt is cut does not change its KV: every operation is row independent, bit for bit.
 //
-// When a sequence needs a block and none is free, the youngest sequence gives up its own and goes
-// back to the queue. Age is the order of submission and outlives a preemption, so the oldest
+// When a sequence needs a block and none is free, the youngest sequence gives up its own, which are
+// parked in the store, and goes back to the queue. Age is the order of submission and outlives a preemption, so the oldest
 // sequence always advances and nobody starves. A sequence whose KV is being restored cannot be
 // preempted: whoever needs its blocks waits for it.
 //

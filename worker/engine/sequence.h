@@ -45,6 +45,7 @@ struct Sequence {
   std::vector<kvstore::BlockHandle> blocks;
   int64_t kv_tokens = 0;
   bool restoring = false;
+  bool parking = false;    // preempted, and its KV is being saved
   uint64_t admission = 0;  // tells this restore from one before a preemption
   LinePlan lines;          // the policy's, while a step runs
   WorkingSet working_set;

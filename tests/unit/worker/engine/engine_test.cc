@@ -186,6 +186,40 @@ TEST(Engine, PreemptionDoesNotChangeTokens) {
   EXPECT_EQ(worker.available(), 14);
 }
 
+// Rows that the model has computed, over all steps.
+double ComputedRows(EngineFixture& worker) {
+  return MetricOf(worker, "loopserve_engine_step_tokens_sum{model=\"tiny\"}");
+}
+
+TEST(Engine, APreemptedTurnIsParkedAndNotComputedAgain) {
+  const testing::ManualClock clock;  // stands still: what is stored is loaded
+  const auto run = [&](EngineFixture& worker) {
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (uint32_t i = 0; i < 4; ++i) sinks.push_back(worker.Start(SpecOf("", Text(20, i), 60)));
+    std::vector<Tokens> answers;
+    for (const auto& sink : sinks) {
+      ExpectAddsUp(sink->Wait(), 20);
+      answers.push_back(sink->Wait().tokens);
+    }
+    return answers;
+  };
+  EngineFixture roomy({.blocks = 200, .clock = &clock});
+  const std::vector<Tokens> expected = run(roomy);
+  EngineFixture worker({.blocks = 14,
+                        .store =
+                            [](kvstore::KvBlockPool& pool, kvstore::KvMetrics& metrics) {
+                              return *kvstore::CreateKvStore({.host_bytes = 1 << 24}, pool, metrics,
+                                                             common::Logger::Null());
+                            },
+                        .clock = &clock});
+  EXPECT_EQ(run(worker), expected);
+  const double preemptions = MetricOf(worker, "loopserve_engine_preemptions_total{model=\"tiny\"}");
+  EXPECT_GT(preemptions, 0);
+  // Only a last token, whose logits were still wanted.
+  EXPECT_LE(ComputedRows(worker), ComputedRows(roomy) + preemptions);
+  EXPECT_EQ(worker.available(), 14);
+}
+
 TEST(Engine, AnyNumberOfRanksSaysTheSame) {
   EngineFixture one({.tp = 1});
   const Tokens expected = one.Complete(Text(40), 12).tokens;
