@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "worker/engine/speculation.h"
 
 namespace loopserve::worker {
 
@@ -29,6 +30,8 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.AddDuration("max-step-time", &max_step_time,
                     "How long a step may take while anybody waits for the next token (0s: any "
                     "time): limits the prefill beside it");
+  flags.Add("speculative-ngram", &speculative_ngram,
+            "Guess tokens from repetitions of the text: auto, off, or how many at once");
   flags.Add("max-sessions", &max_sessions, "Session records kept in memory");
   flags.AddDuration("drain-settle", &drain_settle,
                     "How long routers get to notice that this worker stops");
@@ -64,6 +67,9 @@ absl::Status WorkerConfig::Check() const {
   if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
   if (max_step_time < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--max-step-time must be at least 0s");
+  }
+  if (absl::Status status = SpeculationOptions::Parse(speculative_ngram).status(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--speculative-ngram: ", status.message()));
   }
   if (log_format != "text" && log_format != "json") {
     return absl::InvalidArgumentError("--log-format must be text or json");

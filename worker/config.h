@@ -32,6 +32,7 @@ struct WorkerConfig {
   int max_queue = 64;
   int max_step_tokens = 512;
   absl::Duration max_step_time = absl::Milliseconds(50);
+  std::string speculative_ngram = "auto";
   int max_sessions = 4096;
   // Life cycle and logs.
   absl::Duration drain_settle = absl::ZeroDuration();

@@ -31,6 +31,14 @@ std::string ModelName(const WorkerConfig& config) {
   return std::string(absl::StripSuffix(path.substr(path.rfind('/') + 1), ".gguf"));
 }
 
+SpeculationOptions SpeculationOf(const WorkerConfig& config) {
+  return *SpeculationOptions::Parse(config.speculative_ngram);
+}
+
+int64_t LogitRows(const WorkerConfig& config) {
+  return config.max_batch + (SpeculationOf(config).max_rows > 0 ? kMaxDraftRows : 0);
+}
+
 absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
                                                      const GgufFile& file, common::Logger& log) {
   RankGroupOptions options;
@@ -39,7 +47,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   options.backend = config.backend;
   options.kv_device_bytes = config.kv_device_bytes;
   options.model.max_step_tokens = config.max_step_tokens;
-  options.model.max_logit_rows = config.max_batch;
+  options.model.max_logit_rows = LogitRows(config);
   return RankGroup::Create(file, options, log);
 }
 
@@ -60,6 +68,8 @@ EngineOptions EngineOptionsOf(const WorkerConfig& config, const Tokenizer& token
   options.max_batch = config.max_batch;
   options.max_step_tokens = config.max_step_tokens;
   options.max_step_time = config.max_step_time;
+  options.speculation = SpeculationOf(config);
+  options.max_logit_rows = LogitRows(config);
   options.max_queue = config.max_queue;
   if (chat != nullptr) {
     options.eos_token_ids.assign(chat->StopTokens().begin(), chat->StopTokens().end());

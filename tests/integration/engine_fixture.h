@@ -128,6 +128,7 @@ class EngineFixture {
     int64_t max_batch = 4;
     int64_t max_step_tokens = 32;
     absl::Duration max_step_time = absl::ZeroDuration();
+    worker::SpeculationOptions speculation;
     int64_t max_queue = 64;
     std::vector<common::TokenId> eos;
     // Builds the store over the pool; null: no store.
@@ -144,7 +145,8 @@ class EngineFixture {
     group.threads = options.tp;
     group.backend = options.backend;
     group.block_tokens = options.block_tokens;
-    group.model = {.max_step_tokens = options.max_step_tokens, .max_logit_rows = options.max_batch};
+    group.model = {.max_step_tokens = options.max_step_tokens,
+                   .max_logit_rows = options.max_batch + worker::kMaxDraftRows};
     const auto config = *worker::ReadModelConfig(*file);
     group.kv_device_bytes =
         options.blocks *
@@ -214,6 +216,8 @@ class EngineFixture {
     engine_options.max_batch = options.max_batch;
     engine_options.max_step_tokens = options.max_step_tokens;
     engine_options.max_step_time = options.max_step_time;
+    engine_options.speculation = options.speculation;
+    engine_options.max_logit_rows = options.max_batch + worker::kMaxDraftRows;
     engine_options.max_queue = options.max_queue;
     engine_options.eos_token_ids = options.eos;
     engine = *worker::Engine::Create(engine_options, *ranks, *kv, *sessions, clock, *own_metrics,

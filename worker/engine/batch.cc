@@ -6,12 +6,13 @@ namespace loopserve::worker {
 namespace {
 
 // Points the part at the policy's choice; leaves it dense when the policy makes none.
-absl::Status AskPolicy(Sequence& sequence, const ModelConfig& model, StepPlan::Part& part) {
+absl::Status AskPolicy(Sequence& sequence, const ModelConfig& model, bool decodes,
+                       StepPlan::Part& part) {
   const StepView step{.rows = part.rows,
                       .kv_tokens = part.kv_tokens,
                       .q_heads = model.q_heads,
                       .kv_heads = model.kv_heads};
-  if (part.rows > 1) {
+  if (!decodes) {
     ASSIGN_OR_RETURN(const bool sparse, sequence.policy->PlanPrefill(step, sequence.lines));
     if (sparse) part.lines = &sequence.lines;
   } else {
@@ -19,6 +20,13 @@ absl::Status AskPolicy(Sequence& sequence, const ModelConfig& model, StepPlan::P
     if (sparse) part.working_set = &sequence.working_set;
   }
   return absl::OkStatus();
+}
+
+// A known token, or a guess of one that follows them.
+common::TokenId TokenAt(const Sequence& sequence, int64_t position) {
+  const int64_t known = sequence.known_tokens();
+  return position < known ? sequence.tokens[static_cast<size_t>(position)]
+                          : sequence.guesser->guess()[static_cast<size_t>(position - known)];
 }
 
 }  // namespace
@@ -32,28 +40,43 @@ SequenceView ViewOf(const Sequence& sequence) {
           .restoring = sequence.restoring};
 }
 
-absl::StatusOr<std::shared_ptr<const StepPlan>> MakeStepPlan(
-    std::span<const StepItem> items, std::span<const std::unique_ptr<Sequence>> sequences,
-    const ModelConfig& model, int64_t block_tokens) {
-  auto plan = std::make_shared<StepPlan>();
-  for (const StepItem& item : items) {
+void Clear(StepPlan& plan) {
+  for (StepPlan::Part& part : plan.parts) part.lines = nullptr, part.working_set = nullptr;
+  plan.written.clear();
+  plan.tokens.clear();
+  plan.positions.clear();
+  plan.logit_rows.clear();
+}
+
+absl::Status FillStepPlan(std::span<const StepItem> items,
+                          std::span<const std::unique_ptr<Sequence>> sequences,
+                          const ModelConfig& model, int64_t block_tokens, StepPlan& plan) {
+  Clear(plan);
+  plan.parts.resize(items.size());
+  for (size_t at = 0; at < items.size(); ++at) {
+    const StepItem& item = items[at];
     Sequence& sequence = *sequences[item.index];
-    StepPlan::Part part{.rows = item.rows, .kv_tokens = sequence.kv_tokens + item.rows};
+    StepPlan::Part& part = plan.parts[at];
+    part.rows = item.rows;
+    part.kv_tokens = sequence.kv_tokens + item.rows;
     for (int64_t position = sequence.kv_tokens; position < part.kv_tokens; ++position) {
-      plan->tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
-      plan->positions.push_back(static_cast<int32_t>(position));
+      plan.tokens.push_back(TokenAt(sequence, position));
+      plan.positions.push_back(static_cast<int32_t>(position));
     }
-    if (item.completes) plan->logit_rows.push_back(static_cast<int32_t>(plan->tokens.size() - 1));
+    for (int64_t i = item.completes ? item.drafts : -1; i >= 0; --i) {
+      plan.logit_rows.push_back(static_cast<int32_t>(plan.tokens.size()) - 1 -
+                                static_cast<int32_t>(i));
+    }
+    part.blocks.clear();
     const int64_t blocks = (part.kv_tokens + block_tokens - 1) / block_tokens;
     for (int64_t i = 0; i < blocks; ++i) {
       const kvstore::BlockHandle& block = sequence.blocks[static_cast<size_t>(i)];
       part.blocks.push_back(block.id());
-      if (i >= sequence.kv_tokens / block_tokens) plan->written.push_back(block);
+      if (i >= sequence.kv_tokens / block_tokens) plan.written.push_back(block);
     }
-    RETURN_IF_ERROR(AskPolicy(sequence, model, part));
-    plan->parts.push_back(std::move(part));
+    RETURN_IF_ERROR(AskPolicy(sequence, model, item.rows - item.drafts == 1, part));
   }
-  return plan;
+  return absl::OkStatus();
 }
 
 }  // namespace loopserve::worker

@@ -4,7 +4,7 @@
 #include <memory>
 #include <span>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "worker/engine/scheduler.h"
 #include "worker/engine/sequence.h"
 #include "worker/engine/step.h"
@@ -16,11 +16,13 @@ namespace loopserve::worker {
 // knows it.
 SequenceView ViewOf(const Sequence& sequence);
 
-// One part per item, in order. Every item's sequence holds the blocks for its rows already; its KV
-// policy is asked here. The plan points into the sequences (blocks are copied, policy plans are
-// not), which must stay until the step is over.
-absl::StatusOr<std::shared_ptr<const StepPlan>> MakeStepPlan(
-    std::span<const StepItem> items, std::span<const std::unique_ptr<Sequence>> sequences,
-    const ModelConfig& model, int64_t block_tokens);
+// Replaces `plan`: one part per item, in order. Every item's sequence holds the blocks for its rows
+// already; its KV policy is asked here. The plan points into the sequences (blocks are copied,
+// policy plans are not), which must stay until the step is over. Memory is reused, so that a plan
+// like the last one allocates nothing.
+absl::Status FillStepPlan(std::span<const StepItem> items,
+                          std::span<const std::unique_ptr<Sequence>> sequences,
+                          const ModelConfig& model, int64_t block_tokens, StepPlan& plan);
+void Clear(StepPlan& plan);
 
 }  // namespace loopserve::worker

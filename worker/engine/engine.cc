@@ -58,15 +58,20 @@ class StepLoopEngine final : public Engine {
                 .block_tokens = ranks.pool().shape().block_tokens,
                 .max_step_time = options.max_step_time > absl::ZeroDuration()
                                      ? options.max_step_time
-                                     : absl::InfiniteDuration()},
+                                     : absl::InfiniteDuration(),
+                .max_draft_rows = std::max<int64_t>(0, options.max_logit_rows - options.max_batch)},
         ranks_(ranks),
         kv_(kv),
         clock_(clock),
         log_(log),
         metrics_(metrics, options.model_name, context_tokens, ranks.size(), kv.restored_bits()),
-        turn_io_({context_tokens, ranks.config().vocab, options.policy}, sessions, kv, clock,
-                 metrics_),
+        turn_io_({.context_tokens = context_tokens,
+                  .vocab = ranks.config().vocab,
+                  .policy = options.policy,
+                  .speculates = options.speculation.max_rows > 0 && limits_.max_draft_rows > 0},
+                 sessions, kv, clock, metrics_),
         inbox_(std::make_shared<Inbox>()),
+        scheduler_(limits_),
         ledger_(options.max_queue),
         io_("turn-io", options.io_threads),
         loop_(common::NamedThread("engine", [this](std::stop_token) { Loop(); })) {}
@@ -90,6 +95,7 @@ class StepLoopEngine final : public Engine {
   void Handle(std::vector<Event> events);
   void On(Opened& event);
   void On(Restored& event);
+  void On(Parked& event);
   void On(Cancelled& event);
   void On(Closed& event) { Forget(event.ticket); }
   void On(Wake&) {}
@@ -106,15 +112,19 @@ class StepLoopEngine final : public Engine {
 
   // One step. True when there was something to run.
   bool Step();
-  Schedule PlanNext();
+  void PlanNext();
+  void ChooseDrafts();
   void Preempt(Owned sequence);
-  void AllocateFor(std::vector<StepItem>& items);
-  absl::Status RunItems(const std::vector<StepItem>& items);
+  void Park(Sequence& sequence);
+  void AllocateForItems();
+  absl::Status RunItems();
+  absl::StatusOr<StepResult> RunModel();
   void MeasurePrefill(int64_t rows, absl::Duration took);
-  void Advance(const StepItem& item, std::span<const float> logits);
+  void Advance(const StepItem& item, const TensorView& logits);
+  std::optional<FinishReason> TakeTokens(Sequence& sequence, const StepItem& item,
+                                         const TensorView& logits);
   void OnFirstToken(Sequence& sequence);
   std::optional<FinishReason> Emit(Sequence& sequence, std::span<const float> logits);
-  std::vector<TokenId> StopTokensOf(const Sequence& sequence) const;
 
   // The ends of a turn. After these the step loop has let go of it.
   void Close(Owned sequence, FinishReason reason);
@@ -140,7 +150,13 @@ class StepLoopEngine final : public Engine {
   absl::flat_hash_set<TurnTicket> cancelled_early_;
   uint64_t admissions_ = 0;
   bool blocked_on_blocks_ = false;
+  int64_t parking_blocks_ = 0;  // that become free when turns have been parked
   std::vector<Claimant> waiting_claims_, running_claims_;  // scratch
+  std::vector<SequenceView> views_;                        // scratch
+  std::vector<StepItem> items_;                            // of the step at hand
+  std::vector<size_t> preempt_;
+  std::shared_ptr<StepPlan> plan_;  // reused, unless a rank still holds it
+  Scheduler scheduler_;
   FairShare share_;
   StepCost cost_;
   double prefill_rows_ = 0;
@@ -224,6 +240,8 @@ absl::Duration StepLoopEngine::IdleTime() const {
   absl::Time next = absl::InfiniteFuture();
   for (const Owned& sequence : waiting_) next = std::min(next, sequence->spec.deadline);
   for (const Owned& sequence : running_) next = std::min(next, sequence->spec.deadline);
+  // Parking frees one block after the other.
+  if (parking_blocks_ > 0) return absl::Milliseconds(1);
   return std::max(absl::Milliseconds(1), next - clock_.Now());
 }
 
@@ -240,6 +258,11 @@ void StepLoopEngine::On(Opened& event) {
   if (!event.replayed.ok()) return Fail(std::move(sequence), event.replayed.status());
   if (*event.replayed) return Forget(sequence->ticket);
   if (cancelled) return CancelNow(std::move(sequence));
+  sequence->stops = sequence->spec.sampling.stop_token_ids;
+  if (!sequence->spec.sampling.ignore_eos) {
+    sequence->stops.insert(sequence->stops.end(), options_.eos_token_ids.begin(),
+                           options_.eos_token_ids.end());
+  }
   Enqueue(std::move(sequence));
 }
 
@@ -247,6 +270,13 @@ void StepLoopEngine::On(Restored& event) {
   for (Owned& sequence : running_) {
     if (sequence->ticket != event.ticket || sequence->admission != event.admission) continue;
     TakeRestored(*sequence, event.result, limits_.block_tokens, clock_.Now());
+  }
+}
+
+void StepLoopEngine::On(Parked& event) {
+  parking_blocks_ -= event.blocks;
+  for (Owned& sequence : waiting_) {
+    if (sequence->ticket == event.ticket) sequence->parking = false;
   }
 }
 
@@ -316,8 +346,10 @@ void StepLoopEngine::Admit() {
     ClaimsOf(waiting_, waiting_claims_);
     ClaimsOf(running_, running_claims_);
     const size_t next = *NextToAdmit(waiting_claims_, running_claims_);
+    if (waiting_[next]->parking) return;
     const bool full = static_cast<int64_t>(running_.size()) >= options_.max_batch;
     if (!full && AdmitAt(next)) continue;
+    if (!full && parking_blocks_ > 0) return;  // more are about to come
     if (!MakeWayFor(waiting_[next]->spec.tenant)) return;
   }
 }
@@ -372,48 +404,97 @@ void StepLoopEngine::StartRestore(Sequence& sequence) {
 // --- One step
 
 bool StepLoopEngine::Step() {
-  Schedule schedule = PlanNext();
-  for (size_t index : schedule.preempt) Preempt(std::move(running_[index]));
-  AllocateFor(schedule.items);
-  if (!schedule.items.empty()) {
-    const absl::Status status = RunItems(schedule.items);
-    for (const StepItem& item : schedule.items) {
+  PlanNext();
+  for (const size_t index : preempt_) Preempt(std::move(running_[index]));
+  AllocateForItems();
+  const bool ran = !items_.empty();
+  if (ran) {
+    const absl::Status status = RunItems();
+    for (const StepItem& item : items_) {
       if (!status.ok()) Fail(std::move(running_[item.index]), StepError(status));
     }
   }
   std::erase(running_, nullptr);
-  return !schedule.items.empty() || !schedule.preempt.empty();
+  return ran || !preempt_.empty();
 }
 
-Schedule StepLoopEngine::PlanNext() {
-  std::vector<SequenceView> views;
-  for (const Owned& sequence : running_) views.push_back(ViewOf(*sequence));
+void StepLoopEngine::PlanNext() {
+  views_.clear();
+  int64_t wanted = 0;  // blocks
+  for (const Owned& sequence : running_) {
+    views_.push_back(ViewOf(*sequence));
+    const SequenceView& view = views_.back();
+    const int64_t tokens = view.kv_tokens + std::max<int64_t>(1, view.pending);
+    const int64_t blocks = (tokens + limits_.block_tokens - 1) / limits_.block_tokens;
+    wanted += std::max<int64_t>(0, blocks - view.blocks);
+  }
+  ChooseDrafts();
   int64_t free = kv_.pool().free_blocks();
-  // A step takes at most one block per sequence, so the exact count matters only below that.
-  if (free < static_cast<int64_t>(running_.size())) {
-    free = kv_.available_blocks();
-    for (size_t i = 0; i < views.size(); ++i) {
-      views[i].freed_blocks = kv_.FreedBy(running_[i]->blocks);
+  // The exact numbers matter only when blocks are short.
+  if (free < wanted) {
+    free = kv_.available_blocks() + parking_blocks_;
+    for (size_t i = 0; i < views_.size(); ++i) {
+      views_[i].freed_blocks = kv_.FreedBy(running_[i]->blocks);
     }
   }
-  return PlanStep(limits_, views, free, cost_, share_);
+  const Schedule& schedule = scheduler_.Plan(views_, free, cost_, share_);
+  items_ = schedule.items;
+  preempt_ = schedule.preempt;
 }
 
-// Back to the queue; what was computed stays on the device as long as nobody needs the room.
+// The guesses that are worth a row each, for the sequences that decode.
+void StepLoopEngine::ChooseDrafts() {
+  if (options_.speculation.max_rows == 0) return;
+  StepShape step;
+  double tokens = 0;
+  for (const SequenceView& view : views_) {
+    if (view.pending != 1 || view.restoring) continue;
+    step.Add(view.kv_tokens, 1);
+    ++tokens;
+  }
+  for (size_t i = 0; i < views_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (views_[i].pending != 1 || views_[i].restoring || !sequence.guesser) continue;
+    // The last token that may come needs no guess beyond it.
+    const int64_t most =
+        std::min(options_.speculation.max_rows, sequence.max_tokens - sequence.generated() - 1);
+    sequence.guesser->Guess(sequence.tokens, static_cast<size_t>(std::max<int64_t>(0, most)));
+    const auto guessed = static_cast<int64_t>(sequence.guesser->guess().size());
+    views_[i].drafts = options_.speculation.adaptive
+                           ? BestDraftRows(cost_, sequence.known_tokens(), sequence.guesser->rate(),
+                                           guessed, step, tokens)
+                           : guessed;
+  }
+}
+
+// Back to the queue. Nothing of a turn that must leave no trace is kept.
 void StepLoopEngine::Preempt(Owned sequence) {
   metrics_.preemptions->Increment();
-  if (!sequence->spec.ephemeral) {
-    const int64_t full = sequence->kv_tokens / limits_.block_tokens * limits_.block_tokens;
-    const auto begin = sequence->tokens.begin();
-    kv_.Keep(sequence->root, {begin, begin + full}, std::move(sequence->blocks), false);
-  }
+  if (!sequence->spec.ephemeral) Park(*sequence);
   GiveUpBlocks(*sequence);
   Enqueue(std::move(sequence));
 }
 
+// What was computed stays on the device as long as nobody needs the room, and goes to the store, as
+// at the end of a turn: it comes back from there and is not computed again.
+void StepLoopEngine::Park(Sequence& sequence) {
+  const auto begin = sequence.tokens.begin();
+  std::vector<TokenId> tokens(begin, begin + sequence.kv_tokens);
+  if (!kv_.has_store()) {
+    return kv_.Keep(sequence.root, std::move(tokens), std::move(sequence.blocks), false);
+  }
+  const int64_t blocks = kv_.FreedBy(sequence.blocks);
+  parking_blocks_ += blocks;
+  sequence.parking = true;
+  kv_.Keep(sequence.root, std::move(tokens), std::move(sequence.blocks), true,
+           [inbox = inbox_, ticket = sequence.ticket, blocks] {
+             inbox->Post(Parked{ticket, blocks});
+           });
+}
+
 // Blocks can be short only while the store still holds some: who gets none waits for a step.
-void StepLoopEngine::AllocateFor(std::vector<StepItem>& items) {
-  std::erase_if(items, [&](const StepItem& item) {
+void StepLoopEngine::AllocateForItems() {
+  std::erase_if(items_, [&](const StepItem& item) {
     for (int64_t i = 0; i < item.new_blocks; ++i) {
       std::optional<kvstore::BlockHandle> block = kv_.Allocate();
       if (!block) return true;
@@ -423,27 +504,36 @@ void StepLoopEngine::AllocateFor(std::vector<StepItem>& items) {
   });
 }
 
-absl::Status StepLoopEngine::RunItems(const std::vector<StepItem>& items) {
+absl::StatusOr<StepResult> StepLoopEngine::RunModel() {
+  // A rank that stalled keeps its plan, and what that pins, until it comes back.
+  if (plan_ == nullptr || plan_.use_count() > 1) plan_ = std::make_shared<StepPlan>();
+  RETURN_IF_ERROR(FillStepPlan(items_, running_, ranks_.config(), limits_.block_tokens, *plan_));
+  absl::StatusOr<StepResult> result = ranks_.Run(plan_);
+  if (result.ok()) {
+    Clear(*plan_);
+  } else {
+    plan_.reset();
+  }
+  return result;
+}
+
+absl::Status StepLoopEngine::RunItems() {
   const absl::Time begin = clock_.Now();
-  ASSIGN_OR_RETURN(auto plan, MakeStepPlan(items, running_, ranks_.config(), limits_.block_tokens));
-  const int64_t rows = static_cast<int64_t>(plan->tokens.size());
-  ASSIGN_OR_RETURN(const StepResult result, ranks_.Run(std::move(plan)));
+  ASSIGN_OR_RETURN(const StepResult result, RunModel());
   bool prefills = false, decodes = false;
   int64_t logit_row = 0;
   StepShape shape;
-  for (const StepItem& item : items) {
+  for (const StepItem& item : items_) {
     shape.Add(running_[item.index]->kv_tokens, item.rows);
-    (item.rows > 1 || !item.completes ? prefills : decodes) = true;
-    std::span<const float> logits;
-    if (item.completes) {
-      logits = {result.logits.row(logit_row++), static_cast<size_t>(result.logits.cols)};
-    }
-    Advance(item, logits);
+    (item.rows - item.drafts > 1 || !item.completes ? prefills : decodes) = true;
+    const int64_t wanted = item.completes ? 1 + item.drafts : 0;
+    Advance(item, result.logits.Rows(logit_row, wanted));
+    logit_row += wanted;
   }
   const absl::Duration took = clock_.Now() - begin;
-  metrics_.Step(prefills, decodes, rows, took, result.skew);
+  metrics_.Step(prefills, decodes, shape.rows, took, result.skew);
   cost_.Observe(shape, took);
-  if (prefills) MeasurePrefill(rows, took);
+  if (prefills) MeasurePrefill(shape.rows, took);
   return absl::OkStatus();
 }
 
@@ -454,21 +544,40 @@ void StepLoopEngine::MeasurePrefill(int64_t rows, absl::Duration took) {
   prefill_seconds_ = kMemory * prefill_seconds_ + absl::ToDoubleSeconds(took);
 }
 
-void StepLoopEngine::Advance(const StepItem& item, std::span<const float> logits) {
+void StepLoopEngine::Advance(const StepItem& item, const TensorView& logits) {
   Sequence& sequence = *running_[item.index];
-  sequence.kv_tokens += item.rows;
+  sequence.kv_tokens += item.rows - item.drafts;
   if (!item.completes) return;
-  const absl::Time now = clock_.Now();
-  if (sequence.generated() == 0) {
-    sequence.first_token = now;
-    OnFirstToken(sequence);
-  } else {
-    metrics_.NextToken(now - sequence.last_token);
-  }
-  sequence.last_token = now;
-  if (const std::optional<FinishReason> reason = Emit(sequence, logits)) {
+  if (const std::optional<FinishReason> reason = TakeTokens(sequence, item, logits)) {
     Close(std::move(running_[item.index]), *reason);
   }
+}
+
+// The step's token, and those after it whose rows turned out to be of the right tokens.
+std::optional<FinishReason> StepLoopEngine::TakeTokens(Sequence& sequence, const StepItem& item,
+                                                       const TensorView& logits) {
+  const absl::Time now = clock_.Now();
+  std::optional<FinishReason> reason;
+  int64_t right = 0;  // guesses
+  while (true) {
+    if (sequence.generated() == 0) {
+      sequence.first_token = now;
+      OnFirstToken(sequence);
+    } else {
+      metrics_.NextToken(now - sequence.last_token);
+    }
+    sequence.last_token = now;
+    reason = Emit(sequence, {logits.row(right), static_cast<size_t>(logits.cols)});
+    if (reason || right == item.drafts) break;
+    if (sequence.tokens.back() != sequence.guesser->guess()[static_cast<size_t>(right)]) break;
+    ++right;
+    ++sequence.kv_tokens;  // of the guess, which has become a token
+  }
+  if (sequence.guesser) {
+    sequence.guesser->Judge(sequence.tokens, static_cast<size_t>(right + 1));
+    metrics_.Guessed(item.drafts, right);
+  }
+  return reason;
 }
 
 void StepLoopEngine::OnFirstToken(Sequence& sequence) {
@@ -486,19 +595,11 @@ void StepLoopEngine::OnFirstToken(Sequence& sequence) {
                       std::span(sequence.blocks).first(blocks));
 }
 
-std::vector<TokenId> StepLoopEngine::StopTokensOf(const Sequence& sequence) const {
-  std::vector<TokenId> stops = sequence.spec.sampling.stop_token_ids;
-  if (!sequence.spec.sampling.ignore_eos) {
-    stops.insert(stops.end(), options_.eos_token_ids.begin(), options_.eos_token_ids.end());
-  }
-  return stops;
-}
-
 // Samples one token and hands it on. Says whether, and why, the answer ends with it.
 std::optional<FinishReason> StepLoopEngine::Emit(Sequence& sequence,
                                                  std::span<const float> logits) {
   const SamplingParams& sampling = sequence.spec.sampling;
-  const std::vector<TokenId> stops = StopTokensOf(sequence);
+  const std::vector<TokenId>& stops = sequence.stops;
   std::span<const TokenId> banned;
   if (sequence.generated() < sampling.min_tokens) banned = stops;
   const SampledToken sampled =
@@ -571,6 +672,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
     return absl::InvalidArgumentError(absl::StrCat(
         "max-step-tokens is ", options.max_step_tokens, ", but must be more than ", "max-batch (",
         options.max_batch, "), so that prompts advance in a full batch"));
+  }
+  if (options.speculation.max_rows < 0) {
+    return absl::InvalidArgumentError("speculation needs a number of rows");
   }
   RETURN_IF_ERROR(CreatePolicy(options.policy).status());
   ASSIGN_OR_RETURN(const int64_t context, ContextOf(options, ranks));

@@ -7,6 +7,8 @@
 //
 // The life of a turn:
 //
+// A decoding sequence may get more than one token from a step: see speculation.h.
+//
 //   Submit -> opening (I/O: claim the session, render) -> waiting -> restoring (blocks held, tiers
 //   load) -> running (prefill chunks, then one token per step) -> closing (I/O: commit) ->
 //   done
@@ -26,6 +28,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "worker/engine/rank_group.h"
+#include "worker/engine/speculation.h"
 #include "worker/engine/turn.h"
 #include "worker/session/kv_cache.h"
 #include "worker/session/session_cache.h"
@@ -42,6 +45,9 @@ struct EngineOptions {
   int64_t context_tokens = 0;                  // 0: the model's; never more
   std::vector<common::TokenId> eos_token_ids;  // end a turn unless ignore_eos
   std::string policy = "full";
+  SpeculationOptions speculation;
+  // Rows whose logits the model can give in one step; what is more than max_batch is for guesses.
+  int64_t max_logit_rows = 0;
   int io_threads = 4;
 };
 

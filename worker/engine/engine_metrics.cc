@@ -111,6 +111,10 @@ EngineMetrics::EngineMetrics(common::Metrics& metrics, const std::string& model,
   waiting_slots = waiting("slots");
   waiting_blocks = waiting("blocks");
   waiting_restore = waiting("restore");
+  draft_tokens_ = make.counter("engine_spec_draft_tokens_total",
+                               "Guessed tokens that were computed in the hope of being right.");
+  accepted_tokens_ =
+      make.counter("engine_spec_accepted_tokens_total", "Of these, the tokens that were right.");
   auto step = [&](const char* phase) {
     return make.histogram("engine_step_duration_seconds", "One forward pass with sampling.",
                           buckets::Steps(), {{"phase", phase}});
@@ -158,6 +162,12 @@ void EngineMetrics::FirstToken(const Sequence& sequence, bool looked_up) {
 void EngineMetrics::NextToken(absl::Duration since_last) {
   generation_tokens_->Increment();
   inter_token_->Observe(Seconds(since_last));
+}
+
+void EngineMetrics::Guessed(int64_t rows, int64_t right) {
+  if (rows == 0) return;
+  draft_tokens_->Increment(static_cast<double>(rows));
+  accepted_tokens_->Increment(static_cast<double>(right));
 }
 
 void EngineMetrics::Answered(const Sequence& sequence, std::optional<absl::Duration> return_gap) {

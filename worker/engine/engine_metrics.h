@@ -25,6 +25,8 @@ class EngineMetrics {
   // A turn's first token: the accounting of its prompt is final.
   void FirstToken(const Sequence& sequence, bool looked_up);
   void NextToken(absl::Duration since_last);
+  // Rows of guessed tokens were computed, and how many of them were right.
+  void Guessed(int64_t rows, int64_t right);
   // A session's turn was committed.
   void Answered(const Sequence& sequence, std::optional<absl::Duration> return_gap);
   void Step(bool prefills, bool decodes, int64_t tokens, absl::Duration took, absl::Duration skew);
@@ -52,6 +54,8 @@ class EngineMetrics {
   common::Histogram* request_generation_;
   common::Histogram* session_turns_;
   common::Histogram* return_gap_;
+  common::Counter* draft_tokens_;
+  common::Counter* accepted_tokens_;
   common::Histogram* step_prefill_;
   common::Histogram* step_decode_;
   common::Histogram* step_mixed_;

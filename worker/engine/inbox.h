@@ -28,6 +28,11 @@ struct Restored {
   uint64_t admission = 0;
   kvstore::RestoreResult result;
 };
+// The KV of a turn that stepped back has been saved: its blocks are free.
+struct Parked {
+  TurnTicket ticket;
+  int64_t blocks = 0;
+};
 struct Cancelled {
   TurnTicket ticket;
 };
@@ -38,7 +43,7 @@ struct Closed {
 // Blocks may have become free, or the engine is to stop.
 struct Wake {};
 
-using Event = std::variant<Opened, Restored, Cancelled, Closed, Wake>;
+using Event = std::variant<Opened, Restored, Parked, Cancelled, Closed, Wake>;
 
 class Inbox final {
  public:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "common/error.h"
@@ -14,25 +13,13 @@ namespace {
 
 using common::TokenId;
 
+constexpr size_t kUsualNucleus = 200;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // The order of candidates needs a total order: NaN last, +inf finite so that differences are.
 float Clean(float logit) {
   if (std::isnan(logit)) return kNever;
   return std::min(logit, std::numeric_limits<float>::max());
-}
-
-TokenId ArgMax(std::span<const float> scores) {
-  size_t best = 0;
-  float best_score = kNever;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    // NaN compares false, so it is never chosen.
-    if (scores[i] > best_score) {
-      best = i;
-      best_score = scores[i];
-    }
-  }
-  return static_cast<TokenId>(best);
 }
 
 // Descending by score, ties by ascending id.
@@ -45,12 +32,40 @@ struct Better {
   }
 };
 
-// Moves the `count` best of candidates[from, end) to the front of that range, in order.
-void SelectBest(std::vector<TokenId>& candidates, size_t from, size_t count, const Better& better) {
-  auto first = candidates.begin() + static_cast<std::ptrdiff_t>(from);
-  auto last = first + static_cast<std::ptrdiff_t>(std::min(count, candidates.size() - from));
-  if (last != candidates.end()) std::nth_element(first, last, candidates.end(), better);
-  std::sort(first, last, better);
+using Candidates = std::vector<TokenId>;
+
+// Keeps the `count` best, in no order.
+void KeepBest(Candidates& candidates, size_t count, const Better& better) {
+  if (count >= candidates.size()) return;
+  std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(count),
+                   candidates.end(), better);
+  candidates.resize(count);
+}
+
+// Keeps the smallest number of best candidates whose weights sum up to `wanted`. Halves the
+// candidates until only a few have to be put in order.
+template <typename Weight>
+void KeepNucleus(Candidates& candidates, double wanted, const Better& better,
+                 const Weight& weight) {
+  constexpr size_t kFew = 32;
+  const auto at = [&](size_t i) { return candidates.begin() + static_cast<std::ptrdiff_t>(i); };
+  size_t kept = 0, end = candidates.size();
+  double covered = 0;
+  while (end - kept > kFew) {
+    const size_t middle = kept + (end - kept) / 2;
+    std::nth_element(at(kept), at(middle), at(end), better);
+    double half = 0;
+    for (size_t i = kept; i < middle; ++i) half += weight(candidates[i]);
+    if (covered + half < wanted) {
+      covered += half;
+      kept = middle;
+    } else {
+      end = middle;
+    }
+  }
+  std::sort(at(kept), at(end), better);
+  for (; kept < end && covered < wanted; ++kept) covered += weight(candidates[kept]);
+  candidates.resize(std::max<size_t>(kept, 1));
 }
 
 absl::Status CheckRange(absl::string_view name, float value, float low, float high,
@@ -149,83 +164,68 @@ void Sampler::Adjust(std::span<const float> logits, std::span<const TokenId> ban
 }
 
 TokenId Sampler::Draw(std::span<const float> scores, uint64_t position) {
-  const TokenId best = ArgMax(scores);
-  const float top = Clean(scores[static_cast<size_t>(best)]);
+  const TokenId best = scan_.best();
+  const float top = scan_.top();
   if (top == kNever) return best;
-  auto weight = [&](TokenId token) {
+  const bool narrows = params_.top_k > 0 && params_.top_k < scores.size();
+  if (!narrows && params_.top_p == 1 && params_.min_p == 0) {
+    scan_.TotalWeight(params_.temperature);
+    return scan_.Draw(UniformAt(seed_, position));
+  }
+  const auto weight = [&](TokenId token) {
     return std::exp((static_cast<double>(Clean(scores[static_cast<size_t>(token)])) - top) /
                     params_.temperature);
   };
-  auto sum = [&] {
+  const auto sum = [&] {
     double total = 0;
-    for (TokenId token : candidates_) total += weight(token);
+    for (const TokenId token : candidates_) total += weight(token);
     return total;
   };
   const Better better{scores};
-  candidates_.resize(scores.size());
-  std::iota(candidates_.begin(), candidates_.end(), 0);
-
-  if (params_.top_k > 0 && params_.top_k < candidates_.size()) {
-    SelectBest(candidates_, 0, params_.top_k, better);
-    candidates_.resize(params_.top_k);
-  }
-  if (params_.top_p < 1) {
-    // The nucleus is usually tiny: order the head in growing pieces until it is covered.
-    const double wanted = params_.top_p * sum();
-    double covered = 0;
-    size_t kept = 0;
-    for (size_t ordered = 0, piece = 64; kept < candidates_.size() && covered < wanted; ++kept) {
-      if (kept == ordered) {
-        SelectBest(candidates_, ordered, piece, better);
-        ordered = std::min(ordered + piece, candidates_.size());
-        piece *= 4;
-      }
-      covered += weight(candidates_[kept]);
+  if (narrows) {
+    scan_.Gather(params_.top_k, candidates_);
+    KeepBest(candidates_, params_.top_k, better);
+    if (params_.top_p < 1) KeepNucleus(candidates_, params_.top_p * sum(), better, weight);
+  } else if (params_.top_p < 1) {
+    // The nucleus is usually tiny.
+    const double wanted = params_.top_p * scan_.TotalWeight(params_.temperature);
+    scan_.Gather(kUsualNucleus, candidates_);
+    if (candidates_.size() < scores.size() && sum() < wanted) {
+      scan_.Gather(scores.size(), candidates_);
     }
-    candidates_.resize(std::max<size_t>(kept, 1));
+    KeepNucleus(candidates_, wanted, better, weight);
+  } else {
+    // A little more than min_p leaves.
+    const double least = top + params_.temperature * (std::log(params_.min_p) - 0.001);
+    scan_.GatherFrom(static_cast<float>(least), candidates_);
   }
   if (params_.min_p > 0) {
     std::erase_if(candidates_, [&](TokenId token) { return weight(token) < params_.min_p; });
   }
   // The order of addition is fixed by the candidates' order, so the draw is reproducible.
   double left = UniformAt(seed_, position) * sum();
-  for (TokenId token : candidates_) {
+  for (const TokenId token : candidates_) {
     left -= weight(token);
     if (left < 0) return token;
   }
   return best;  // rounding ate the last share
 }
 
-namespace {
-
-void FillLogprobs(std::span<const float> scores, uint32_t alternatives, SampledToken& out) {
-  float top = Clean(scores[static_cast<size_t>(ArgMax(scores))]);
-  if (top == kNever) top = 0;
-  double total = 0;
-  for (float score : scores) total += std::exp(static_cast<double>(Clean(score)) - top);
-  const double log_total = std::log(total) + top;
-  auto logprob = [&](TokenId token) {
+void Sampler::FillLogprobs(std::span<const float> scores, uint32_t alternatives,
+                           SampledToken& out) {
+  const double total = scan_.TotalWeight(1);
+  const double log_total = total > 0 ? std::log(total) + scan_.top() : 0;
+  const auto logprob = [&](TokenId token) {
     return static_cast<float>(Clean(scores[static_cast<size_t>(token)]) - log_total);
   };
   out.logprob = logprob(out.token);
   if (alternatives == 0) return;
-  // A heap of the best so far, the worst of them on top.
   const Better better{scores};
-  std::vector<TokenId> best;
-  for (TokenId token = 0; token < static_cast<TokenId>(scores.size()); ++token) {
-    if (best.size() == alternatives) {
-      if (!better(token, best.front())) continue;
-      std::pop_heap(best.begin(), best.end(), better);
-      best.pop_back();
-    }
-    best.push_back(token);
-    std::push_heap(best.begin(), best.end(), better);
-  }
-  std::sort_heap(best.begin(), best.end(), better);
-  for (TokenId token : best) out.top.push_back({token, logprob(token)});
+  scan_.Gather(alternatives, candidates_);
+  KeepBest(candidates_, alternatives, better);
+  std::sort(candidates_.begin(), candidates_.end(), better);
+  for (const TokenId token : candidates_) out.top.push_back({token, logprob(token)});
 }
-
-}  // namespace
 
 SampledToken Sampler::Sample(std::span<const float> logits, uint64_t position,
                              std::span<const TokenId> banned) {
@@ -234,8 +234,9 @@ SampledToken Sampler::Sample(std::span<const float> logits, uint64_t position,
     Adjust(logits, banned);
     scores = scores_;
   }
+  scan_.Read(scores);
   SampledToken out;
-  out.token = params_.temperature > 0 ? Draw(scores, position) : ArgMax(scores);
+  out.token = params_.temperature > 0 ? Draw(scores, position) : scan_.best();
   if (params_.logprobs) FillLogprobs(scores, *params_.logprobs, out);
   return out;
 }

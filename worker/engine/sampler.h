@@ -5,8 +5,9 @@
 // top-p, min-p and one draw. The draw comes from a counter-based generator of (seed, position), so
 // an answer depends neither on what else is in the batch nor on how often it was interrupted.
 //
-// The vocabulary is never sorted: candidates are selected by partition and only they are ordered.
-// NaN logits count as -infinity; if nothing finite is left the choice is the lowest id.
+// The vocabulary is never sorted: ScoreScan finds the few candidates that matter, and selection is
+// by partition. NaN logits count as -infinity; if nothing finite is left the choice is the lowest
+// id.
 //
 // Thread rule: a Sampler belongs to one sequence and one thread.
 #pragma once
@@ -21,6 +22,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "common/ids.h"
+#include "worker/engine/score_scan.h"
 
 namespace loopserve::worker {
 
@@ -84,10 +86,12 @@ class Sampler final {
   bool Adjusts() const;
   void Adjust(std::span<const float> logits, std::span<const common::TokenId> banned);
   common::TokenId Draw(std::span<const float> scores, uint64_t position);
+  void FillLogprobs(std::span<const float> scores, uint32_t alternatives, SampledToken& out);
 
   const SamplingParams params_;
   const uint64_t seed_;
   absl::flat_hash_map<common::TokenId, Seen> seen_;
+  ScoreScan scan_;
   std::vector<float> scores_;                // scratch: adjusted logits
   std::vector<common::TokenId> candidates_;  // scratch
 };

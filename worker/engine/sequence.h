@@ -16,6 +16,7 @@
 #include "kvstore/block_pool.h"
 #include "kvstore/store.h"
 #include "worker/engine/sampler.h"
+#include "worker/engine/speculation.h"
 #include "worker/engine/turn.h"
 #include "worker/policy/kv_policy.h"
 #include "worker/session/accounting.h"
@@ -37,14 +38,17 @@ struct Sequence {
   int64_t history_tokens = 0;           // of the log, before this turn
   int64_t prompt_tokens = 0;            // history and what is new
   int64_t max_tokens = 0;               // of the answer
+  std::vector<common::TokenId> stops;   // that end it
   std::vector<common::TokenId> tokens;  // prompt, then answer
   std::optional<Sampler> sampler;
   std::unique_ptr<KvPolicy> policy;
+  std::optional<Guesser> guesser;  // none: no speculation
 
   // The KV of tokens[0, kv_tokens) lies in `blocks`.
   std::vector<kvstore::BlockHandle> blocks;
   int64_t kv_tokens = 0;
   bool restoring = false;
+  bool parking = false;    // preempted, and its KV is being saved
   uint64_t admission = 0;  // tells this restore from one before a preemption
   LinePlan lines;          // the policy's, while a step runs
   WorkingSet working_set;

@@ -57,7 +57,7 @@ class StepCost final {
 
   std::array<Term, kKnots> rows_;
   Term key_;
-  int64_t largest_ = 0;  // rows
+  int64_t largest_ = 0;                  // rows
   std::array<double, kKnots> rising_{};  // the seconds of rows_, made monotone
 };
 

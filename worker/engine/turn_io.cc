@@ -58,6 +58,10 @@ absl::StatusOr<bool> TurnIo::Open(Sequence& sequence) const {
   RETURN_IF_ERROR(FitContext(sequence));
   ASSIGN_OR_RETURN(sequence.policy, CreatePolicy(limits_.policy));
   sequence.sampler.emplace(sequence.spec.sampling, SeedOf(sequence), sequence.tokens);
+  if (limits_.speculates) {
+    sequence.guesser.emplace(static_cast<size_t>(sequence.prompt_tokens + sequence.max_tokens));
+    sequence.guesser->Guess(sequence.tokens, 0);  // to read the history here
+  }
   sequence.sink->OnStarted(
       {.turn = sequence.turn, .prompt_tokens = static_cast<uint64_t>(sequence.prompt_tokens)});
   return false;

@@ -24,6 +24,7 @@ class TurnIo {
     int64_t context_tokens = 0;  // prompt and answer
     int64_t vocab = 0;
     std::string policy;
+    bool speculates = false;
   };
   TurnIo(Limits limits, SessionCache& sessions, KvCache& kv, const common::Clock& clock,
          EngineMetrics& metrics);

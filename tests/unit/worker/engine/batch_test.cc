@@ -1,5 +1,6 @@
 #include "worker/engine/batch.h"
 
+#include "common/status_macros.h"
 #include "gtest/gtest.h"
 #include "kvstore/memory.h"
 #include "tests/support/status_matchers.h"
@@ -30,6 +31,17 @@ class BatchTest : public ::testing::Test {
     sequences_.push_back(std::move(sequence));
   }
 
+  // The plan of these items; filled into one that held something else before.
+  absl::StatusOr<std::unique_ptr<StepPlan>> Fill(const std::vector<StepItem>& items) {
+    auto plan = std::make_unique<StepPlan>();
+    plan->parts.resize(3);
+    plan->parts[0].blocks.resize(7);
+    plan->tokens = {7, 7, 7};
+    plan->logit_rows = {2};
+    RETURN_IF_ERROR(FillStepPlan(items, sequences_, ModelConfig(), 4, *plan));
+    return plan;
+  }
+
   std::unique_ptr<kvstore::Memory> memory_;
   std::unique_ptr<KvBlockPool> pool_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
@@ -48,9 +60,7 @@ TEST_F(BatchTest, AViewTellsWhatIsMissing) {
 TEST_F(BatchTest, PartsFollowOneAnother) {
   Add({1, 2, 3, 4, 5, 6}, 5);        // decodes
   Add({10, 11, 12, 13, 14, 15}, 1);  // a chunk in the middle
-  ASSERT_OK_AND_ASSIGN(const auto plan,
-                       MakeStepPlan(std::vector<StepItem>{{0, 1, 0, true}, {1, 3, 0, false}},
-                                    sequences_, ModelConfig(), 4));
+  ASSERT_OK_AND_ASSIGN(const auto plan, Fill({{0, 1, 0, true}, {1, 3, 0, false}}));
   EXPECT_EQ(plan->tokens, (std::vector<common::TokenId>{6, 11, 12, 13}));
   EXPECT_EQ(plan->positions, (std::vector<int32_t>{5, 1, 2, 3}));
   EXPECT_EQ(plan->logit_rows, (std::vector<int32_t>{0}));
@@ -63,11 +73,22 @@ TEST_F(BatchTest, PartsFollowOneAnother) {
   EXPECT_EQ(plan->parts[0].working_set, nullptr);
 }
 
+TEST_F(BatchTest, GuessesAreRowsWhoseLogitsAreWanted) {
+  Add({1, 2, 3, 4, 1, 2, 3}, 6);
+  sequences_[0]->guesser.emplace(16);
+  sequences_[0]->guesser->Guess(sequences_[0]->tokens, 2);
+  sequences_[0]->blocks.push_back(*pool_->Allocate());
+  ASSERT_OK_AND_ASSIGN(const auto plan, Fill({{0, 3, 0, true, 2}}));
+  EXPECT_EQ(plan->tokens, (std::vector<common::TokenId>{3, 4, 1}));
+  EXPECT_EQ(plan->positions, (std::vector<int32_t>{6, 7, 8}));
+  EXPECT_EQ(plan->logit_rows, (std::vector<int32_t>{0, 1, 2}));
+  EXPECT_EQ(plan->written.size(), 2u);
+}
+
 TEST_F(BatchTest, WhatIsWrittenIsPinned) {
   Add({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 4);
   {
-    ASSERT_OK_AND_ASSIGN(const auto plan, MakeStepPlan(std::vector<StepItem>{{0, 6, 0, true}},
-                                                       sequences_, ModelConfig(), 4));
+    ASSERT_OK_AND_ASSIGN(const auto plan, Fill({{0, 6, 0, true}}));
     const auto& blocks = sequences_[0]->blocks;
     EXPECT_EQ(pool_->use_count(blocks[0].id()), 1u);
     EXPECT_EQ(pool_->use_count(blocks[1].id()), 2u);

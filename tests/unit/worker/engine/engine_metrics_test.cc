@@ -21,6 +21,8 @@ TEST(EngineMetrics, AllSeriesExistFromTheStart) {
         "loopserve_recomputed_tokens_total{model=\"tiny\",reason=\"cheaper\"} 0",
         "loopserve_engine_requests_waiting{model=\"tiny\",reason=\"restore\"} 0",
         "loopserve_engine_preemptions_total{model=\"tiny\"} 0",
+        "loopserve_engine_spec_draft_tokens_total{model=\"tiny\"} 0",
+        "loopserve_engine_spec_accepted_tokens_total{model=\"tiny\"} 0",
         "loopserve_tp_size{model=\"tiny\"} 2", "loopserve_tp_rank_up{model=\"tiny\",rank=\"1\"} 1",
         "loopserve_kv_hit_tokens_total{model=\"tiny\",tier=\"disk\"} 0",
         "loopserve_time_to_first_token_seconds_count{model=\"tiny\",turn=\"returning\"} 0",

@@ -38,7 +38,7 @@ SequenceView Restoring(uint64_t order, int64_t blocks) {
 Schedule Plan(const std::vector<SequenceView>& views, int64_t free_blocks,
               const SchedulerLimits& limits = kLimits, const StepCost& cost = StepCost()) {
   FairShare share;
-  return PlanStep(limits, views, free_blocks, cost, share);
+  return Scheduler(limits).Plan(views, free_blocks, cost, share);
 }
 
 TEST(PlanStep, NothingToDo) {
@@ -136,8 +136,42 @@ TEST(StepTime, SeveralPromptsShareIt) {
   EXPECT_NEAR(static_cast<double>(plan.items[2].rows), 19, 2);
 }
 
+SequenceView Guessing(uint64_t order, int64_t kv_tokens, int64_t drafts) {
+  SequenceView view = Decoding(order, kv_tokens);
+  view.drafts = drafts;
+  return view;
+}
+
+TEST(Drafts, GetWhatRoomThereIs) {
+  SchedulerLimits limits = kLimits;
+  EXPECT_EQ(Plan({Guessing(0, 4, 3)}, 10, limits).items[0], (StepItem{0, 1, 1, true}));
+  limits.max_draft_rows = 4;
+  EXPECT_EQ(Plan({Guessing(0, 4, 3)}, 0 + 1, limits).items[0], (StepItem{0, 4, 1, true, 3}));
+  const Schedule plan = Plan({Guessing(0, 4, 3), Guessing(1, 4, 3)}, 10, limits);
+  EXPECT_EQ(plan.items[0], (StepItem{0, 4, 1, true, 3}));
+  EXPECT_EQ(plan.items[1], (StepItem{1, 2, 1, true, 1})) << "four in all";
+}
+
+TEST(Drafts, TakeNobodysBlocks) {
+  SchedulerLimits limits = kLimits;
+  limits.max_draft_rows = 8;
+  // One more token fits into the block.
+  EXPECT_EQ(Plan({Guessing(0, 6, 3)}, 1, limits).items[0], (StepItem{0, 2, 0, true, 1}));
+  EXPECT_EQ(Plan({Guessing(0, 6, 3)}, 2, limits).items[0], (StepItem{0, 4, 1, true, 3}));
+  EXPECT_EQ(Plan({Guessing(0, 7, 3)}, 0, limits).items[0], (StepItem{0, 1, 0, true}));
+}
+
+TEST(Drafts, LeaveRoomForPrefill) {
+  SchedulerLimits limits = kLimits;
+  limits.max_draft_rows = 8;
+  limits.min_prefill_rows = 14;
+  const Schedule plan = Plan({Guessing(0, 4, 3), Prefilling(1, 0, 40)}, 10, limits);
+  EXPECT_EQ(plan.items[0], (StepItem{0, 2, 1, true, 1}));
+  EXPECT_EQ(plan.items[1].rows, 14);
+}
+
 TEST(FairPlan, AFloodDoesNotHoldUpAnotherTenant) {
-  SchedulerLimits limits{.max_batch = 20, .max_step_tokens = 100, .block_tokens = 4};
+  Scheduler scheduler({.max_batch = 20, .max_step_tokens = 100, .block_tokens = 4});
   FairShare share;
   std::vector<SequenceView> views;
   for (uint64_t i = 0; i < 19; ++i) {
@@ -145,7 +179,7 @@ TEST(FairPlan, AFloodDoesNotHoldUpAnotherTenant) {
     views.back().tenant = "flood";
   }
   const auto step = [&] {
-    for (const StepItem& item : PlanStep(limits, views, 10, StepCost(), share).items) {
+    for (const StepItem& item : scheduler.Plan(views, 10, StepCost(), share).items) {
       views[item.index].kv_tokens += item.rows;
       views[item.index].pending -= item.rows;
     }
@@ -159,10 +193,8 @@ TEST(FairPlan, AFloodDoesNotHoldUpAnotherTenant) {
 }
 
 TEST(FairPlan, ASequenceMayHaveSeveralQuantaInOneStep) {
-  SchedulerLimits limits{.max_batch = 4, .max_step_tokens = 500, .block_tokens = 4};
-  FairShare share;
-  const std::vector<SequenceView> views = {Prefilling(0, 0, 1000), Prefilling(1, 0, 100)};
-  const Schedule plan = PlanStep(limits, views, 10, StepCost(), share);
+  const Schedule plan = Plan({Prefilling(0, 0, 1000), Prefilling(1, 0, 100)}, 10,
+                             {.max_batch = 4, .max_step_tokens = 500, .block_tokens = 4});
   ASSERT_EQ(plan.items.size(), 2u);
   EXPECT_EQ(plan.items[0], (StepItem{0, 400, 0, false}));
   EXPECT_EQ(plan.items[1], (StepItem{1, 100, 0, true}));
@@ -288,7 +320,7 @@ class Simulation {
                        .blocks = s.blocks,
                        .freed_blocks = s.blocks});
     }
-    const Schedule plan = PlanStep(limits_, views, free_, StepCost(), share_);
+    const Schedule plan = Scheduler(limits_).Plan(views, free_, StepCost(), share_);
     ASSERT_FALSE(plan.items.empty());
     for (size_t index : plan.preempt) free_ += running_[index].blocks;
     int64_t rows = 0;
