@@ -134,7 +134,8 @@ def test_drain_moves_sessions_away(make_cluster):
         assert cluster.chat(f"new {i}").worker != drained
     cluster.kill(drained, signal.SIGTERM)
     cluster.revive(drained)
-    cluster.cli("drain", drained, "--undo", *target)
+    # Refused until the router has met the restarted worker.
+    until(lambda: cluster.cli("drain", drained, "--undo", *target, check=False).returncode == 0)
     until(lambda: any(cluster.chat(f"fresh {i}").worker == drained for i in range(16)))
 
 
