@@ -418,9 +418,10 @@ ServerUnaryReactor* Server::CreateSession(CallbackServerContext* context,
                                           v1::CreateSessionResponse* response) {
   return SessionCall(context, response, [this, request]() -> absl::StatusOr<SessionInfo> {
     RETURN_IF_ERROR(CheckModel(request->create().model()));
+    ASSIGN_OR_RETURN(const int64_t ttl_seconds, TtlFromProto(request->create().ttl()));
     return parts_.sessions.Create({.ref = RefFromProto(request->session()),
                                    .cache_namespace = request->create().cache_namespace(),
-                                   .ttl_seconds = request->create().ttl().seconds()});
+                                   .ttl_seconds = ttl_seconds});
   });
 }
 
@@ -436,9 +437,8 @@ ServerUnaryReactor* Server::UpdateSession(CallbackServerContext* context,
                                           const v1::UpdateSessionRequest* request,
                                           v1::UpdateSessionResponse* response) {
   return SessionCall(context, response, [this, request]() -> absl::StatusOr<SessionInfo> {
-    const int64_t seconds = request->update().ttl().seconds();
-    if (seconds < 0) return InvalidField("ttl", "it is negative");
-    return parts_.sessions.SetTtl(RefFromProto(request->session()), seconds);
+    ASSIGN_OR_RETURN(const int64_t ttl_seconds, TtlFromProto(request->update().ttl()));
+    return parts_.sessions.SetTtl(RefFromProto(request->session()), ttl_seconds);
   });
 }
 

@@ -18,6 +18,8 @@ void TimeToProto(absl::Time time, google::protobuf::Timestamp* out) {
       static_cast<int32_t>(absl::ToInt64Nanoseconds(time - absl::FromUnixSeconds(seconds))));
 }
 
+constexpr int64_t kMaxTtlSeconds = 315'576'000'000;  // what google.protobuf.Duration allows
+
 session::v1::SessionState StateToProto(SessionState state) {
   switch (state) {
     case SessionState::kActive:
@@ -75,6 +77,14 @@ absl::StatusOr<std::vector<Message>> MessagesFromProto(const chat::v1::TurnReque
     out.push_back({std::string(message.role()), std::string(message.content())});
   }
   return out;
+}
+
+absl::StatusOr<int64_t> TtlFromProto(const google::protobuf::Duration& ttl) {
+  if (ttl.seconds() < 0 || ttl.nanos() < 0) return InvalidField("ttl", "ttl is negative");
+  if (ttl.seconds() >= kMaxTtlSeconds || ttl.nanos() > 999'999'999) {
+    return InvalidField("ttl", absl::StrCat("ttl must be less than ", kMaxTtlSeconds, " s"));
+  }
+  return ttl.seconds() + (ttl.nanos() > 0 ? 1 : 0);
 }
 
 void UsageToProto(const TurnResult& result, types::v1::Usage* out) {

@@ -1,6 +1,9 @@
 // Between the wire and the engine: what a request means, and how a result is said.
 #pragma once
 
+#include <google/protobuf/duration.pb.h>
+
+#include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -18,6 +21,10 @@ namespace loopserve::worker {
 absl::StatusOr<SamplingParams> SamplingFromProto(const types::v1::SamplingParams& proto);
 // InvalidField("messages[i].content") for text that is not UTF-8.
 absl::StatusOr<std::vector<Message>> MessagesFromProto(const chat::v1::TurnRequest& turn);
+// A session's ttl in the whole seconds of its record, rounded up, so that only a ttl of nothing
+// means "until deleted". InvalidField("ttl") for one that is negative or over what a Duration may
+// hold.
+absl::StatusOr<int64_t> TtlFromProto(const google::protobuf::Duration& ttl);
 
 void UsageToProto(const TurnResult& result, types::v1::Usage* out);
 void TimingsToProto(const TurnTimings& timings, types::v1::Timings* out);

@@ -6,7 +6,11 @@
 //
 // Thread rule: each rank's thread calls its own communicator, all ranks in the same order; Abort
 // may be called from any thread. After an abort every pending and later call on every rank returns
-// the abort's status: no rank waits for a dead one.
+// the (first) abort's status: no rank waits for a dead one. Once a call has returned, however it
+// ended, nobody reads or writes its tensors any more.
+//
+// Tensors that do not fit each other, and a root that is no rank, abort the group with
+// InvalidArgument.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +30,7 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   // Columns [offset of rank r, + local.cols) of `full` become rank r's `local`, on every rank.
-  // The ranks' widths may differ and add up to full.cols.
+  // The ranks' widths may differ, even be 0, and add up to full.cols.
   virtual absl::Status AllGatherCols(TensorView local, TensorView full) = 0;
   // Sums elementwise in rank order; every rank gets the same bits.
   virtual absl::Status AllReduceSum(TensorView x) = 0;

@@ -11,6 +11,10 @@ namespace loopserve::worker {
 namespace {
 
 // What the ranks of a group share: a barrier that can be broken, and one view per rank.
+//
+// An exchange has two barriers. Between Publish and EndReading every rank may read the tensors of
+// all others, so a rank that leaves early, because the group was aborted, first waits for those who
+// still read: that is a matter of copying, never of another rank's arrival.
 class Group {
  public:
   Group(int size, absl::Duration timeout)
@@ -18,12 +22,43 @@ class Group {
 
   int size() const { return size_; }
 
-  // Waits for all ranks. The first to wait in vain breaks the barrier for everyone.
-  absl::Status Arrive(int rank) {
+  absl::Status Barrier(int rank) {
     absl::MutexLock lock(&mutex_);
-    if (!why_.ok()) return why_;
+    return Arrive(rank, 0);
+  }
+
+  // When it returns OK all views may be read, until EndReading or AbortReading.
+  absl::Status Publish(int rank, TensorView view) {
+    views_[static_cast<size_t>(rank)] = view;
+    absl::MutexLock lock(&mutex_);
+    return Arrive(rank, size_);
+  }
+  const TensorView& view(int rank) const { return views_[static_cast<size_t>(rank)]; }
+  absl::Status EndReading(int rank) {
+    absl::MutexLock lock(&mutex_);
+    --readers_;
+    return Arrive(rank, 0);
+  }
+  absl::Status AbortReading(absl::Status why) {
+    absl::MutexLock lock(&mutex_);
+    --readers_;
+    if (why_.ok()) why_ = std::move(why);
+    return Aborted();
+  }
+
+  void Abort(absl::Status why) {
+    absl::MutexLock lock(&mutex_);
+    if (why_.ok()) why_ = std::move(why);
+  }
+
+ private:
+  // Waits for all ranks; the last one lets `readers` begin. The first to wait in vain breaks the
+  // barrier for everyone.
+  absl::Status Arrive(int rank, int readers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!why_.ok()) return Aborted();
     if (++arrived_ == size_) {
       arrived_ = 0;
+      readers_ = readers;
       ++generation_;
       return absl::OkStatus();
     }
@@ -36,29 +71,37 @@ class Group {
                                                       absl::FormatDuration(timeout_), " for ",
                                                       size_ - arrived_, " of ", size_, " ranks"));
     }
-    return generation_ != mine ? absl::OkStatus() : why_;
+    return generation_ != mine ? absl::OkStatus() : Aborted();
   }
 
-  void Abort(absl::Status why) {
-    absl::MutexLock lock(&mutex_);
-    if (why_.ok()) why_ = std::move(why);
+  absl::Status Aborted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    mutex_.Await(absl::Condition(
+        +[](int* readers) { return *readers == 0; }, &readers_));
+    return why_;
   }
 
-  // Between two Arrive calls: every rank publishes its view, then all may be read.
-  TensorView& view(int rank) { return views_[static_cast<size_t>(rank)]; }
-
- private:
   const int size_;
   const absl::Duration timeout_;
   std::vector<TensorView> views_;  // ordered by the barrier
   absl::Mutex mutex_;
   int arrived_ ABSL_GUARDED_BY(mutex_) = 0;
+  int readers_ ABSL_GUARDED_BY(mutex_) = 0;  // ranks between Publish and the end of their reading
   uint64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status why_ ABSL_GUARDED_BY(mutex_);
 };
 
 void CopyRows(TensorView from, TensorView to) {
   for (int64_t r = 0; r < from.rows; ++r) std::copy_n(from.row(r), from.cols, to.row(r));
+}
+
+void AddRows(TensorView from, TensorView to) {
+  for (int64_t r = 0; r < from.rows; ++r) {
+    for (int64_t c = 0; c < from.cols; ++c) to.row(r)[c] += from.row(r)[c];
+  }
+}
+
+absl::Status Mismatch() {
+  return absl::InvalidArgumentError("the ranks' tensors do not fit each other");
 }
 
 class ThreadCommunicator final : public Communicator {
@@ -70,58 +113,51 @@ class ThreadCommunicator final : public Communicator {
   int size() const override { return group_->size(); }
 
   absl::Status AllGatherCols(TensorView local, TensorView full) override {
-    RETURN_IF_ERROR(Publish(local));
+    RETURN_IF_ERROR(group_->Publish(rank_, local));
     int64_t offset = 0;
     for (int r = 0; r < size(); ++r) {
       const TensorView part = group_->view(r);
-      if (part.rows != full.rows || offset + part.cols > full.cols) return Mismatch();
+      if (part.rows != full.rows || offset + part.cols > full.cols) {
+        return group_->AbortReading(Mismatch());
+      }
       CopyRows(part, full.Cols(offset, part.cols));
       offset += part.cols;
     }
-    if (offset != full.cols) return Mismatch();
-    return group_->Arrive(rank_);
+    if (offset != full.cols) return group_->AbortReading(Mismatch());
+    return group_->EndReading(rank_);
   }
 
   absl::Status AllReduceSum(TensorView x) override {
-    RETURN_IF_ERROR(Publish(x));
-    std::vector<float> sums(static_cast<size_t>(x.rows * x.cols), 0.0f);
+    RETURN_IF_ERROR(group_->Publish(rank_, x));
+    std::vector<float> sums(static_cast<size_t>(x.rows * x.cols));
     const TensorView total{sums.data(), x.rows, x.cols, x.cols};
     for (int r = 0; r < size(); ++r) {
       const TensorView part = group_->view(r);
-      if (part.rows != x.rows || part.cols != x.cols) return Mismatch();
-      for (int64_t i = 0; i < x.rows; ++i) {
-        for (int64_t c = 0; c < x.cols; ++c) total.row(i)[c] += part.row(i)[c];
+      if (part.rows != x.rows || part.cols != x.cols) return group_->AbortReading(Mismatch());
+      if (r == 0) {
+        CopyRows(part, total);
+      } else {
+        AddRows(part, total);
       }
     }
-    RETURN_IF_ERROR(group_->Arrive(rank_));  // everyone has read before anyone writes
+    RETURN_IF_ERROR(group_->EndReading(rank_));  // everyone has read before anyone writes
     CopyRows(total, x);
     return absl::OkStatus();
   }
 
   absl::Status Broadcast(TensorView x, int root) override {
-    if (root < 0 || root >= size()) return Mismatch();
-    RETURN_IF_ERROR(Publish(x));
+    RETURN_IF_ERROR(group_->Publish(rank_, x));
+    if (root < 0 || root >= size()) return group_->AbortReading(Mismatch());
     const TensorView from = group_->view(root);
-    if (from.rows != x.rows || from.cols != x.cols) return Mismatch();
+    if (from.rows != x.rows || from.cols != x.cols) return group_->AbortReading(Mismatch());
     if (root != rank_) CopyRows(from, x);
-    return group_->Arrive(rank_);
+    return group_->EndReading(rank_);
   }
 
-  absl::Status Barrier() override { return group_->Arrive(rank_); }
+  absl::Status Barrier() override { return group_->Barrier(rank_); }
   void Abort(absl::Status why) override { group_->Abort(std::move(why)); }
 
  private:
-  absl::Status Publish(TensorView view) {
-    group_->view(rank_) = view;
-    return group_->Arrive(rank_);
-  }
-  // A disagreement about shapes would leave the others waiting: it ends the group.
-  absl::Status Mismatch() {
-    absl::Status why = absl::InvalidArgumentError("the ranks' tensors do not fit each other");
-    group_->Abort(why);
-    return why;
-  }
-
   const std::shared_ptr<Group> group_;  // shared by the ranks of the group
   const int rank_;
 };

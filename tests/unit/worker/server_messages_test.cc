@@ -46,6 +46,27 @@ TEST(ServerMessages, InvalidUtf8NamesTheMessage) {
   EXPECT_EQ(common::InfoOf(messages.status()).field, "messages[1].content");
 }
 
+google::protobuf::Duration Span(int64_t seconds, int32_t nanos) {
+  google::protobuf::Duration span;
+  span.set_seconds(seconds);
+  span.set_nanos(nanos);
+  return span;
+}
+
+TEST(ServerMessages, ATtlIsRoundedUpToSeconds) {
+  EXPECT_EQ(*TtlFromProto({}), 0);
+  EXPECT_EQ(*TtlFromProto(Span(0, 1)), 1);
+  EXPECT_EQ(*TtlFromProto(Span(60, 0)), 60);
+  EXPECT_EQ(*TtlFromProto(Span(60, 999'999'999)), 61);
+}
+
+TEST(ServerMessages, ATtlThatIsNoneIsRefused) {
+  for (const auto& span : {Span(-1, 0), Span(0, -1), Span(INT64_MAX, 0), Span(INT64_MIN, 0),
+                           Span(1, 1'000'000'000), Span(315'576'000'000, 0)}) {
+    EXPECT_EQ(common::InfoOf(TtlFromProto(span).status()).field, "ttl");
+  }
+}
+
 TEST(ServerMessages, UsageAddsUp) {
   TurnResult result;
   result.prompt.computed = 5;
