@@ -155,6 +155,8 @@ class SessionService final : public RawService {
     absl::Status status = CheckId("session_id", request.session_id());
     if (status.ok()) status = CheckId("cache_namespace", request.cache_namespace());
     if (status.ok()) status = CheckModel(request.model());
+    const std::string tenant = HeaderValue(HeaderOf(call->context(), "x-tenant"));
+    if (status.ok()) status = CheckId("x-tenant", tenant);
     if (!status.ok()) return call->Fail(status);
     pb::CreateSessionRequest create = request;
     if (create.session_id().empty()) create.set_session_id(RandomId("s-"));
@@ -162,7 +164,10 @@ class SessionService final : public RawService {
     state.create = true;
     Forward<pb::CreateSessionResponse, wk::CreateSessionRequest, wk::CreateSessionResponse>(
         std::move(call), std::move(state), &WorkerAsync::CreateSession,
-        [create](wk::CreateSessionRequest& out) { *out.mutable_create() = create; },
+        [create, tenant](wk::CreateSessionRequest& out) {
+          *out.mutable_create() = create;
+          out.set_tenant(tenant);
+        },
         [this](const RouteState& route, const absl::Status& result) {
           const bool ours = !route.pin_before && !common::HasReason(result, Reason::kSessionExists);
           if (!result.ok() && ours) deps_.worker.routing.Forget(route);

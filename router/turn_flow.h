@@ -239,6 +239,8 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     RETURN_IF_ERROR(DecodeRequest(bytes, once));
     RETURN_IF_ERROR(TakeRequestId());
     RETURN_IF_ERROR(TakeModel());
+    tenant_ = HeaderValue(HeaderOf(*context_, "x-tenant"));
+    RETURN_IF_ERROR(CheckId("x-tenant", tenant_));
     RETURN_IF_ERROR(Kind::Check(request_));
     return TakeSession();
   }
@@ -325,6 +327,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     deps_.table.AddInflight(route_.worker(), 1);
     call_ = new WorkerCall<Kind>(this->shared_from_this());
     Kind::Address(route_, request_, call_->request());
+    call_->request().set_tenant(tenant_);
     call_->Start(*deps_.pool.stub(route_.worker()), left, route_.request_id,
                  HeaderOf(*context_, "traceparent"));
   }
@@ -447,6 +450,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
   typename Kind::Request request_ ABSL_GUARDED_BY(mutex_);
   RouteState route_ ABSL_GUARDED_BY(mutex_);
   std::string model_label_ ABSL_GUARDED_BY(mutex_);
+  std::string tenant_ ABSL_GUARDED_BY(mutex_);
   Admission::Ticket ticket_ ABSL_GUARDED_BY(mutex_) = 0;
   bool entered_ = false;  // written by Begin, read by OnFrontDone
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;

@@ -11,8 +11,9 @@
 // Afterwards it gets WORKER_LOST and may send the same turn_id again. A turn without a turn_id gets
 // one here, so that a try that did commit is replayed and not run twice.
 //
-// Initial metadata: x-request-id, x-session-id, x-worker-id, x-session-affinity and, if the request
-// had to wait, x-queue-position.
+// Metadata in: x-request-id, where the field is empty, and x-tenant, whose turns share a worker
+// fairly with those of other tenants. Out: x-request-id, x-session-id, x-worker-id,
+// x-session-affinity and, if the request had to wait, x-queue-position.
 //
 // Thread rule: all calls are safe from any thread; nothing blocks.
 #pragma once

@@ -117,7 +117,7 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
   absl::StatusOr<TurnSpec> SpecOf(const CallbackServerContext& context,
                                   const v1::RunTurnRequest& request) const;
   absl::StatusOr<TurnSpec> SpecOf(const CallbackServerContext& context,
-                                  const chat::v1::CompleteRequest& request) const;
+                                  const v1::RunCompletionRequest& wrapped) const;
   template <typename Response>
   ServerWriteReactor<Response>* Start(TurnSpec spec, TurnStreamInfo info);
   void FillModel(chat::v1::Model* out) const;
@@ -246,6 +246,7 @@ absl::StatusOr<TurnSpec> Server::SpecOf(const CallbackServerContext& context,
   ASSIGN_OR_RETURN(spec.sampling, SamplingFromProto(turn.sampling()));
   spec.session = RefFromProto(request.session());
   spec.create = request.create();
+  spec.tenant = request.tenant();
   spec.turn_id = turn.turn_id();
   if (turn.has_base_turn()) spec.base_turn = turn.base_turn();
   spec.ephemeral = turn.ephemeral();
@@ -261,7 +262,8 @@ absl::StatusOr<TurnSpec> Server::SpecOf(const CallbackServerContext& context,
 }
 
 absl::StatusOr<TurnSpec> Server::SpecOf(const CallbackServerContext& context,
-                                        const chat::v1::CompleteRequest& request) const {
+                                        const v1::RunCompletionRequest& wrapped) const {
+  const chat::v1::CompleteRequest& request = wrapped.complete();
   RETURN_IF_ERROR(CheckModel(request.model()));
   std::vector<common::TokenId> prompt;
   if (request.has_tokens()) {
@@ -279,6 +281,7 @@ absl::StatusOr<TurnSpec> Server::SpecOf(const CallbackServerContext& context,
   }
   if (prompt.empty()) return InvalidField("prompt", "it is empty");
   TurnSpec spec;
+  spec.tenant = wrapped.tenant();
   ASSIGN_OR_RETURN(spec.sampling, SamplingFromProto(request.sampling()));
   spec.arrival = absl::Now();
   spec.deadline = spec.arrival + common::RemainingTime(context, absl::ZeroDuration(), kTurnCap);
@@ -315,7 +318,7 @@ ServerWriteReactor<v1::RunTurnResponse>* Server::RunTurn(CallbackServerContext* 
 
 ServerWriteReactor<v1::RunCompletionResponse>* Server::RunCompletion(
     CallbackServerContext* context, const v1::RunCompletionRequest* request) {
-  absl::StatusOr<TurnSpec> spec = SpecOf(*context, request->complete());
+  absl::StatusOr<TurnSpec> spec = SpecOf(*context, *request);
   if (!spec.ok()) return new FailedStream<v1::RunCompletionResponse>(spec.status());
   return Start<v1::RunCompletionResponse>(
       *std::move(spec), {.worker_id = options_.worker_id, .model = options_.model_name});
@@ -420,6 +423,7 @@ ServerUnaryReactor* Server::CreateSession(CallbackServerContext* context,
     RETURN_IF_ERROR(CheckModel(request->create().model()));
     ASSIGN_OR_RETURN(const int64_t ttl_seconds, TtlFromProto(request->create().ttl()));
     return parts_.sessions.Create({.ref = RefFromProto(request->session()),
+                                   .tenant = request->tenant(),
                                    .cache_namespace = request->create().cache_namespace(),
                                    .ttl_seconds = ttl_seconds});
   });

@@ -73,6 +73,22 @@ TEST(TurnProxyTest, AClientThatNeverReadsIsCutOffAtTheCap) {
   EXPECT_FALSE(reader->Finish().ok());
 }
 
+TEST(TurnProxyTest, TheWorkerLearnsWhoseTurnItIs) {
+  Cluster cluster({.workers = 1});
+  const auto stub = cluster.chat();
+  const auto run = [&](const std::string& tenant) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-tenant", tenant);
+    chat::v1::TurnOnceRequest request;
+    request.mutable_turn();
+    chat::v1::TurnOnceResponse response;
+    return common::FromGrpc(stub->TurnOnce(&context, request, &response));
+  };
+  EXPECT_OK(run("acme"));
+  EXPECT_EQ(cluster.worker(1).last_turn()->tenant(), "acme");
+  EXPECT_THAT(run(std::string(300, 'x')), ReasonIs(Reason::kInvalidField));
+}
+
 TEST(TurnProxyTest, TurnOnceCollects) {
   Cluster cluster({.workers = 1});
   const auto stub = cluster.chat();

@@ -101,6 +101,13 @@ TEST_F(WorkerServerTest, TurnsStreamAndReturn) {
   EXPECT_GT(second.done.session_tokens(), first.done.session_tokens());
 }
 
+TEST_F(WorkerServerTest, ASessionBelongsToTheTenantWhoMadeIt) {
+  v1::RunTurnRequest request = Request("s", "hello", true);
+  request.set_tenant("acme");
+  ASSERT_OK(Run(request).status);
+  EXPECT_EQ(worker_.own_log.Get(common::SessionId("s"))->tenant, "acme");
+}
+
 TEST_F(WorkerServerTest, ACommittedTurnIsReplayed) {
   v1::RunTurnRequest request = Request("s", "hello", true);
   request.mutable_turn()->set_turn_id("t-1");
