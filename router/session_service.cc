@@ -114,6 +114,14 @@ class SessionService final : public RawService {
     return common::RemainingTime(call.context(), absl::Milliseconds(50), deps_.call_timeout);
   }
 
+  // The pin lives as long as the session, by what the worker's answer says of it, if anything.
+  template <typename WorkerResponse>
+  void TakeLifetime(const common::SessionId& id, const WorkerResponse& answer) const {
+    if constexpr (requires { answer.session(); }) {
+      deps_.directory.SetLifetime(id, LifetimeOf(answer.session()));
+    }
+  }
+
   // Calls the session's worker; the answer's session becomes that of `Reply`.
   template <typename Reply, typename WorkerRequest, typename WorkerResponse>
   void Forward(ExchangePtr call, RouteState state,
@@ -132,9 +140,9 @@ class SessionService final : public RawService {
         [this, call, after](const RouteState& route, absl::StatusOr<WorkerResponse> answer) {
           if (after) after(route, answer.status());
           if (!answer.ok()) return call->Fail(answer.status());
+          TakeLifetime(route.session, *answer);
           Reply reply;
           if constexpr (requires { reply.mutable_session(); }) {
-            deps_.directory.SetLifetime(route.session, LifetimeOf(answer->session()));
             reply.mutable_session()->Swap(answer->mutable_session());
             reply.mutable_session()->set_worker_id(route.worker().value());
           }
@@ -235,7 +243,7 @@ class SessionService final : public RawService {
           const Pin pin{route.worker(), common::Epoch(1)};
           // Whoever else pinned the child by now asked for it because it exists; that stands, too.
           deps_.directory.CompareAndSwap(child, std::nullopt, pin).IgnoreError();
-          deps_.directory.SetLifetime(child, LifetimeOf(answer->session()));
+          TakeLifetime(child, *answer);
           pb::ForkSessionResponse reply;
           reply.mutable_session()->Swap(answer->mutable_session());
           reply.mutable_session()->set_worker_id(route.worker().value());
