@@ -115,11 +115,12 @@ EngineMetrics::EngineMetrics(common::Metrics& metrics, const std::string& model,
                                "Guessed tokens that were computed in the hope of being right.");
   accepted_tokens_ =
       make.counter("engine_spec_accepted_tokens_total", "Of these, the tokens that were right.");
-  MakeStepMetrics(make, counts, ranks);
+  MakeStepMetrics(metrics, model, counts, ranks);
 }
 
-void EngineMetrics::MakeStepMetrics(const Maker& make, const std::vector<double>& counts,
-                                    int ranks) {
+void EngineMetrics::MakeStepMetrics(common::Metrics& metrics, const std::string& model,
+                                    const std::vector<double>& counts, int ranks) {
+  const Maker make(metrics, model);
   auto step = [&](const char* phase) {
     return make.histogram("engine_step_duration_seconds", "One forward pass with sampling.",
                           buckets::Steps(), {{"phase", phase}});

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -40,6 +41,9 @@ class EngineMetrics {
 
  private:
   static constexpr std::array kRecomputeReasons = {"miss", "damaged", "evicted", "cheaper"};
+
+  void MakeStepMetrics(common::Metrics& metrics, const std::string& model,
+                       const std::vector<double>& counts, int ranks);
 
   std::map<std::string, common::Counter*> finished_;
   std::map<std::string, common::Counter*> recomputed_;
