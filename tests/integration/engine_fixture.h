@@ -254,4 +254,17 @@ inline Tokens Joined(std::initializer_list<Tokens> parts) {
   return all;
 }
 
+// The value of a series, by its name with labels as Prometheus prints it.
+inline double MetricOf(EngineFixture& worker, const std::string& series) {
+  const std::string text = worker.own_metrics->Render();
+  const size_t at = text.find("\n" + series + " ");
+  EXPECT_NE(at, std::string::npos) << "no series " << series;
+  return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 2));
+}
+
+// Rows that the model has computed, over all steps.
+inline double ComputedRows(EngineFixture& worker) {
+  return MetricOf(worker, "loopserve_engine_step_tokens_sum{model=\"tiny\"}");
+}
+
 }  // namespace loopserve::testing
