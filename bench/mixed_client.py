@@ -200,8 +200,9 @@ class LlamaServer:
                     watch.arrived(len(event["tokens"]))
         if final is None:
             raise RuntimeError("llama-server broke the answer off")
-        # The parts of a character that takes several tokens come as its last token only.
-        watch.tokens = final["tokens_predicted"]
+        # Of a character that takes several tokens only the last one is sent, of half a one none.
+        if missing := final["tokens_predicted"] - watch.tokens:
+            watch.arrived(missing)
         self.history[planned.session] = prompt + answer
         return watch.turn(final["tokens_evaluated"])
 
