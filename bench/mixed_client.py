@@ -71,8 +71,8 @@ class LoopServe:
 
     name = "ours"
 
-    def __init__(self, options, folder):
-        self.options, self.folder = options, folder
+    def __init__(self, options):
+        self.options, self.folder = options, options.folder / "cluster"
         self.sessions = {}
 
     async def start(self):
@@ -138,21 +138,23 @@ class LlamaServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.process = subprocess.Popen(
-            [self.options.llama_server, f"--model={self.options.model}", "--host=127.0.0.1",
-             f"--port={self.port}", f"--threads={self.options.threads}",
-             f"--ctx-size={SESSIONS * CONTEXT_TOKENS}", f"--parallel={SESSIONS}",
-             "--flash-attn=" + ("on" if self.flash else "off"),
-             "--kv-unified" if self.unified else "--no-kv-unified",
-             "--cache-reuse=256", "--cache-ram=0", "--no-ui", "--log-disable"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        flags = {"model": self.options.model, "host": "127.0.0.1", "port": self.port,
+                 "threads": self.options.threads, "parallel": SESSIONS,
+                 "ctx-size": SESSIONS * CONTEXT_TOKENS, "flash-attn": "on" if self.flash else "off",
+                 "cache-reuse": 256, "cache-ram": 0}
+        words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+        log = self.options.folder / "llama-server.log"
+        with log.open("w", encoding="utf-8") as out:
+            self.process = subprocess.Popen(
+                [self.options.llama_server, *words, "--no-ui",
+                 "--kv-unified" if self.unified else "--no-kv-unified"], stdout=out, stderr=out)
         deadline = time.monotonic() + READY_S
         while True:
             with contextlib.suppress(OSError):
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
                     return
             if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"llama-server did not start: {self.process.poll()}")
+                sys.exit(f"llama-server did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
             await asyncio.sleep(0.1)
 
     @contextlib.asynccontextmanager
@@ -198,8 +200,9 @@ class LlamaServer:
                     watch.arrived(len(event["tokens"]))
         if final is None:
             raise RuntimeError("llama-server broke the answer off")
-        # The parts of a character that takes several tokens come as its last token only.
-        watch.tokens = final["tokens_predicted"]
+        # Of a character that takes several tokens only the last one is sent, of half a one none.
+        if missing := final["tokens_predicted"] - watch.tokens:
+            watch.arrived(missing)
         self.history[planned.session] = prompt + answer
         return watch.turn(final["tokens_evaluated"])
 
@@ -249,9 +252,9 @@ async def fastest_peer(options):
     return best
 
 
-async def compare(options, folder):
+async def compare(options):
     peer = await fastest_peer(options)
-    servers = [LoopServe(options, folder), peer]
+    servers = [LoopServe(options), peer]
     result = {server.name: {metric: [] for metric in METRICS} for server in servers}
     prompts = {}
     async with contextlib.AsyncExitStack() as stack:
@@ -285,7 +288,8 @@ def main(argv):
     parser.add_argument("--gap", type=float, default=GAP_S, help="mean seconds between two turns")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(asyncio.run(compare(options, folder))))
+        options.folder = pathlib.Path(folder)
+        print(json.dumps(asyncio.run(compare(options))))
 
 
 if __name__ == "__main__":
