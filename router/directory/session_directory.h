@@ -39,12 +39,10 @@ struct Pin {
   bool operator==(const Pin&) const = default;
 };
 
-// How long a session lives, as its record says.
+// How long a session lives, as its record says: until `used + ttl`.
 struct Lifetime {
   absl::Time used = absl::InfinitePast();
-  absl::Duration ttl = absl::ZeroDuration();  // from the last use on; zero: until deleted
-
-  bool IsOver(absl::Time now) const { return ttl > absl::ZeroDuration() && now - used >= ttl; }
+  absl::Duration ttl = absl::ZeroDuration();  // zero: until deleted
 };
 
 // One row of a worker's report.

@@ -68,7 +68,10 @@ void Cluster::Kill(int n) {
 }
 
 void Cluster::Restart(int n, bool keep) {
-  if (workers_[n - 1] != nullptr) Kill(n);
+  if (workers_[n - 1] != nullptr) {
+    Kill(n);
+    AwaitDown(n);  // or the router would take the new process for the old one
+  }
   if (!keep) {
     absl::MutexLock lock(&store(n).mutex);
     store(n).sessions.clear();
