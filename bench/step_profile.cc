@@ -1,6 +1,7 @@
 // loopserve-step-profile: where the time of the engine's steps goes, as JSON on standard output.
 //
 //   loopserve-step-profile --model=F [--backend=auto] [--isa=auto] [--threads=N] [--rounds=3]
+//                          [--case=ID: only this one]
 //
 // Each case runs on one rank whose backend is timed (bench/timed_backend.h), several rounds; the
 // round of median wall time is told. A case that takes seconds runs once. "between" is the wall
@@ -59,6 +60,7 @@ constexpr Case kCases[] = {
 
 struct Options {
   std::string model;
+  std::string only;  // a case's id; empty: all
   int rounds = 3;
   worker::RankGroupOptions ranks;
 };
@@ -250,6 +252,7 @@ absl::Status ProfileAll(const Options& options) {
   machine.Measure(options.ranks.threads);
   std::vector<std::pair<const Case*, std::vector<Round>>> measured;
   for (const Case& c : kCases) {
+    if (!options.only.empty() && options.only != c.id) continue;
     if (!Fits(c, ranks.config())) {
       std::fprintf(stderr, "loopserve-step-profile: %s exceeds the model's context\n", c.id);
       continue;
@@ -258,6 +261,7 @@ absl::Status ProfileAll(const Options& options) {
     ASSIGN_OR_RETURN(auto rounds, Profile(profiler, c, options.rounds));
     measured.emplace_back(&c, std::move(rounds));
   }
+  if (measured.empty()) return absl::NotFoundError("no case is left");
   machine.Measure(options.ranks.threads);
   Json cases = Json::array();
   for (auto& [c, rounds] : measured) {
@@ -271,6 +275,10 @@ absl::Status ProfileAll(const Options& options) {
 bool ParseFlag(absl::string_view arg, Options& options) {
   if (absl::ConsumePrefix(&arg, "--model=")) {
     options.model = std::string(arg);
+    return true;
+  }
+  if (absl::ConsumePrefix(&arg, "--case=")) {
+    options.only = std::string(arg);
     return true;
   }
   if (absl::ConsumePrefix(&arg, "--rounds=")) {
