@@ -13,7 +13,7 @@ ninja -C build/$(PRESET) -j$(JOBS) $(1) && ln -sfn $(PRESET)/bin build/bin
 endef
 
 .PHONY: help setup build build-all model demo test test-unit test-py test-asan test-tsan lint \
-        format bench bench-cpu bench-kernels reference check-reference clean
+        format bench bench-cpu bench-kernels profile-step reference check-reference clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,12 @@ bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at lengt
 
 bench-kernels: build-all ## Each CPU kernel against its roofline
 	@$(BIN)/kernels_bench
+
+profile-step: setup model ## Where a step's time goes; writes bench/results/step_profile.json and draws docs/images/step_profile.svg
+	@$(call ninja,loopserve-step-profile)
+	@mkdir -p bench/results
+	@$(BIN)/loopserve-step-profile --model=$$(.ci/model) >bench/results/step_profile.json
+	@build/venv/bin/python bench/draw_profile.py bench/results/step_profile.json docs/images/step_profile.svg
 
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
