@@ -142,8 +142,8 @@ Check CheckCpu(const std::string& cpuinfo) {
   const auto has = [&](const char* flag) {
     return std::find(flags.begin(), flags.end(), flag) != flags.end();
   };
-  constexpr std::array<const char*, 6> kOfUse = {"avx2",        "avx512f",  "avx512_vnni",
-                                                 "avx512_bf16", "amx_tile", "amx_int8"};
+  constexpr std::array<const char*, 7> kOfUse = {
+      "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"};
   std::vector<std::string> found;
   for (const char* flag : kOfUse) {
     if (has(flag)) found.push_back(flag);

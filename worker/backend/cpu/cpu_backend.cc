@@ -34,7 +34,9 @@ bool SameShape(const TensorView& a, const TensorView& b) {
 }
 
 cpu_attention::AttentionIsa AttentionIsaOf(absl::string_view kernels) {
-  if (kernels == "avx512-bf16") return cpu_attention::AttentionIsa::kAvx512Bf16;
+  if (kernels == "amx-bf16" || kernels == "avx512-bf16") {
+    return cpu_attention::AttentionIsa::kAvx512Bf16;
+  }
   if (absl::StartsWith(kernels, "avx512")) return cpu_attention::AttentionIsa::kAvx512;
   if (absl::StartsWith(kernels, "avx2")) return cpu_attention::AttentionIsa::kAvx2;
   return cpu_attention::AttentionIsa::kPortable;

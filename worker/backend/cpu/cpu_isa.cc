@@ -2,11 +2,14 @@
 
 #ifdef __x86_64__
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <array>
 
 #include "absl/strings/str_cat.h"
+#include "worker/backend/cpu/kernels_agree.h"
 
 namespace loopserve::worker::cpu {
 namespace {
@@ -35,10 +38,29 @@ bool HasAvx512Vnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 bool HasAvx512Bf16() { return HasAvx512Vnni() && __builtin_cpu_supports("avx512bf16"); }
+
+// The operating system has to save the tiles, and gives them only to a process that asks.
+bool HasTiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr unsigned kTileConfig = 1u << 17, kTileData = 1u << 18;  // of XCR0
+  asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  if ((a & kTileConfig) == 0 || (a & kTileData) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileDataFeature = 18;  // <asm/prctl.h>
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileDataFeature) == 0;
+}
+bool HasAmxBf16() {
+  static const bool has =
+      HasAvx512Bf16() && HasTiles() && KernelsAgree(AmxBf16Kernels(), Avx512Bf16Kernels());
+  return has;
+}
 #endif
 
 constexpr std::array kIsas = {
 #ifdef __x86_64__
+    Isa{"amx-bf16", HasAmxBf16, AmxBf16Kernels},
     Isa{"avx512-bf16", HasAvx512Bf16, Avx512Bf16Kernels},
     Isa{"avx512-vnni", HasAvx512Vnni, Avx512VnniKernels},
     Isa{"avx2-vnni", HasAvx2Vnni, Avx2VnniKernels},

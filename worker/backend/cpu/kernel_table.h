@@ -7,6 +7,9 @@
 
 namespace loopserve::worker::cpu {
 
+// Beside an unpacked panel, in a second-level cache of a mebibyte.
+inline constexpr size_t kPartBytes = size_t{400} << 10;
+
 template <class S>
 constexpr Kernels MakeKernels(const char* name) {
   using M = MatMulKernels<S>;
@@ -19,6 +22,9 @@ constexpr Kernels MakeKernels(const char* name) {
                  M::template Quant<kLayoutQ4_1>, M::template Quant<kLayoutQ5_0>,
                  M::template Quant<kLayoutQ5_1>, M::template Quant<kLayoutQ8_0>,
                  M::template Quant<kLayoutQ4_K>, M::template Quant<kLayoutQ6_K>},
+      .row_tile = kRowTile,
+      .part_bytes = kPartBytes,
+      .part_tiles = 1 << 20,
       .prepare = M::Prepare,
       .tile_bytes = M::TileBytes,
       .workspace_bytes = M::NoWorkspace,

@@ -16,7 +16,7 @@
 namespace loopserve::worker::cpu {
 
 inline constexpr int kPanelOutputs = 32;  // outputs interleaved in one panel of a packed matrix
-inline constexpr int kRowTile = 6;        // rows that share one pass over a panel
+inline constexpr int kRowTile = 6;        // rows of a prepared tile, of all but AMX
 inline constexpr int kBlockValues = 32;   // columns that share one scale, or a part of its columns
 inline constexpr int kWeightTypes = 10;   // rows of the WeightType enum
 
@@ -30,7 +30,7 @@ struct MatMulPart {
   const std::byte* tiles;
   size_t tile_bytes;
   int64_t rows;
-  int tile_rows;         // rows of each tile but the last, up to kRowTile
+  int tile_rows;         // rows of each tile but the last, up to row_tile
   int outputs;           // valid ones of the panel
   std::byte* workspace;  // workspace_bytes(cols) of this thread's own, on a cache line
   float* out;            // [rows, outputs]
@@ -41,7 +41,12 @@ struct Kernels {
   using MatMul = void (*)(const MatMulPart&);
   const char* name;
   MatMul matmul[kWeightTypes];  // by WeightType
-  // Rounds up to kRowTile rows [rows, cols] into the form that this instruction set's products with
+  int row_tile;                 // most rows of a tile: they share one pass over a panel
+  // Prepared rows that one part takes through a panel: as many as stay in the second-level cache,
+  // but no more tiles than share the work of unpacking it.
+  size_t part_bytes;
+  int part_tiles;
+  // Rounds up to row_tile rows [rows, cols] into the form that this instruction set's products with
   // quantised weights read. tile_bytes(cols) is a multiple of 64, and so is the tile's address.
   void (*prepare)(const float* x, int64_t stride, int rows, int64_t cols, std::byte* tile);
   size_t (*tile_bytes)(int64_t cols);
@@ -56,6 +61,7 @@ struct Kernels {
                bool interleaved);
 };
 
+const Kernels& AmxBf16Kernels();
 const Kernels& Avx512Bf16Kernels();
 const Kernels& Avx512VnniKernels();
 const Kernels& Avx2VnniKernels();

@@ -5,32 +5,38 @@
 namespace loopserve::worker::cpu {
 namespace {
 
-// Prepared rows that one part takes through a panel: as many as stay in the second-level cache
-// beside an unpacked panel.
-constexpr size_t kPartBytes = size_t{400} << 10;
 // Parts per thread, so that a slow one is made up for.
 constexpr int64_t kPartsPerThread = 8;
+// That one thread prepares at a time.
+constexpr int kPreparedRows = 24;
 
 }  // namespace
 
 // As few tiles as there can be, of equal height: eight rows are better two fours than a six and a
 // two.
 void MatMulRunner::CutRows(int64_t rows) {
-  row_tiles_ = (rows + kRowTile - 1) / kRowTile;
+  row_tiles_ = (rows + kernels_.row_tile - 1) / kernels_.row_tile;
   tile_rows_ = (rows + row_tiles_ - 1) / row_tiles_;
   row_tiles_ = (rows + tile_rows_ - 1) / tile_rows_;
+}
+
+int64_t MatMulRunner::TilesPerPart(int64_t cols) const {
+  const size_t fit = kernels_.part_bytes / std::max<size_t>(1, kernels_.tile_bytes(cols));
+  return std::clamp<int64_t>(static_cast<int64_t>(fit), 1, kernels_.part_tiles);
 }
 
 void MatMulRunner::Prepare(TensorView x) {
   tile_bytes_ = kernels_.tile_bytes(x.cols);
   tiles_.Grow(static_cast<size_t>(row_tiles_) * tile_bytes_);
-  crew_.For(row_tiles_, 4, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t row = t * tile_rows_;
-      kernels_.prepare(x.row(row), x.stride, static_cast<int>(std::min(tile_rows_, x.rows - row)),
-                       x.cols, tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
-    }
-  });
+  crew_.For(row_tiles_, std::max(1, kPreparedRows / kernels_.row_tile),
+            [&](int64_t begin, int64_t end, int) {
+              for (int64_t t = begin; t < end; ++t) {
+                const int64_t row = t * tile_rows_;
+                kernels_.prepare(x.row(row), x.stride,
+                                 static_cast<int>(std::min(tile_rows_, x.rows - row)), x.cols,
+                                 tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
+              }
+            });
   workspace_bytes_ = (kernels_.workspace_bytes(x.cols) + 63) / 64 * 64;
   workspaces_.Grow(workspace_bytes_ * static_cast<size_t>(crew_.threads()));
 }
@@ -71,8 +77,7 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
   if (x.rows == 0 || panels == 0) return;
   CutRows(x.rows);
   if (quantised) Prepare(x);
-  const int64_t tiles_per_part = std::max<int64_t>(
-      1, static_cast<int64_t>(kPartBytes / std::max<size_t>(1, kernels_.tile_bytes(x.cols))));
+  const int64_t tiles_per_part = TilesPerPart(x.cols);
   const int64_t row_parts = (row_tiles_ + tiles_per_part - 1) / tiles_per_part;
   const int64_t parts = panels * row_parts;
   const int64_t grain = std::max<int64_t>(1, parts / (kPartsPerThread * crew_.threads()));

@@ -38,6 +38,7 @@ class MatMulRunner final {
 
  private:
   void CutRows(int64_t rows);
+  int64_t TilesPerPart(int64_t cols) const;
   void Prepare(TensorView x);
   void RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
                 int64_t first_tile, int64_t end_tile, int thread);

@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "tests/conformance/backend_data.h"
 #include "worker/backend/cpu/cpu_isa.h"
 #include "worker/backend/cpu/kernels.h"
@@ -116,21 +117,23 @@ inline void CheckNormAndAdd(const Kernels& kernels) {
 // One panel of every format: among any number of rows each has the bits it has alone.
 class PanelChecks {
  public:
-  PanelChecks(const Kernels& kernels, WeightType type) : kernels_(kernels), type_(type) {
+  PanelChecks(const Kernels& kernels, WeightType type)
+      : kernels_(kernels), type_(type), most_rows_(kernels.row_tile == kRowTile ? 20 : 150) {
     testing::Random random(4);
-    cols_ = 2 * std::max(kBlockValues, InfoOf(type).block_values);
+    const int unit = std::max(kBlockValues, InfoOf(type).block_values);
+    cols_ = unit == kBlockValues ? 11 * unit : 2 * unit;
     const testing::FileMatrix file = testing::RandomMatrix(type, kOutputs, cols_, random);
     WorkCrew crew(1);
     matrix_ = *PackedMatrix::Pack(file.view, {0, kOutputs}, *memory_, crew);
     decoded_.resize(static_cast<size_t>(kOutputs * cols_));
     EXPECT_TRUE(DequantizeRows(file.view, 0, decoded_).ok());
-    x_ = random.Normals(static_cast<size_t>(kMostRows * cols_));
+    x_ = random.Normals(static_cast<size_t>(most_rows_ * cols_));
     rounded_ = matrix_->quantised() ? testing::RoundedActivations(kernels.name, x_) : x_;
   }
 
   void Run() {
-    std::vector<float> alone(size_t{kMostRows} * kOutputs);
-    for (int r = 0; r < kMostRows; ++r) {
+    std::vector<float> alone(static_cast<size_t>(most_rows_ * kOutputs));
+    for (int r = 0; r < most_rows_; ++r) {
       const std::vector<float> out = Multiply(r, 1);
       for (int n = 0; n < kOutputs; ++n) {
         const size_t at = static_cast<size_t>(r * kOutputs + n);
@@ -138,8 +141,9 @@ class PanelChecks {
         ASSERT_NEAR(alone[at], Want(r, n), 2e-4) << InfoOf(type_).name << " out " << n;
       }
     }
-    for (const int rows : {2, 3, 4, 5, 6, 7, 12, kMostRows}) {
-      const std::vector<float> out = Multiply(0, rows, rows % 2 == 0 ? 4 : kRowTile);
+    for (const int rows : {2, 3, 4, 5, 6, 7, 12, 16, 17, 33, 129, most_rows_}) {
+      if (rows > most_rows_) continue;
+      const std::vector<float> out = Multiply(0, rows, rows % 2 == 0 ? 4 : kernels_.row_tile);
       for (int r = 0; r < rows; ++r) {
         for (int n = 0; n < kOutputs; ++n) {
           ASSERT_EQ(out[static_cast<size_t>(r * kStride + n)],
@@ -154,7 +158,6 @@ class PanelChecks {
  private:
   static constexpr int kOutputs = 27;
   static constexpr int kStride = kOutputs + 1;
-  static constexpr int kMostRows = 20;
 
   double Want(int r, int n) const {
     double want = 0;
@@ -166,12 +169,13 @@ class PanelChecks {
   }
 
   // Rows [first, first + rows) of x.
-  std::vector<float> Multiply(int first, int rows, int tile_rows = kRowTile) {
+  std::vector<float> Multiply(int first, int rows, int tile_rows = 1) {
     const float* x = x_.data() + first * cols_;
     const int tiles = (rows + tile_rows - 1) / tile_rows;
     const size_t tile_bytes = kernels_.tile_bytes(cols_);
     CacheLines prepared, workspace;
     prepared.Grow(tile_bytes * static_cast<size_t>(tiles));
+    std::memset(prepared.data(), 0xff, tile_bytes * static_cast<size_t>(tiles));  // NaN
     workspace.Grow(kernels_.workspace_bytes(cols_));
     for (int t = 0; t < tiles; ++t) {
       kernels_.prepare(x + t * tile_rows * cols_, cols_, std::min(tile_rows, rows - t * tile_rows),
@@ -196,21 +200,26 @@ class PanelChecks {
 
   const Kernels& kernels_;
   const WeightType type_;
+  const int most_rows_;
   const std::unique_ptr<kvstore::Memory> memory_ = kvstore::CreateHostMemory();
   int64_t cols_ = 0;
   std::unique_ptr<PackedMatrix> matrix_;
   std::vector<float> decoded_, x_, rounded_;
 };
 
+inline void CheckPanels(const Kernels& kernels) {
+  for (int t = 0; t < kWeightTypes; ++t) PanelChecks(kernels, static_cast<WeightType>(t)).Run();
+}
+
 inline void CheckKernels(absl::string_view isa) {
   const auto kernels = SelectKernels(isa);
   if (!kernels.ok()) GTEST_SKIP() << "*** NOT RUN: " << kernels.status().message() << " ***";
   EXPECT_EQ((*kernels)->name, isa);
-  if (isa != "avx512-bf16") CheckPlanes(**kernels);
+  if (!absl::StrContains(isa, "bf16")) CheckPlanes(**kernels);
   CheckBf16(**kernels);
   CheckSilu(**kernels);
   CheckNormAndAdd(**kernels);
-  for (int t = 0; t < kWeightTypes; ++t) PanelChecks(**kernels, static_cast<WeightType>(t)).Run();
+  CheckPanels(**kernels);
 }
 
 }  // namespace loopserve::worker::cpu
