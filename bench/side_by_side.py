@@ -21,6 +21,7 @@ from rows import STEP_TOKENS  # noqa: E402
 PEER_LARGE_STEP = 2048  # what llama.cpp tries beside our STEP_TOKENS
 REST_S = 0.05  # lets the other side's threads fall asleep
 LONG_S = 2.0  # what takes longer is not repeated to warm up
+PROBE_TOKENS = 2048  # of a longer prefill, to settle llama.cpp's settings
 
 
 def say(text):
@@ -141,7 +142,15 @@ class Theirs:
         return first if first > LONG_S else min(self._measure(row, settings) for _ in range(2))
 
     def choose(self, row):
-        """Warms the row up and settles its settings, one after the other."""
+        """Warms the row up and settles its settings, one after the other; those of a long prefill
+        on its beginning."""
+        if row.kind == "prefill" and row.tokens > PROBE_TOKENS:
+            probe = dataclasses.replace(row, tokens=PROBE_TOKENS)
+            if probe not in self.best:
+                self.choose(probe)
+            self.best[row] = self.best[probe]
+            self._forget(keep=None)
+            return
         self._forget(keep=self._state(row))
         best = Settings(unified=row.batch == 1)
         fastest = self._warm(row, best)

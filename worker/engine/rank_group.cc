@@ -298,6 +298,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& fil
                       .kv_heads = static_cast<int32_t>(heads.size())});
     ranks.push_back(std::move(parts));
   }
+  file.ReleasePages();
   ASSIGN_OR_RETURN(auto pool, KvBlockPool::Create(shape, blocks, std::move(shards)));
   return Assemble(std::move(ranks), std::move(pool), options.step_timeout, log);
 }

@@ -361,6 +361,10 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   return file;
 }
 
+void GgufFile::ReleasePages() const {
+  if (mapping_ != nullptr) madvise(mapping_, bytes_.size(), MADV_DONTNEED);
+}
+
 GgufFile::~GgufFile() {
   if (mapping_ != nullptr) munmap(mapping_, bytes_.size());
 }

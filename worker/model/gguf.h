@@ -56,6 +56,10 @@ class GgufFile final {
   const std::vector<Tensor>& tensors() const { return tensors_; }
   uint64_t file_bytes() const { return bytes_.size(); }
 
+  // Lets go of the file's resident pages, once its weights have been packed elsewhere. Whatever is
+  // read again comes from the file.
+  void ReleasePages() const;
+
  private:
   // A value where it lies in the file. `bytes` holds exactly the scalar, the text of the string or
   // the elements of the array; every element has been checked.
