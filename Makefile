@@ -78,7 +78,7 @@ bench-kernels: build-all ## Each CPU kernel against its roofline
 profile-step: setup model ## Where a step's time goes; writes bench/results/step_profile.json and draws docs/images/step_profile.svg
 	@$(call ninja,loopserve-step-profile)
 	@mkdir -p bench/results
-	@$(BIN)/loopserve-step-profile --model=$$(.ci/model) >bench/results/step_profile.json
+	@$(BIN)/loopserve-step-profile --model=$$(.ci/model) --rounds=5 >bench/results/step_profile.json
 	@build/venv/bin/python bench/draw_profile.py bench/results/step_profile.json docs/images/step_profile.svg
 
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference

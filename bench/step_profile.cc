@@ -249,7 +249,6 @@ absl::Status ProfileAll(const Options& options) {
   ASSIGN_OR_RETURN(const Profiler profiler, MakeProfiler(*file, options, clock));
   const worker::RankGroup& ranks = profiler.runner->ranks();
   Machine machine;
-  machine.Measure(options.ranks.threads);
   std::vector<std::pair<const Case*, std::vector<Round>>> measured;
   for (const Case& c : kCases) {
     if (!options.only.empty() && options.only != c.id) continue;
@@ -258,6 +257,7 @@ absl::Status ProfileAll(const Options& options) {
       continue;
     }
     std::fprintf(stderr, "loopserve-step-profile: %s\n", c.id);
+    machine.Measure(options.ranks.threads);
     ASSIGN_OR_RETURN(auto rounds, Profile(profiler, c, options.rounds));
     measured.emplace_back(&c, std::move(rounds));
   }
