@@ -1,6 +1,7 @@
 #include "worker/config.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/cpus.h"
 #include "common/log.h"
 #include "worker/engine/speculation.h"
 
@@ -14,7 +15,10 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("model-name", &model_name, "Name under which it is served (default: from the file)");
   flags.Add("backend", &backend, "auto, cpu or reference");
   flags.Add("tp", &tp, "Tensor-parallel ranks");
-  flags.Add("threads", &threads, "Threads over all ranks (0: all cores)");
+  flags.Add("threads", &threads, "Threads over all ranks (0: all cores that the process may use)");
+  flags.Add("pin-threads", &pin_threads,
+            "Keep each compute thread on one CPU: on, off, or auto (when they fill CPUs that were "
+            "set aside for this process, or several NUMA nodes)");
   flags.AddBytes("kv-device-bytes", &kv_device_bytes, "Memory of the paged KV pool");
   flags.AddBytes("kv-host-bytes", &kv_host_bytes, "Host tier: encoded KV between turns");
   flags.Add("kv-disk-dir", &kv_disk_dir,
@@ -65,6 +69,9 @@ absl::Status WorkerConfig::Check() const {
         "), or a full batch leaves no room to prefill"));
   }
   if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
+  if (absl::Status status = common::ParsePinThreads(pin_threads).status(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--pin-threads: ", status.message()));
+  }
   if (max_step_time < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--max-step-time must be at least 0s");
   }

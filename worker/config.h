@@ -20,6 +20,7 @@ struct WorkerConfig {
   std::string backend = "auto";
   int tp = 1;
   int threads = 0;
+  std::string pin_threads = "auto";
   // KV tiers.
   uint64_t kv_device_bytes = uint64_t{1} << 30;
   uint64_t kv_host_bytes = uint64_t{1} << 30;

@@ -6,6 +6,7 @@
 #include "absl/strings/strip.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/cpus.h"
 #include "common/lifecycle.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -44,6 +45,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   RankGroupOptions options;
   options.tp = config.tp;
   options.threads = config.threads;
+  options.pin_threads = *common::ParsePinThreads(config.pin_threads);
   options.backend = config.backend;
   options.kv_device_bytes = config.kv_device_bytes;
   options.model.max_step_tokens = config.max_step_tokens;

@@ -130,7 +130,9 @@ class Backend {
 
 struct BackendOptions {
   absl::string_view name = "auto";  // "auto", "cpu" or "reference"
-  int threads = 0;                  // of this rank; 0: all cores
+  int threads = 0;                  // of this rank; 0: all cores that the process may use
+  // Where the threads beside the caller's run, by thread; empty: wherever the system puts them.
+  std::span<const int> cpus;
   // Instruction set of the cpu backend, to test each one a machine has: "auto", "avx512-vnni",
   // "avx2", "portable".
   absl::string_view isa = "auto";

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/cpus.h"
 #include "common/error.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
@@ -154,6 +156,10 @@ class ThreadRankGroup final : public RankGroup {
 
   void Loop(int rank) {
     Slot& slot = slots_[static_cast<size_t>(rank)];
+    if (slot.parts.cpu >= 0) {
+      const absl::Status status = common::PinThisThread(slot.parts.cpu);
+      if (!status.ok()) log_.Warning("thread not pinned", {{"error", status.ToString()}});
+    }
     while (true) {
       std::shared_ptr<const StepPlan> plan;
       {
@@ -227,11 +233,34 @@ class ThreadRankGroup final : public RankGroup {
 
 // --- Loading
 
-int ThreadsOfRank(const RankGroupOptions& options, int rank) {
-  int total = options.threads;
-  if (total <= 0) total = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return std::max(1, total / options.tp + (rank < total % options.tp ? 1 : 0));
-}
+// How many threads each rank has and, if they are pinned, where.
+class ThreadPlan final {
+ public:
+  explicit ThreadPlan(const RankGroupOptions& options) : ThreadPlan(options, common::ReadCpus()) {}
+
+  bool pinned() const { return pinned_; }
+  int threads(int rank) const { return static_cast<int>(cpus_[static_cast<size_t>(rank)].size()); }
+  // By thread of the rank, its own first.
+  std::span<const int> cpus(int rank) const {
+    return pinned_ ? std::span<const int>(cpus_[static_cast<size_t>(rank)])
+                   : std::span<const int>();
+  }
+
+ private:
+  ThreadPlan(const RankGroupOptions& options, const common::Cpus& cpus) {
+    const int total = options.threads > 0 ? options.threads : static_cast<int>(cpus.allowed.size());
+    pinned_ = common::ShouldPin(options.pin_threads, cpus, total);
+    int before = 0;
+    for (int rank = 0; rank < options.tp; ++rank) {
+      const int threads = std::max(1, total / options.tp + (rank < total % options.tp ? 1 : 0));
+      cpus_.push_back(common::CpusOfThreads(cpus.allowed, before, threads));
+      before += threads;
+    }
+  }
+
+  bool pinned_ = false;
+  std::vector<std::vector<int>> cpus_;
+};
 
 absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape) {
   const uint64_t blocks = options.kv_device_bytes / shape.block_bytes();
@@ -283,14 +312,18 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& fil
   ASSIGN_OR_RETURN(const uint32_t blocks, BlocksOf(options, shape));
   RETURN_IF_ERROR(CheckMemory(file, config, options, blocks * shape.block_bytes()));
 
+  const ThreadPlan plan(options);
+  if (plan.pinned()) log.Info("compute threads are pinned", {{"ranks", options.tp}});
   std::vector<Rank> ranks;
   std::vector<KvBlockPool::Shard> shards;
   for (int rank = 0; rank < options.tp; ++rank) {
     const ShardSpec spec{rank, options.tp};
     Rank parts;
     ASSIGN_OR_RETURN(parts.backend, CreateBackend({.name = options.backend,
-                                                   .threads = ThreadsOfRank(options, rank),
+                                                   .threads = plan.threads(rank),
+                                                   .cpus = plan.cpus(rank),
                                                    .isa = options.isa}));
+    if (plan.pinned()) parts.cpu = plan.cpus(rank).front();
     ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
     const RowRange heads = SplitEvenly(config.kv_heads, spec);
     shards.push_back({.memory = &parts.backend->memory(),

@@ -20,6 +20,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/cpus.h"
 #include "common/log.h"
 #include "kvstore/block_pool.h"
 #include "worker/backend/backend.h"
@@ -32,7 +33,8 @@ namespace loopserve::worker {
 
 struct RankGroupOptions {
   int tp = 1;
-  int threads = 0;  // of the whole group; 0: all cores
+  int threads = 0;  // of the whole group; 0: all cores that the process may use
+  common::PinThreads pin_threads = common::PinThreads::kAuto;
   std::string backend = "auto";
   std::string isa = "auto";
   int32_t block_tokens = 32;
@@ -57,6 +59,7 @@ class RankGroup {
   struct Rank {
     std::unique_ptr<Backend> backend;
     std::unique_ptr<Model> model;
+    int cpu = -1;  // that the rank's own thread is pinned to; -1: to none
   };
   static absl::StatusOr<std::unique_ptr<RankGroup>> Assemble(
       std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,

@@ -40,6 +40,7 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.max_step_tokens = c.max_batch; }, "--max-step-tokens");
   expect([](auto& c) { c.max_batch = c.max_step_tokens + 1; }, "--max-batch");
   expect([](auto& c) { c.threads = -2; }, "--threads");
+  expect([](auto& c) { c.pin_threads = "maybe"; }, "--pin-threads");
   expect([](auto& c) { c.max_step_time = -absl::Seconds(1); }, "--max-step-time");
   expect([](auto& c) { c.speculative_ngram = "yes"; }, "--speculative-ngram");
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");

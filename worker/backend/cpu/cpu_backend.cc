@@ -89,12 +89,12 @@ class AngleTable final : public RopeTable {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Kernels& kernels, cpu_attention::AttentionIsa isa, int threads)
+  CpuBackend(const Kernels& kernels, const BackendOptions& options)
       : kernels_(kernels),
         name_(absl::StrCat("cpu/", kernels.name)),
-        crew_(threads),
+        crew_(options.threads, options.cpus),
         matmul_(kernels, crew_),
-        attention_(isa, crew_.threads()) {}
+        attention_(AttentionIsaOf(kernels.name), crew_.threads()) {}
 
   absl::string_view name() const override { return name_; }
   kvstore::Memory& memory() override { return *memory_; }
@@ -341,8 +341,7 @@ class CpuBackend final : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const BackendOptions& options) {
   ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::SelectKernels(options.isa));
-  return std::make_unique<cpu::CpuBackend>(*kernels, cpu::AttentionIsaOf(kernels->name),
-                                           options.threads);
+  return std::make_unique<cpu::CpuBackend>(*kernels, options);
 }
 
 }  // namespace loopserve::worker

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/cpus.h"
 #include "common/thread.h"
 
 namespace loopserve::worker::cpu {
@@ -23,11 +24,16 @@ void Pause() {
 
 }  // namespace
 
-WorkCrew::WorkCrew(int threads) {
-  if (threads <= 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+WorkCrew::WorkCrew(int threads, std::span<const int> cpus) {
+  if (threads <= 0) threads = static_cast<int>(common::ReadCpus().allowed.size());
   for (int i = 1; i < threads; ++i) {
-    workers_.push_back(common::NamedThread(absl::StrCat("compute-", i),
-                                           [this, i](std::stop_token) { WorkerLoop(i); }));
+    const int cpu = static_cast<size_t>(i) < cpus.size() ? cpus[static_cast<size_t>(i)] : -1;
+    workers_.push_back(
+        common::NamedThread(absl::StrCat("compute-", i), [this, i, cpu](std::stop_token) {
+          // Refused: slower, not wrong.
+          if (cpu >= 0) common::PinThisThread(cpu).IgnoreError();
+          WorkerLoop(i);
+        }));
   }
 }
 

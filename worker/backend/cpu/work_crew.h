@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <span>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -17,8 +18,9 @@ namespace loopserve::worker::cpu {
 
 class WorkCrew final {
  public:
-  // threads includes the caller; 0: all cores.
-  explicit WorkCrew(int threads);
+  // threads includes the caller; 0: all cores that the process may use. Thread i is pinned to
+  // cpus[i], as far as the system allows: all but the caller, which is not the crew's.
+  explicit WorkCrew(int threads, std::span<const int> cpus = {});
   ~WorkCrew();
   WorkCrew(const WorkCrew&) = delete;
   WorkCrew& operator=(const WorkCrew&) = delete;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "common/cpus.h"
 #include "gtest/gtest.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
@@ -56,14 +57,15 @@ class FakeModel final : public Model {
   float value_ = -1;
 };
 
-std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout) {
+std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout,
+                                 int cpu = -1) {
   std::vector<RankGroup::Rank> ranks;
   std::vector<KvBlockPool::Shard> shards;
   for (size_t i = 0; i < bodies.size(); ++i) {
     auto backend = *CreateBackend({.name = "reference", .threads = 1});
     shards.push_back({&backend->memory(), static_cast<int32_t>(i), 1});
     auto model = std::make_unique<FakeModel>(static_cast<int>(i), std::move(bodies[i]));
-    ranks.push_back({std::move(backend), std::move(model)});
+    ranks.push_back({std::move(backend), std::move(model), cpu});
   }
   const kvstore::KvShape shape{.layers = 1,
                                .kv_heads = static_cast<int32_t>(ranks.size()),
@@ -87,6 +89,22 @@ TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksLogits) {
   EXPECT_EQ(*result.logits.data, 0.0f);
   EXPECT_GE(result.skew, absl::ZeroDuration());
   EXPECT_EQ(group->resident_bytes(), 30u);
+}
+
+TEST(RankGroup, PinsTheThreadsOfItsRanks) {
+  const std::vector<int> allowed = common::ReadCpus().allowed;
+  for (const int cpu : {-1, allowed.back()}) {
+    std::vector<int> seen[2];
+    const auto look = [&seen](size_t rank) {
+      return [&seen, rank](Communicator&) {
+        seen[rank] = common::ReadCpus().allowed;
+        return absl::OkStatus();
+      };
+    };
+    auto group = Fakes({look(0), look(1)}, absl::Seconds(30), cpu);
+    EXPECT_OK(group->Run(EmptyPlan()));
+    for (const auto& cpus : seen) EXPECT_EQ(cpus, cpu < 0 ? allowed : std::vector<int>{cpu});
+  }
 }
 
 TEST(RankGroup, AFailingRankEndsTheStepForAllAndTheGroupHeals) {
@@ -174,6 +192,22 @@ TEST(RankGroup, AnyNumberOfRanksGivesTheSameBits) {
     EXPECT_EQ(group->size(), tp);
     EXPECT_EQ(LogitsOf(*group), expected) << "tp " << tp;
   }
+}
+
+TEST(RankGroup, PinnedThreadsComputeTheSame) {
+  const auto file = TinyFile();
+  const std::vector<int> allowed = common::ReadCpus().allowed;
+  RankGroupOptions options = Options(2);
+  options.backend = "cpu";
+  options.threads = 5;
+  std::vector<float> logits[2];
+  for (const bool pinned : {false, true}) {
+    options.pin_threads = pinned ? common::PinThreads::kOn : common::PinThreads::kOff;
+    ASSERT_OK_AND_ASSIGN(auto group, RankGroup::Create(*file, options, common::Logger::Null()));
+    logits[pinned ? 1 : 0] = LogitsOf(*group);
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  EXPECT_EQ(common::ReadCpus().allowed, allowed) << "the loading thread was pinned too";
 }
 
 TEST(RankGroup, MoreRanksThanKvHeadsAreRefused) {

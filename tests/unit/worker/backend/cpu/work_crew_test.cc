@@ -4,7 +4,10 @@
 
 #include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
+
+#include "common/cpus.h"
 
 namespace loopserve::worker::cpu {
 namespace {
@@ -59,6 +62,24 @@ TEST(WorkCrewTest, RoundsFollowEachOther) {
     });
   }
   for (const int64_t v : values) EXPECT_EQ(v, 5000);
+}
+
+// Every thread but the caller's runs on its own CPU and nowhere else.
+TEST(WorkCrewTest, PinsItsThreads) {
+  const std::vector<int> allowed = common::ReadCpus().allowed;
+  constexpr int kThreads = 3;
+  const std::vector<int> cpus = common::CpusOfThreads(allowed, 1, kThreads);
+  WorkCrew crew(kThreads, cpus);
+  std::vector<std::vector<int>> seen(kThreads);
+  std::atomic<int> inside = 0;
+  crew.For(kThreads, 1, [&](int64_t, int64_t, int thread) {
+    // Each part waits for the others, so that no thread takes two.
+    ++inside;
+    while (inside < kThreads) std::this_thread::yield();
+    seen[static_cast<size_t>(thread)] = common::ReadCpus().allowed;
+  });
+  EXPECT_EQ(seen[0], allowed);
+  for (size_t i = 1; i < kThreads; ++i) EXPECT_EQ(seen[i], std::vector<int>{cpus[i]}) << i;
 }
 
 TEST(WorkCrewTest, StopsWithoutHavingWorked) {
