@@ -157,7 +157,8 @@ class Theirs:
         trials = [{"flash": True}]
         if row.tokens > STEP_TOKENS:
             trials.append({"step": PEER_LARGE_STEP})
-        if row.batch > 1:
+        # Behind histories of their own, one buffer makes every sequence step over the others' cells.
+        if row.batch > 1 and row.depth == 0:
             trials.append({"unified": True})
         for change in trials:
             tried = dataclasses.replace(best, **change)
