@@ -235,13 +235,14 @@ void StepLoopEngine::Loop() {
   }
 }
 
-// Until the next deadline of anybody.
+// Until the next deadline of anybody. Who waits for blocks looks again soon: saves and restores let
+// go of them one by one, and some only after they have told that they are over.
 absl::Duration StepLoopEngine::IdleTime() const {
   absl::Time next = absl::InfiniteFuture();
   for (const Owned& sequence : waiting_) next = std::min(next, sequence->spec.deadline);
   for (const Owned& sequence : running_) next = std::min(next, sequence->spec.deadline);
-  // Parking frees one block after the other.
-  if (parking_blocks_ > 0) return absl::Milliseconds(1);
+  const bool stuck = std::ranges::any_of(running_, [](const Owned& s) { return !s->restoring; });
+  if (stuck || blocked_on_blocks_ || parking_blocks_ > 0) return absl::Milliseconds(1);
   return std::max(absl::Milliseconds(1), next - clock_.Now());
 }
 
