@@ -2,8 +2,14 @@
 #include "common/rpc.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -138,6 +144,25 @@ TEST(FromGrpcTest, DoesNotTrustForeignDetails) {
   // A code that is not the reason's: the code counts.
   EXPECT_EQ(FromGrpc({grpc::StatusCode::NOT_FOUND, "x", details.SerializeAsString()}),
             absl::NotFoundError("x"));
+}
+
+// The kernel completes the connection, but nobody answers.
+TEST(MakeChannelTest, APeerMayTakeItsTimeToAnswer) {
+  const int listener = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  auto* raw = reinterpret_cast<sockaddr*>(&address);
+  ASSERT_EQ(bind(listener, raw, size), 0);
+  ASSERT_EQ(listen(listener, 1), 0);
+  ASSERT_EQ(getsockname(listener, raw, &size), 0);
+  const auto channel = MakeChannel(absl::StrCat("127.0.0.1:", ntohs(address.sin_port)));
+  const auto in = [](absl::Duration time) { return absl::ToChronoTime(absl::Now() + time); };
+  ASSERT_EQ(channel->GetState(/*try_to_connect=*/true), GRPC_CHANNEL_IDLE);
+  ASSERT_TRUE(channel->WaitForStateChange(GRPC_CHANNEL_IDLE, in(absl::Minutes(1))));
+  EXPECT_FALSE(channel->WaitForStateChange(GRPC_CHANNEL_CONNECTING, in(absl::Milliseconds(500))));
+  close(listener);
 }
 
 }  // namespace
