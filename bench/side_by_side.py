@@ -114,7 +114,7 @@ class Theirs:
                                    flash_attention=settings.flash, n_batch=settings.step,
                                    threads=self.threads, unified=settings.unified)
             for sequence in range(row.batch if row.depth else 0):
-                if sequence == 0 or settings.unified:  # there, copies would share their history
+                if sequence == 0:
                     context.fill(self._tokens(0, row.depth), 0, sequence)
                 else:
                     context.copy_sequence(0, sequence)
