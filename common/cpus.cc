@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace loopserve::common {
@@ -30,17 +31,18 @@ class CpuSet final {
   cpu_set_t* const set_;
 };
 
-int CountNumaNodes() {
-  int nodes = 0;
+// The numbers of the entries node0, node1, ... of a directory of the system's.
+std::vector<int> NodesIn(const std::string& directory) {
+  std::vector<int> nodes;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", error)) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
     const std::string name = entry.path().filename().string();
-    if (absl::StartsWith(name, "node") &&
-        name.find_first_not_of("0123456789", 4) == std::string::npos) {
-      ++nodes;
+    int node = 0;
+    if (absl::StartsWith(name, "node") && absl::SimpleAtoi(name.substr(4), &node)) {
+      nodes.push_back(node);
     }
   }
-  return std::max(1, nodes);
+  return nodes;
 }
 
 }  // namespace
@@ -64,7 +66,7 @@ Cpus ReadCpus() {
   if (cpus.allowed.empty()) {
     for (int cpu = 0; cpu < cpus.online; ++cpu) cpus.allowed.push_back(cpu);
   }
-  cpus.numa_nodes = CountNumaNodes();
+  cpus.numa_nodes = std::max(1, static_cast<int>(NodesIn("/sys/devices/system/node").size()));
   return cpus;
 }
 
@@ -78,6 +80,19 @@ std::vector<int> CpusOfThreads(const std::vector<int>& allowed, int before, int 
   std::vector<int> out;
   for (int i = 0; i < threads; ++i) {
     out.push_back(allowed[static_cast<size_t>(before + i) % allowed.size()]);
+  }
+  return out;
+}
+
+std::vector<int> NumaNodesOf(std::span<const int> cpus) {
+  std::vector<int> seen;
+  std::vector<int> out;
+  for (const int cpu : cpus) {
+    const std::vector<int> nodes = NodesIn(absl::StrCat("/sys/devices/system/cpu/cpu", cpu));
+    if (nodes.size() != 1) return std::vector<int>(cpus.size(), 0);
+    const auto at = std::find(seen.begin(), seen.end(), nodes.front());
+    out.push_back(static_cast<int>(at - seen.begin()));
+    if (at == seen.end()) seen.push_back(nodes.front());
   }
   return out;
 }

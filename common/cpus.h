@@ -9,6 +9,7 @@
 // Thread rule: all calls are safe from any thread.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -36,6 +37,10 @@ bool ShouldPin(PinThreads pin, const Cpus& cpus, int threads);
 // The CPU of each thread of a group, given that `before` threads of the process come first: no CPU
 // twice until all have one.
 std::vector<int> CpusOfThreads(const std::vector<int>& allowed, int before, int threads);
+
+// The NUMA node of each CPU, numbered 0, 1, ... as they come up; all 0 where the system does not
+// say.
+std::vector<int> NumaNodesOf(std::span<const int> cpus);
 
 // FailedPrecondition where the system refuses: the thread then runs where it did.
 absl::Status PinThisThread(int cpu);

@@ -129,8 +129,8 @@ class ThreadCommunicator final : public Communicator {
 
   absl::Status AllReduceSum(TensorView x) override {
     RETURN_IF_ERROR(group_->Publish(rank_, x));
-    std::vector<float> sums(static_cast<size_t>(x.rows * x.cols));
-    const TensorView total{sums.data(), x.rows, x.cols, x.cols};
+    sums_.resize(std::max(sums_.size(), static_cast<size_t>(x.rows * x.cols)));
+    const TensorView total{sums_.data(), x.rows, x.cols, x.cols};
     for (int r = 0; r < size(); ++r) {
       const TensorView part = group_->view(r);
       if (part.rows != x.rows || part.cols != x.cols) return group_->AbortReading(Mismatch());
@@ -160,6 +160,7 @@ class ThreadCommunicator final : public Communicator {
  private:
   const std::shared_ptr<Group> group_;  // shared by the ranks of the group
   const int rank_;
+  std::vector<float> sums_;  // only ever grows: a step allocates nothing
 };
 
 }  // namespace

@@ -88,6 +88,7 @@ class ThreadRankGroup final : public RankGroup {
   struct Slot {
     Rank parts;
     std::unique_ptr<Communicator> comm;
+    std::vector<AttentionSequence> sequences;  // of the step at hand: its thread's own
     std::atomic<bool> up = true;
     // Guarded by mutex_ (an element of a vector cannot say so); set = there is a step to run.
     std::shared_ptr<const StepPlan> plan;
@@ -179,20 +180,20 @@ class ThreadRankGroup final : public RankGroup {
 
   absl::StatusOr<TensorView> Execute(int rank, const StepPlan& plan) {
     Slot& slot = slots_[static_cast<size_t>(rank)];
-    std::vector<AttentionSequence> sequences;
+    slot.sequences.clear();
     int64_t row = 0;
     for (const StepPlan::Part& part : plan.parts) {
-      sequences.push_back({.first_row = row,
-                           .rows = part.rows,
-                           .kv_tokens = part.kv_tokens,
-                           .blocks = part.blocks,
-                           .lines = part.lines,
-                           .working_set = part.working_set});
+      slot.sequences.push_back({.first_row = row,
+                                .rows = part.rows,
+                                .kv_tokens = part.kv_tokens,
+                                .blocks = part.blocks,
+                                .lines = part.lines,
+                                .working_set = part.working_set});
       row += part.rows;
     }
     const StepBatch batch{.tokens = plan.tokens,
                           .positions = plan.positions,
-                          .sequences = sequences,
+                          .sequences = slot.sequences,
                           .logit_rows = plan.logit_rows};
     return slot.parts.model->Forward(batch, pool_->arena(rank), *slot.comm);
   }

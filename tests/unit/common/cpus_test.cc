@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <set>
 #include <thread>
 
@@ -52,6 +53,16 @@ TEST(CpusTest, AutoPinsThreadsThatFillCpusOfTheirOwn) {
   EXPECT_FALSE(ShouldPin(PinThreads::kAuto, nodes, 2));
   EXPECT_TRUE(ShouldPin(PinThreads::kOn, whole, 1));
   EXPECT_FALSE(ShouldPin(PinThreads::kOff, part, 4));
+}
+
+TEST(CpusTest, NumbersNumaNodesAsTheyComeUp) {
+  const Cpus cpus = ReadCpus();
+  const std::vector<int> nodes = NumaNodesOf(cpus.allowed);
+  ASSERT_EQ(nodes.size(), cpus.allowed.size());
+  EXPECT_EQ(nodes.front(), 0);
+  EXPECT_LT(*std::max_element(nodes.begin(), nodes.end()), cpus.numa_nodes);
+  EXPECT_THAT(NumaNodesOf(std::vector<int>{1 << 20, 1 << 21}), ElementsAre(0, 0)) << "no such CPUs";
+  EXPECT_THAT(NumaNodesOf({}), ElementsAre());
 }
 
 TEST(CpusTest, NoCpuTwiceUntilAllHaveOne) {

@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/cpus.h"
 #include "common/status_macros.h"
 #include "worker/backend/cpu/attention/step_attention.h"
 #include "worker/backend/cpu/cpu_isa.h"
@@ -92,7 +93,7 @@ class CpuBackend final : public Backend {
   CpuBackend(const Kernels& kernels, const BackendOptions& options)
       : kernels_(kernels),
         name_(absl::StrCat("cpu/", kernels.name)),
-        crew_(options.threads, options.cpus),
+        crew_(options.threads, options.cpus, common::NumaNodesOf(options.cpus)),
         matmul_(kernels, crew_),
         attention_(AttentionIsaOf(kernels.name), crew_.threads()) {}
 

@@ -68,10 +68,15 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
   const auto matrix = [&](size_t w) -> const PackedMatrix& {
     return static_cast<const PackedMatrix&>(*weights[w]);
   };
+  const auto nodes = static_cast<size_t>(crew_.nodes());
   int64_t panels = 0;
+  int64_t counts[WorkCrew::kMaxNodes] = {};  // of the panels that are at home on each node
   bool quantised = false;
   for (size_t w = 0; w < weights.size(); ++w) {
     panels += matrix(w).panels();
+    for (size_t node = 0; node < nodes; ++node) {
+      counts[node] += crew_.HomeOf(matrix(w).panels(), static_cast<int>(node)).size();
+    }
     quantised = quantised || matrix(w).quantised();
   }
   if (x.rows == 0 || panels == 0) return;
@@ -81,14 +86,21 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
   const int64_t row_parts = (row_tiles_ + tiles_per_part - 1) / tiles_per_part;
   const int64_t parts = panels * row_parts;
   const int64_t grain = std::max<int64_t>(1, parts / (kPartsPerThread * crew_.threads()));
-  crew_.For(parts, grain, [&](int64_t begin, int64_t end, int thread) {
+  int64_t home_parts[WorkCrew::kMaxNodes];
+  for (size_t node = 0; node < nodes; ++node) home_parts[node] = counts[node] * row_parts;
+  crew_.ForHomes({home_parts, nodes}, grain, [&](int node, int64_t begin, int64_t end, int thread) {
+    const int64_t home_panels = counts[node];
     for (int64_t p = begin; p < end; ++p) {
       // All panels for the first rows, then for the next: the rows stay in the cache.
-      int64_t panel = p % panels;
+      int64_t panel = p % home_panels;
       size_t w = 0;
-      while (panel >= matrix(w).panels()) panel -= matrix(w++).panels();
-      const int64_t first_tile = p / panels * tiles_per_part;
-      RunPanel(x, matrix(w), outs[w], panel, first_tile,
+      WorkCrew::Range home = crew_.HomeOf(matrix(w).panels(), node);
+      while (panel >= home.size()) {
+        panel -= home.size();
+        home = crew_.HomeOf(matrix(++w).panels(), node);
+      }
+      const int64_t first_tile = p / home_panels * tiles_per_part;
+      RunPanel(x, matrix(w), outs[w], home.begin + panel, first_tile,
                std::min(first_tile + tiles_per_part, row_tiles_), thread);
     }
   });

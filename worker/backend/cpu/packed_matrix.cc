@@ -220,9 +220,17 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const WeightVie
   std::unique_ptr<PackedMatrix> matrix(new PackedMatrix(weight.type, rows.size(), weight.cols));
   ASSIGN_OR_RETURN(matrix->region_,
                    memory.Allocate(static_cast<size_t>(matrix->panels()) * matrix->panel_bytes_));
-  crew.For(matrix->panels(), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p) matrix->PackPanel(weight, rows.begin, p);
-  });
+  int64_t counts[WorkCrew::kMaxNodes];
+  for (int node = 0; node < crew.nodes(); ++node) {
+    counts[node] = crew.HomeOf(matrix->panels(), node).size();
+  }
+  crew.ForHomes({counts, static_cast<size_t>(crew.nodes())}, 1,
+                [&](int node, int64_t begin, int64_t end, int) {
+                  const int64_t home = crew.HomeOf(matrix->panels(), node).begin;
+                  for (int64_t p = begin; p < end; ++p) {
+                    matrix->PackPanel(weight, rows.begin, home + p);
+                  }
+                });
   return matrix;
 }
 

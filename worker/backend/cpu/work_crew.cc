@@ -24,8 +24,16 @@ void Pause() {
 
 }  // namespace
 
-WorkCrew::WorkCrew(int threads, std::span<const int> cpus) {
+WorkCrew::WorkCrew(int threads, std::span<const int> cpus, std::span<const int> nodes) {
   if (threads <= 0) threads = static_cast<int>(common::ReadCpus().allowed.size());
+  for (size_t i = 0; i < static_cast<size_t>(threads); ++i) {
+    const int node = i < nodes.size() ? std::clamp(nodes[i], 0, kMaxNodes - 1) : 0;
+    node_of_.push_back(node);
+    if (node_threads_.size() <= static_cast<size_t>(node)) {
+      node_threads_.resize(static_cast<size_t>(node) + 1);
+    }
+    ++node_threads_[static_cast<size_t>(node)];
+  }
   for (int i = 1; i < threads; ++i) {
     const int cpu = static_cast<size_t>(i) < cpus.size() ? cpus[static_cast<size_t>(i)] : -1;
     workers_.push_back(
@@ -43,27 +51,46 @@ WorkCrew::~WorkCrew() {
   round_.notify_all();
 }
 
+WorkCrew::Range WorkCrew::HomeOf(int64_t count, int node) const {
+  int64_t before = 0;
+  for (int n = 0; n < node; ++n) before += node_threads_[static_cast<size_t>(n)];
+  const int64_t own = node_threads_[static_cast<size_t>(node)];
+  return {count * before / threads(), count * (before + own) / threads()};
+}
+
 void WorkCrew::TakeParts(int thread) {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    call_(context_, begin, std::min(begin + grain_, count_), thread);
+  const auto home = static_cast<size_t>(node_of_[static_cast<size_t>(thread)]);
+  for (size_t i = 0; i < lists_count_; ++i) {
+    const size_t node = (home + i) % lists_count_;
+    List& list = lists_[node];
+    for (;;) {
+      const int64_t begin = list.next.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= list.count) break;
+      call_(context_, static_cast<int>(node), begin, std::min(begin + grain_, list.count), thread);
+    }
   }
 }
 
-void WorkCrew::Run(int64_t count, int64_t grain, const void* context, Call call) {
-  if (count <= 0) return;
-  if (workers_.empty() || count <= grain) {
-    for (int64_t begin = 0; begin < count; begin += grain) {
-      call(context, begin, std::min(begin + grain, count), 0);
+void WorkCrew::Run(std::span<const int64_t> counts, int64_t grain, const void* context, Call call) {
+  int64_t total = 0;
+  for (const int64_t count : counts) total += std::max<int64_t>(0, count);
+  if (total == 0) return;
+  if (workers_.empty() || total <= grain) {
+    for (size_t node = 0; node < counts.size(); ++node) {
+      for (int64_t begin = 0; begin < counts[node]; begin += grain) {
+        call(context, static_cast<int>(node), begin, std::min(begin + grain, counts[node]), 0);
+      }
     }
     return;
   }
   call_ = call;
   context_ = context;
-  count_ = count;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
+  lists_count_ = counts.size();
+  for (size_t node = 0; node < counts.size(); ++node) {
+    lists_[node].count = counts[node];
+    lists_[node].next.store(0, std::memory_order_relaxed);
+  }
   gate_.fetch_add(kOpen, std::memory_order_release);
   round_.fetch_add(1);
   round_.notify_all();

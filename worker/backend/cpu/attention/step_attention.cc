@@ -1,6 +1,7 @@
 #include "worker/backend/cpu/attention/step_attention.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "common/status_macros.h"
 
@@ -185,8 +186,11 @@ void StepAttention::Cut() {
       pieces_.push_back({i, splits * p / count, splits * (p + 1) / count, shares_[i].cost / count});
     }
   }
-  std::stable_sort(pieces_.begin(), pieces_.end(),
-                   [](const Piece& a, const Piece& b) { return a.cost > b.cost; });
+  // In place: a stable sort would allocate.
+  std::sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) {
+    if (a.cost != b.cost) return a.cost > b.cost;
+    return std::tie(a.item, a.first_split) < std::tie(b.item, b.first_split);
+  });
   if (partials_.size() < partials) partials_.resize(partials);
   if (unfinished_capacity_ < items_.size()) {
     unfinished_capacity_ = items_.size();

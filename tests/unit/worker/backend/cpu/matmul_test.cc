@@ -37,8 +37,14 @@ TEST(MatMulRunnerTest, CutsWorkWithoutChangingBits) {
     const TensorView outs[] = {Host(want_a, rows).Rows(r, 1), Host(want_b, rows).Rows(r, 1)};
     one.Run(Host(x, rows).Rows(r, 1), weights, outs);
   }
-  for (const int threads : {1, 2, 7}) {
-    WorkCrew crew(threads);
+  for (const int threads : {1, 2, 7, 17}) {
+    // As if on three NUMA nodes; one of 17 has no panel of the smaller matrix at home.
+    std::vector<int> nodes;
+    for (int i = 0; i < threads; ++i) nodes.push_back(i < 15 ? i % 2 : 2);
+    WorkCrew crew(threads, {}, nodes);
+    const auto near_a = *PackedMatrix::Pack(a.view, {0, 50}, *memory, crew);
+    const auto near_b = *PackedMatrix::Pack(b.view, {0, 33}, *memory, crew);
+    const Matrix* weights[] = {near_a.get(), near_b.get()};
     MatMulRunner runner(*kernels, crew);
     std::vector<float> got_a(want_a.size()), got_b(want_b.size());
     const TensorView outs[] = {Host(got_a, rows), Host(got_b, rows)};

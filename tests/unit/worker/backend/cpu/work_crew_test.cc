@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -80,6 +81,55 @@ TEST(WorkCrewTest, PinsItsThreads) {
   });
   EXPECT_EQ(seen[0], allowed);
   for (size_t i = 1; i < kThreads; ++i) EXPECT_EQ(seen[i], std::vector<int>{cpus[i]}) << i;
+}
+
+TEST(WorkCrewTest, HomesShareOutAllItemsByThreads) {
+  const WorkCrew crew(5, {}, std::vector<int>{0, 0, 0, 1, 1});
+  EXPECT_EQ(crew.nodes(), 2);
+  for (const int64_t count : {0, 1, 4, 10, 1001}) {
+    const WorkCrew::Range first = crew.HomeOf(count, 0);
+    const WorkCrew::Range second = crew.HomeOf(count, 1);
+    EXPECT_EQ(first.begin, 0);
+    EXPECT_EQ(first.end, second.begin);
+    EXPECT_EQ(second.end, count);
+    EXPECT_EQ(first.size(), count * 3 / 5);
+  }
+  EXPECT_EQ(WorkCrew(3).nodes(), 1);
+  EXPECT_EQ(WorkCrew(3).HomeOf(7, 0).size(), 7);
+}
+
+// Each item of each node once, whoever takes it; a crew of one thread takes them all.
+TEST(WorkCrewTest, TakesEveryNodesItems) {
+  for (const int threads : {1, 2, 5}) {
+    std::vector<int> nodes;
+    for (int i = 0; i < threads; ++i) nodes.push_back(i % 3);
+    WorkCrew crew(threads, {}, nodes);
+    constexpr int64_t kCounts[] = {7, 0, 100};
+    const std::span<const int64_t> own(kCounts, static_cast<size_t>(crew.nodes()));
+    std::vector<std::vector<std::atomic<int>>> taken;
+    for (const int64_t count : own) taken.emplace_back(static_cast<size_t>(count));
+    crew.ForHomes(own, 3, [&](int node, int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) ++taken[size_t(node)][size_t(i)];
+    });
+    for (const auto& node : taken) {
+      for (const auto& t : node) ASSERT_EQ(t, 1);
+    }
+  }
+}
+
+// While both nodes have work left, each thread is at its own.
+TEST(WorkCrewTest, ThreadsBeginAtHome) {
+  WorkCrew crew(2, {}, std::vector<int>{0, 1});
+  const int64_t counts[] = {1, 1};
+  std::atomic<int> inside = 0;
+  int thread_at[2] = {-1, -1};
+  crew.ForHomes(counts, 1, [&](int node, int64_t, int64_t, int thread) {
+    ++inside;
+    while (inside < 2) std::this_thread::yield();
+    thread_at[node] = thread;
+  });
+  EXPECT_EQ(thread_at[0], 0);
+  EXPECT_EQ(thread_at[1], 1);
 }
 
 TEST(WorkCrewTest, StopsWithoutHavingWorked) {
