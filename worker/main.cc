@@ -48,6 +48,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   options.pin_threads = *common::ParsePinThreads(config.pin_threads);
   options.backend = config.backend;
   options.kv_device_bytes = config.kv_device_bytes;
+  options.kv_host_bytes = config.kv_host_bytes;
   options.model.max_step_tokens = config.max_step_tokens;
   options.model.max_logit_rows = LogitRows(config);
   return RankGroup::Create(file, options, log);

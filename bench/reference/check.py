@@ -40,6 +40,11 @@ LIMITS = {
     "tiny_max_rel_error": (1e-4, False),
     "int8_mean_kl": (0.005, False),
 }
+# What llama.cpp's own rounding does, for the reader: no limits of ours.
+PEER_PAIRS = {
+    "quantised_peer": "llama.cpp 8 bit || LoopServe",
+    "peer_itself": "llama.cpp || llama.cpp 8 bit",
+}
 MIN_TOKENS, MIN_CASES = 2000, 2000
 PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
 TINY_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
@@ -153,6 +158,10 @@ def check_logits(tools, scratch, options):
     result = {"tokens": len(tokens), "mean_kl": float(kl.mean()),
               "p99_kl": float(np.percentile(kl, 99)), "top1_agreement": float(same.mean()),
               "int8_mean_kl": float(pairs["bf16 || int8 KV"][0].mean())}
+    for key, name in PEER_PAIRS.items():
+        kl, same = pairs[name]
+        result[f"{key}_mean_kl"] = float(kl.mean())
+        result[f"{key}_top1_agreement"] = float(same.mean())
     rows = [(name, len(kl), float(kl.mean()), float(np.percentile(kl, 99)), float(same.mean()))
             for name, (kl, same) in pairs.items()]
     return result, report.table(("KL(reference || other)", "tokens", "mean", "p99", "top-1"), rows)
@@ -277,7 +286,8 @@ def main(argv):
                 result.update(values)
                 print(text, end="\n\n", flush=True)
     order = ("tokens", "mean_kl", "p99_kl", "top1_agreement", "tokenizer_cases",
-             "tokenizer_mismatches", "tiny_max_rel_error", "int8_mean_kl")
+             "tokenizer_mismatches", "tiny_max_rel_error", "int8_mean_kl",
+             *(f"{key}_{value}" for key in PEER_PAIRS for value in ("mean_kl", "top1_agreement")))
     result = {key: result[key] for key in order if key in result}
     rows, good = verdicts(result)
     print(report.table(("result", "value", "limit", ""), rows))

@@ -289,13 +289,14 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
   } else {
     ASSIGN_OR_RETURN(available, AvailableMemory());
   }
-  const uint64_t needed = weights + scratch + kv_bytes;
+  const uint64_t needed = weights + scratch + kv_bytes + options.kv_host_bytes;
   if (needed <= available) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "the model needs ", common::FormatBytes(needed), " (weights ", common::FormatBytes(weights),
       ", activations ", common::FormatBytes(scratch), ", KV ", common::FormatBytes(kv_bytes),
-      "), the machine has ", common::FormatBytes(available),
-      " available: lower --kv-device-bytes or take a smaller model"));
+      ", KV between turns ", common::FormatBytes(options.kv_host_bytes), "), the machine has ",
+      common::FormatBytes(available),
+      " available: lower --kv-device-bytes or --kv-host-bytes, or take a smaller model"));
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ struct RankGroupOptions {
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
   uint64_t kv_device_bytes = uint64_t{1} << 30;
+  uint64_t kv_host_bytes = 0;  // what the host tier may grow to: part of the predicted need
   ModelOptions model;
   absl::Duration step_timeout = absl::Seconds(120);
   // Bytes the machine can give; unset: what the system reports (MemAvailable, container limit).

@@ -227,6 +227,17 @@ TEST(RankGroup, MemoryIsPredictedAndRefusedWithBothNumbers) {
                                         HasSubstr("--kv-device-bytes"))));
 }
 
+// The host tier is empty at first: what it will grow to counts all the same.
+TEST(RankGroup, TheHostTierIsPartOfThePredictedNeed) {
+  RankGroupOptions options = Options();
+  options.kv_host_bytes = uint64_t{2} << 30;
+  options.available_bytes = uint64_t{1} << 30;
+  EXPECT_THAT(
+      RankGroup::Create(*TinyFile(), options, common::Logger::Null()),
+      StatusIs(absl::StatusCode::kResourceExhausted,
+               ::testing::AllOf(HasSubstr("KV between turns 2.0"), HasSubstr("--kv-host-bytes"))));
+}
+
 TEST(RankGroup, APoolOfLessThanABlockIsRefused) {
   RankGroupOptions options = Options();
   options.kv_device_bytes = 10;
