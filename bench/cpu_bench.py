@@ -5,7 +5,7 @@
 SmolLM2-135M as shipped (Q4_1), where llama.cpp may also have the weights re-quantised to what it is
 fastest with (rows _vs_q8_0 and _vs_q4_0: our side stays as shipped), and a random llama-shaped model
 of 1B weights in Q4_0 and Q8_0. Then a mixed trace against llama-server. Medians of the rounds and
-their range; ratio above 1 is ours. Writes bench/results/cpu.json.
+their range; ratio above 1 is ours. Writes bench/results/cpu.json, row by row.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from rows import Machine, Work, kv_tokens  # noqa: E402
 from side_by_side import (Ours, Settings, Theirs, add_options, check_options, measure,  # noqa: E402
                           report_row, say)
 
+FILED_ROUNDS = 5  # fewer are for looking only
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
 CACHE = CACHE / "loopserve" / "bench"
 
@@ -68,11 +69,13 @@ class Bench:
 
     def __init__(self, options, wanted):
         self.options, self.wanted = options, wanted
-        self.rows, self.settings, self.notes = [], {}, []
+        self.rows, self.settings, self.notes, self.path = [], {}, [], None
         self.start = time.monotonic()
 
     def _done(self, row):
         self.rows.append(row)
+        if self.options.rounds >= FILED_ROUNDS:
+            self.path = report.update_rows("cpu", self.rows, all_ids(), settings=self.settings)
         minutes = (time.monotonic() - self.start) / 60
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         say(f"{row['id']}: {row['ours']:.4g} beside {row['peer']:.4g} {row['unit']}, ratio {ratio} "
@@ -153,12 +156,12 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     add_options(parser)
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="PATTERN",
-                        help="only ids like these, e.g. '*_prefill_*'; writes no result file")
+                        help="only ids like these, e.g. '*_prefill_*'; the file keeps the others")
     parser.add_argument("--models", nargs="+", choices=SUITES, default=list(SUITES),
-                        help="only these; writes no result file")
+                        help="only these; the file keeps the others' rows")
     parser.add_argument("--quick", action="store_true",
                         help="one round of a few rows of one model; writes no result file")
-    parser.add_argument("--trace-rounds", type=int, default=3, help="rounds of the mixed trace")
+    parser.add_argument("--trace-rounds", type=int, default=5, help="rounds of the mixed trace")
     parser.add_argument("--list", action="store_true", help="print the ids and measure nothing")
     options = parser.parse_args(argv)
     if options.quick:
@@ -184,9 +187,8 @@ def main(argv):
     print("\nllama.cpp ran with:")
     print(report.table(("row", "settings"), bench.settings.items()))
     print("\n" + "\n".join(bench.notes))
-    if options.wanted == all_ids():
-        path = report.write_rows("cpu", bench.rows, settings=bench.settings)
-        print(f"written to {path.relative_to(report.ROOT)}")
+    if bench.path:
+        print(f"written to {bench.path.relative_to(report.ROOT)}")
     return 0
 
 

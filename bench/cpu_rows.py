@@ -20,15 +20,17 @@ SMALL_ROWS = {
     "decode_b1_d7k": Row("decode", 64, depth=7168),
 }
 # Where other weights may make llama.cpp faster: one row of each kind.
-VERSUS_ROWS = ("prefill_512", "prefill_2k", "decode_b1_d0", "decode_b8_d0", "decode_b16_d0",
+VERSUS_ROWS = ("prefill_512", "prefill_2k", "prefill_7k", "decode_b1_d0", "decode_b8_d0", "decode_b16_d0",
                "extend_64_on_2k")
 LARGE_ROWS = {
     "prefill_128": Row("prefill", 128),
     "prefill_512": Row("prefill", 512),
+    "prefill_7k": Row("prefill", 7168),
     "decode_b1_d0": Row("decode", 16),
     "decode_b8_d0": Row("decode", 16, batch=8),
-    "extend_64_on_1k": Row("extend", 64, depth=1024),
-    "decode_b1_d1k": Row("decode", 16, depth=1024),
+    "decode_b16_d0": Row("decode", 16, batch=16),
+    "extend_64_on_7k": Row("extend", 64, depth=7168),
+    "decode_b1_d7k": Row("decode", 16, depth=7168),
 }
 QUICK_ROWS = ("prefill_128", "prefill_512", "decode_b1_d0", "decode_b8_d0", "extend_64_on_2k")
 RESIDENT = "resident_memory"

@@ -84,6 +84,23 @@ def write_rows(bench, rows, **extra):
                          **extra})
 
 
+def update_rows(bench, rows, order, **extra):
+    """The same for a benchmark that is run in parts: replaces the rows measured now, each of which
+    says at which commit, and keeps the others if the same kind of machine measured them. `order`:
+    the ids there are. `extra`: dictionaries by row id."""
+    path = RESULTS / f"{bench}.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if {**old.get("machine", {}), "memory_gib": None} != {**machine(), "memory_gib": None}:
+        old = {}
+    now = commit()
+    found = {line["id"]: line for line in old.get("rows", [])}
+    found.update({line["id"]: {**line, "commit": now} for line in rows})
+    merged = {key: {**old.get(key, {}), **values} for key, values in extra.items()}
+    return write_rows(bench, [found[i] for i in order if i in found],
+                      **{key: {i: values[i] for i in order if i in values}
+                         for key, values in merged.items()})
+
+
 def table(header, rows):
     """Text columns, aligned: the first to the left, the others to the right."""
     cells = [[_cell(value) for value in line] for line in [header, *rows]]

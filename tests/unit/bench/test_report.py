@@ -35,6 +35,23 @@ def test_the_file_has_the_common_form(tmp_path, monkeypatch):
     assert document["rows"][0]["id"] == "a"
 
 
+def test_a_part_measured_again_replaces_only_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    order = ["a", "b", "c"]
+    first = [report.row("c", "s", 1), report.row("a", "s", 2), report.row("gone", "s", 3)]
+    report.update_rows("cpu", first, order, settings={"a": "old", "c": "kept", "gone": "x"})
+    path = report.update_rows("cpu", [report.row("a", "s", 4), report.row("b", "s", 5)], order,
+                              settings={"a": "new"})
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert [(line["id"], line["ours"]) for line in document["rows"]] == [("a", 4), ("b", 5), ("c", 1)]
+    assert all(line["commit"] for line in document["rows"])
+    assert document["settings"] == {"a": "new", "c": "kept"}
+
+    monkeypatch.setattr(report, "machine", lambda: {"cpu": "another"})
+    path = report.update_rows("cpu", [report.row("b", "s", 6)], order)
+    assert [line["id"] for line in json.loads(path.read_text(encoding="utf-8"))["rows"]] == ["b"]
+
+
 def test_the_table_aligns_its_columns():
     lines = report.table(("id", "value"), [("a", 1.0), ("long name", None)]).splitlines()
     assert lines == ["id         value", "---------  -----", "a              1", "long name      -"]
