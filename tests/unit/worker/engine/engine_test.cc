@@ -616,7 +616,15 @@ TEST(Engine, DrainRefusesNewTurnsAndWaitsForTheOthers) {
 TEST(Engine, StopEndsEverythingOnceAndForAll) {
   EngineFixture worker({.max_batch = 1});
   std::vector<std::shared_ptr<CollectingSink>> sinks;
-  for (int i = 0; i < 4; ++i) sinks.push_back(worker.Start(SpecOf("", Text(5), 400)));
+  for (int i = 0; i < 4; ++i) {
+    sinks.push_back(std::make_shared<CollectingSink>());
+    // Slow enough that none ends by itself, however late this thread is woken.
+    sinks.back()->on_token = [](const StepToken&) {
+      absl::SleepFor(absl::Milliseconds(20));
+      return false;
+    };
+    worker.Start(SpecOf("", Text(5), 400), nullptr, sinks.back());
+  }
   sinks[0]->WaitTokens(1);
   worker.engine->Stop();
   for (auto& sink : sinks) EXPECT_THAT(sink->Wait().status, ReasonIs(Reason::kDraining));
