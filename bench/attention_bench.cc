@@ -17,6 +17,8 @@
 namespace loopserve::worker::cpu_attention {
 namespace {
 
+using kvstore::KvDtype;
+
 constexpr int32_t kKvHeads = 3;
 constexpr int32_t kGroup = 3;
 constexpr int32_t kHeadDim = 64;
@@ -64,9 +66,9 @@ double PeakMultiplies() { return 0; }
 #endif
 
 struct Step {
-  Step(int64_t tokens, int64_t rows)
+  Step(int64_t tokens, int64_t rows, KvDtype dtype)
       : q(static_cast<size_t>(rows * kWidth)), out(q.size()), rows(rows) {
-    arena.shape = {.layers = kLayers, .kv_heads = kKvHeads, .head_dim = kHeadDim};
+    arena.shape = {.layers = kLayers, .kv_heads = kKvHeads, .head_dim = kHeadDim, .dtype = dtype};
     arena.num_blocks = static_cast<uint32_t>(arena.shape.blocks_for(tokens));
     const size_t bytes = arena.num_blocks * arena.shape.block_bytes();
     region = memory->Allocate(bytes).value();
@@ -114,11 +116,11 @@ LinePlan Lines(int64_t tokens) {
 }
 
 void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows,
-              const LinePlan* lines = nullptr) {
+              KvDtype dtype = KvDtype::kBf16, const LinePlan* lines = nullptr) {
   if (!Available(isa)) return state.SkipWithError("this machine does not run it");
   const int64_t tokens = state.range(0);
   const auto threads = static_cast<int>(state.range(1));
-  Step step(tokens, rows);
+  Step step(tokens, rows, dtype);
   step.sequence.lines = lines;
   StepAttention attention(isa, threads);
   int32_t layer = 0;
@@ -132,7 +134,7 @@ void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows,
     crew.clear();
     const double pairs = double(rows) * (double(tokens) - double(rows) / 2);
     multiplies += pairs * kWidth * 2;
-    bytes += double(tokens) * kKvHeads * kHeadDim * 4;
+    bytes += double(tokens) * double(step.arena.shape.token_bytes()) / kLayers;
   }
   using benchmark::Counter;
   state.counters["GFLOP/s"] = Counter(multiplies * 2e-9, Counter::kIsRate);
@@ -146,10 +148,16 @@ void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows,
 
 void BM_Prefill(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 512); }
 void BM_Decode(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 1); }
+void BM_PrefillInt8(benchmark::State& state, AttentionIsa isa) {
+  RunSteps(state, isa, 512, KvDtype::kInt8);
+}
+void BM_DecodeInt8(benchmark::State& state, AttentionIsa isa) {
+  RunSteps(state, isa, 1, KvDtype::kInt8);
+}
 // Rates as if the plan were dense.
 void BM_SparsePrefill(benchmark::State& state, AttentionIsa isa) {
   const LinePlan lines = Lines(state.range(0));
-  RunSteps(state, isa, 512, &lines);
+  RunSteps(state, isa, 512, KvDtype::kBf16, &lines);
 }
 
 void Sizes(benchmark::internal::Benchmark* bench) {
@@ -174,6 +182,10 @@ BENCHMARK_CAPTURE(BM_SparsePrefill, avx512, AttentionIsa::kAvx512)
 BENCHMARK_CAPTURE(BM_Decode, avx512_bf16, AttentionIsa::kAvx512Bf16)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, avx512, AttentionIsa::kAvx512)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, avx2, AttentionIsa::kAvx2)->Apply(Sizes);
+BENCHMARK_CAPTURE(BM_PrefillInt8, avx512_bf16, AttentionIsa::kAvx512Bf16)->Apply(Sizes);
+BENCHMARK_CAPTURE(BM_DecodeInt8, avx512_bf16, AttentionIsa::kAvx512Bf16)->Apply(Sizes);
+BENCHMARK_CAPTURE(BM_DecodeInt8, avx512, AttentionIsa::kAvx512)->Apply(Sizes);
+BENCHMARK_CAPTURE(BM_DecodeInt8, avx2, AttentionIsa::kAvx2)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Decode, portable, AttentionIsa::kPortable)
     ->Args({4096, 1})
     ->MeasureProcessCPUTime();

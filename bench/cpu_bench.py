@@ -89,26 +89,29 @@ class Bench:
         chosen = Settings(flash=True)
         steps = {row: [s for r, s in ids.values() if r == row] for row in suite.rows}
         steps = {row: suffixes for row, suffixes in steps.items() if suffixes}
-        if steps:
-            chosen = self._engine(name, suite, model, steps) or chosen
+        for kv in dict.fromkeys(suite.rows[row].kv for row in steps):
+            some = {row: suffixes for row, suffixes in steps.items() if suite.rows[row].kv == kv}
+            chosen = self._engine(name, suite, model, some, kv) or chosen
         if f"{name}_{RESIDENT}" in ids:
             self._resident(name, suite.resident_row, model, chosen)
         metrics = [m for what, m in ids.values() if what == "mixed"]
         if metrics:
             self._mixed(name, model, metrics)
 
-    def _engine(self, name, suite, model, steps):
-        """Returns llama.cpp's settings for the longest prefill, if there was one."""
+    def _engine(self, name, suite, model, steps, kv):
+        """Rows of one KV dtype. Returns llama.cpp's settings for the longest prefill, if there was
+        one."""
         options = self.options
-        ours = Ours(options, model, kv_tokens([suite.rows[row] for row in steps]))
+        ours = Ours(options, model, kv_tokens([suite.rows[row] for row in steps]), kv)
         kinds = dict(suite.peers)
         theirs = {suffix: Theirs(requantised(model, kinds[suffix]) if kinds[suffix] else model,
-                                 options.threads)
+                                 options.threads, kv)
                   for suffix in dict.fromkeys(s for suffixes in steps.values() for s in suffixes)}
         for suffix, side in theirs.items():
             check_tiles(side)
             sizes = ", ".join(f"{key} {size:.0f} MiB" for key, size in side.model.buffers.items())
-            self.notes.append(f"{name}{suffix}: llama.cpp's weights are in {sizes}")
+            if kv == "bf16":
+                self.notes.append(f"{name}{suffix}: llama.cpp's weights are in {sizes}")
         say(f"{name}: LoopServe {ours.backend} beside llama.cpp, {options.threads} threads each")
         machine, work = Machine(ours), Work(str(model))
         longest = None
@@ -123,7 +126,7 @@ class Bench:
                 self._done(report_row(identifier, mine, rates, limit))
             if row.kind == "prefill" and "" in suffixes:
                 longest = theirs[""].best[row]
-        self.notes.append(f"{name}: backend {ours.backend}; {machine.text()}")
+        self.notes.append(f"{name}: backend {ours.backend}, KV in {kv}; {machine.text()}")
         ours.close()
         for side in theirs.values():
             side.close()

@@ -18,6 +18,8 @@ SMALL_ROWS = {
     "decode_b8_d2k": Row("decode", 64, depth=2048, batch=8),
     "extend_64_on_7k": Row("extend", 64, depth=7168),
     "decode_b1_d7k": Row("decode", 64, depth=7168),
+    "decode_b8_d2k_kv_int8": Row("decode", 64, depth=2048, batch=8, kv="int8"),
+    "decode_b1_d7k_kv_int8": Row("decode", 64, depth=7168, kv="int8"),
 }
 # Where other weights may make llama.cpp faster: one row of each kind.
 VERSUS_ROWS = ("prefill_512", "prefill_2k", "prefill_7k", "decode_b1_d0", "decode_b8_d0", "decode_b16_d0",

@@ -8,7 +8,7 @@ import time
 import llama_cpp.llama_cpp as ll
 import numpy as np
 
-GGML_TYPE_F16 = 1
+KV_TYPES = {"bf16": 1, "int8": 8}  # enum ggml_type: F16 and Q8_0, beside our dtypes
 FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q8_0": 7}  # enum llama_ftype
 _log = []
 
@@ -71,14 +71,14 @@ class Context:
     """
 
     def __init__(self, model, n_ctx, n_seq=1, flash_attention=False, n_batch=512, threads=None,
-                 unified=True):
+                 unified=True, kv_type=KV_TYPES["bf16"]):
         threads = threads or len(os.sched_getaffinity(0))
         params = ll.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seq, unified
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = 1 if flash_attention else 0
-        params.type_k = params.type_v = GGML_TYPE_F16
+        params.type_k = params.type_v = kv_type
         params.no_perf = True
         self.model, self.n_batch, self.seconds = model, n_batch, 0.0
         self.handle = ll.llama_init_from_model(model.handle, params)

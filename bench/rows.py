@@ -13,12 +13,14 @@ STEP_TOKENS = 512  # of our prefill
 @dataclasses.dataclass(frozen=True)
 class Row:
     """prefill: `tokens` into an empty cache. extend: `tokens` behind a history of `depth`, in one
-    step. decode: `tokens` steps of `batch` sequences, each behind `depth` tokens of its own."""
+    step. decode: `tokens` steps of `batch` sequences, each behind `depth` tokens of its own. `kv`:
+    the dtype of our KV pool; llama.cpp has f16 beside bf16, and q8_0 beside int8."""
 
     kind: str
     tokens: int
     depth: int = 0
     batch: int = 1
+    kv: str = "bf16"
 
     def rate(self, seconds):
         return self.batch * self.tokens / seconds
@@ -48,7 +50,8 @@ class Work:
         self.layers, heads = key["llama.block_count"], key["llama.attention.head_count"]
         head_dim = key.get("llama.attention.key_length", key["llama.embedding_length"] // heads)
         self.q_dim = heads * head_dim
-        self.kv_token_bytes = 2 * 2 * self.layers * head_dim * key["llama.attention.head_count_kv"]
+        vectors = 2 * self.layers * key["llama.attention.head_count_kv"]  # of a token
+        self.kv_token_bytes = {"bf16": vectors * head_dim * 2, "int8": vectors * (head_dim + 4)}
         tied = "output.weight" not in gguf
         self.matrix_bytes = self.layer_weights = self.head_weights = 0
         for name, (dims, kind, _) in gguf.infos.items():
@@ -73,7 +76,7 @@ class Work:
         step = {"prefill": STEP_TOKENS, "extend": row.tokens, "decode": 1}[row.kind]
         steps = -(-row.tokens // step)
         keys = row.depth + row.tokens / 2
-        return steps * (self.matrix_bytes + row.batch * keys * self.kv_token_bytes)
+        return steps * (self.matrix_bytes + row.batch * keys * self.kv_token_bytes[row.kv])
 
 
 class Machine:

@@ -31,11 +31,11 @@ def say(text):
 class Ours:
     """loopserve-engine-bench in a process of its own."""
 
-    def __init__(self, options, model, tokens):
+    def __init__(self, options, model, tokens, kv="bf16"):
         self.process = subprocess.Popen(
             [pathlib.Path(options.bin_dir) / "loopserve-engine-bench", f"--model={model}",
              f"--threads={options.threads}", f"--backend={options.backend}",
-             f"--isa={options.isa}", f"--kv-tokens={tokens}"],
+             f"--isa={options.isa}", f"--kv-tokens={tokens}", f"--kv-dtype={kv}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = self._line().split()
         self.backend, self.context = ready[1], int(ready[3])
@@ -85,9 +85,9 @@ class Theirs:
     Contexts of the row in hand are kept, those of rows with another history are let go.
     """
 
-    def __init__(self, path, threads):
+    def __init__(self, path, threads, kv="bf16"):
         self.model = peer.Model(path)
-        self.threads = threads
+        self.threads, self.kv = threads, kv
         self.contexts = {}  # by (state, settings)
         self.best = {}  # settings by row
 
@@ -112,7 +112,8 @@ class Theirs:
             each = -(-(row.depth + max(row.tokens, 64)) // 256) * 256
             context = peer.Context(self.model, n_ctx=row.batch * each, n_seq=row.batch,
                                    flash_attention=settings.flash, n_batch=settings.step,
-                                   threads=self.threads, unified=settings.unified)
+                                   threads=self.threads, unified=settings.unified,
+                                   kv_type=peer.KV_TYPES[self.kv])
             for sequence in range(row.batch if row.depth else 0):
                 if sequence == 0:
                     context.fill(self._tokens(0, row.depth), 0, sequence)
@@ -152,9 +153,10 @@ class Theirs:
             self._forget(keep=None)
             return
         self._forget(keep=self._state(row))
-        best = Settings(unified=row.batch == 1)
+        # llama.cpp reads quantised values with flash attention only.
+        best = Settings(unified=row.batch == 1, flash=self.kv != "bf16")
         fastest = self._warm(row, best)
-        trials = [{"flash": True}]
+        trials = [] if best.flash else [{"flash": True}]
         if row.tokens > STEP_TOKENS:
             trials.append({"step": PEER_LARGE_STEP})
         # Behind histories of their own, one buffer makes every sequence step over the others' cells.

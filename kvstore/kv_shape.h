@@ -6,6 +6,8 @@
 //     [layers][2: K, V][kv_heads][block_tokens][head_dim]     of `dtype`
 //
 // so the keys of one layer and head are contiguous, which is what attention kernels stream. With
+// kInt8 a head's vectors are followed by their scales, [block_tokens] of f32, right behind the last
+// value (unaligned if block_tokens * head_dim is no multiple of 4): value = code * scale. With
 // tensor parallelism each rank holds the same block for its own range of heads; the *logical* block
 // (all heads) is what crosses a tier, so that a cache written with --tp 3 restores with --tp 1.
 #pragma once
@@ -17,10 +19,18 @@ namespace loopserve::kvstore {
 
 enum class KvDtype : uint8_t {
   kBf16 = 1,
-  kF32 = 2,  // for comparisons with a reference only: it is never stored in a tier
+  kF32 = 2,   // for comparisons with a reference only: it is never stored in a tier
+  kInt8 = 3,  // int8_vector.h: codes -127 ... 127 and a scale for each vector
 };
 
-constexpr size_t DtypeBytes(KvDtype dtype) { return dtype == KvDtype::kBf16 ? 2 : 4; }
+// Of one value, without its share of a scale.
+constexpr size_t DtypeBytes(KvDtype dtype) {
+  return dtype == KvDtype::kInt8 ? 1 : dtype == KvDtype::kBf16 ? 2 : 4;
+}
+// As flags, logs and cache keys name it.
+constexpr const char* DtypeName(KvDtype dtype) {
+  return dtype == KvDtype::kInt8 ? "int8" : dtype == KvDtype::kBf16 ? "bf16" : "f32";
+}
 
 enum class KvSide : uint8_t { kKey = 0, kValue = 1 };
 
@@ -33,10 +43,17 @@ struct KvShape {
 
   bool operator==(const KvShape&) const = default;
 
-  // Bytes of one head's vectors in a block: [block_tokens, head_dim].
-  constexpr size_t head_bytes() const {
-    return size_t(block_tokens) * size_t(head_dim) * DtypeBytes(dtype);
+  // Bytes of one vector's values, which is also from one slot's to the next.
+  constexpr size_t vector_bytes() const { return size_t(head_dim) * DtypeBytes(dtype); }
+  // Bytes of one vector's scale; 0 when the dtype has none.
+  constexpr size_t scale_bytes() const { return dtype == KvDtype::kInt8 ? sizeof(float) : 0; }
+  // Byte offsets inside a head's part of a block.
+  constexpr size_t vector_offset(size_t slot) const { return slot * vector_bytes(); }
+  constexpr size_t scale_offset(size_t slot) const {
+    return vector_offset(size_t(block_tokens)) + slot * scale_bytes();
   }
+  // Bytes of one head's vectors and scales in a block.
+  constexpr size_t head_bytes() const { return scale_offset(size_t(block_tokens)); }
   constexpr size_t block_bytes() const {
     return size_t(layers) * 2 * size_t(kv_heads) * head_bytes();
   }

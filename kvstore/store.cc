@@ -350,6 +350,10 @@ absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(std::vector<std::uniq
     return absl::InvalidArgumentError(
         absl::StrCat("there is no codec '", options.codec, "'; the codecs are:", names));
   }
+  if (!codec->Stores(pool.shape().dtype)) {
+    return absl::InvalidArgumentError(absl::StrCat("codec ", codec->name(), " stores no blocks of ",
+                                                   DtypeName(pool.shape().dtype)));
+  }
   return std::make_unique<TieredStore>(std::move(tiers), options, *codec, pool, metrics, log);
 }
 

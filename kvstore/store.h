@@ -97,8 +97,8 @@ class KvStore {
 };
 
 // `pool` must outlive the store. FailedPrecondition when the disk directory cannot be used, with
-// the way out; InvalidArgument for an unknown codec. An unreachable remote is not an error: it is
-// tried again as long as the store lives.
+// the way out; InvalidArgument for an unknown codec, or one that does not store the pool's dtype.
+// An unreachable remote is not an error: it is tried again as long as the store lives.
 absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStore(const StoreOptions& options,
                                                        KvBlockPool& pool, KvMetrics& metrics,
                                                        common::Logger& log);

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/cpus.h"
 #include "common/log.h"
+#include "kvstore/codec/codec.h"
 #include "worker/engine/speculation.h"
 
 namespace loopserve::worker {
@@ -25,7 +26,10 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
             "Directory of the disk tier and the session records "
             "(empty: neither survives the process)");
   flags.AddBytes("kv-disk-bytes", &kv_disk_bytes, "Capacity of the disk tier");
-  flags.Add("kv-codec", &kv_codec, "How KV is kept between turns: bf16 (exact) or int8");
+  flags.Add("kv-dtype", &kv_dtype,
+            "How the pool holds KV: bf16, or int8 (about half the bytes: twice the tokens)");
+  flags.Add("kv-codec", &kv_codec,
+            "How KV is kept between turns: bf16, int8, or auto (exactly as --kv-dtype has it)");
   flags.Add("kvstore", &kvstore, "host:port of the kvstore service that workers share");
   flags.Add("max-batch", &max_batch, "Sequences that run together");
   flags.Add("max-queue", &max_queue, "Turns that may wait; more are refused");
@@ -43,6 +47,28 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("log-format", &log_format, "text or json");
   flags.Add("log-level", &log_level, "debug, info, warning or error");
   flags.AddCheck([this] { return Check(); });
+}
+
+kvstore::KvDtype WorkerConfig::KvDtypeOf() const {
+  return kv_dtype == "int8" ? kvstore::KvDtype::kInt8 : kvstore::KvDtype::kBf16;
+}
+
+absl::Status WorkerConfig::CheckKv() const {
+  if (kv_dtype != "bf16" && kv_dtype != "int8") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-dtype is '", kv_dtype, "'; it must be bf16 or int8"));
+  }
+  const kvstore::Codec* codec = kvstore::FindCodec(StoredCodec());
+  if (codec == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-codec is '", kv_codec, "'; it must be auto, bf16 or int8"));
+  }
+  if (!codec->Stores(KvDtypeOf())) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-codec=", kv_codec,
+                                                   " cannot keep KV of --kv-dtype=", kv_dtype,
+                                                   "; leave --kv-codec at auto"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status WorkerConfig::Check() const {
@@ -78,6 +104,7 @@ absl::Status WorkerConfig::Check() const {
   if (absl::Status status = SpeculationOptions::Parse(speculative_ngram).status(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--speculative-ngram: ", status.message()));
   }
+  if (absl::Status status = CheckKv(); !status.ok()) return status;
   if (log_format != "text" && log_format != "json") {
     return absl::InvalidArgumentError("--log-format must be text or json");
   }

@@ -6,6 +6,7 @@
 
 #include "absl/time/time.h"
 #include "common/config.h"
+#include "kvstore/kv_shape.h"
 
 namespace loopserve::worker {
 
@@ -26,7 +27,8 @@ struct WorkerConfig {
   uint64_t kv_host_bytes = uint64_t{1} << 30;
   std::string kv_disk_dir;
   uint64_t kv_disk_bytes = uint64_t{8} << 30;
-  std::string kv_codec = "bf16";
+  std::string kv_dtype = "bf16";
+  std::string kv_codec = "auto";
   std::string kvstore;
   // Scheduling.
   int max_batch = 32;
@@ -43,6 +45,14 @@ struct WorkerConfig {
 
   void Declare(common::FlagSet& flags);
   absl::Status Check() const;
+
+  // What --kv-dtype means, once checked.
+  kvstore::KvDtype KvDtypeOf() const;
+  // --kv-codec, or the exact one for the dtype.
+  std::string StoredCodec() const { return kv_codec == "auto" ? kv_dtype : kv_codec; }
+
+ private:
+  absl::Status CheckKv() const;
 };
 
 }  // namespace loopserve::worker

@@ -47,6 +47,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   options.threads = config.threads;
   options.pin_threads = *common::ParsePinThreads(config.pin_threads);
   options.backend = config.backend;
+  options.kv_dtype = config.KvDtypeOf();
   options.kv_device_bytes = config.kv_device_bytes;
   options.kv_host_bytes = config.kv_host_bytes;
   options.model.max_step_tokens = config.max_step_tokens;
@@ -60,7 +61,7 @@ kvstore::StoreOptions StoreOptionsOf(const WorkerConfig& config) {
   if (!config.kv_disk_dir.empty()) options.disk_directory = config.kv_disk_dir + "/blocks";
   options.disk_bytes = config.kv_disk_bytes;
   options.remote_target = config.kvstore;
-  options.codec = config.kv_codec;
+  options.codec = config.StoredCodec();
   return options;
 }
 
@@ -104,7 +105,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
       config.kv_disk_dir.empty() ? "" : config.kv_disk_dir + "/sessions";
   ASSIGN_OR_RETURN(const auto session_log,
                    kvstore::OpenSessionLog({session_dir, config.kvstore}, log));
-  KvCache kv({.model_fingerprint = ranks->config().fingerprint, .codec = config.kv_codec},
+  KvCache kv({.model_fingerprint = ranks->config().fingerprint, .codec = config.StoredCodec()},
              ranks->pool(), store.get(), kv_metrics);
   SessionCache sessions({.model = ranks->config().fingerprint,
                          .model_name = ModelName(config),
@@ -129,6 +130,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
                        {"backend", ranks->backend_name()},
                        {"tp", ranks->size()},
                        {"weights", common::FormatBytes(ranks->resident_bytes())},
+                       {"kv_dtype", config.kv_dtype},
                        {"kv_blocks", ranks->pool().num_blocks()},
                        {"context_tokens", engine->context_tokens()}});
   std::cout << "ready grpc=" << host(config.listen) << ":" << server->port()

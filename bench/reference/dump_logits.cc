@@ -1,7 +1,7 @@
 // loopserve-logits: what a model says after every token of a given text, as raw float32
 // [tokens, vocab], for comparison with bench/reference/llama_f64.py; or a greedy continuation.
 //
-//   loopserve-logits --model=F --tokens=IDS [--backend=cpu] [--isa=auto] [--kv-dtype=f32|bf16]
+//   loopserve-logits --model=F --tokens=IDS [--backend=cpu] [--isa=auto] [--kv-dtype=f32|bf16|int8]
 //                    [--chunk=N] [--tp=N] [--threads=N] [--out=FILE] [--greedy=N]
 //                    [--kv-codec=NAME]
 //
@@ -73,6 +73,10 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   Options options;
   int64_t tp = options.tp;
   int64_t threads = options.threads;
+  static const std::map<std::string, kvstore::KvDtype> kDtypes = {
+      {"f32", kvstore::KvDtype::kF32},
+      {"bf16", kvstore::KvDtype::kBf16},
+      {"int8", kvstore::KvDtype::kInt8}};
   for (const auto& [name, value] : flags) {
     if (name == "model") {
       options.model = value;
@@ -84,8 +88,8 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
       options.backend = value;
     } else if (name == "isa") {
       options.isa = value;
-    } else if (name == "kv-dtype" && (value == "f32" || value == "bf16")) {
-      options.kv_dtype = value == "f32" ? kvstore::KvDtype::kF32 : kvstore::KvDtype::kBf16;
+    } else if (name == "kv-dtype" && kDtypes.contains(value)) {
+      options.kv_dtype = kDtypes.at(value);
     } else if (name == "kv-codec" && kvstore::FindCodec(value) != nullptr) {
       options.codec = kvstore::FindCodec(value);
     } else if (name == "chunk") {
@@ -103,8 +107,8 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   if (options.model.empty() || options.tokens_path.empty()) {
     return absl::InvalidArgumentError("--model and --tokens are required");
   }
-  if (options.codec != nullptr && options.kv_dtype != kvstore::KvDtype::kBf16) {
-    return absl::InvalidArgumentError("--kv-codec needs --kv-dtype=bf16");
+  if (options.codec != nullptr && !options.codec->Stores(options.kv_dtype)) {
+    return absl::InvalidArgumentError("--kv-codec does not store that --kv-dtype");
   }
   options.tp = static_cast<int>(tp);
   options.threads = static_cast<int>(threads);

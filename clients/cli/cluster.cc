@@ -252,6 +252,7 @@ std::vector<std::string> WorkerCommand(const ClusterOptions& options, absl::stri
   AddIfSet(command, "--kv-device-bytes", options.kv_device_bytes);
   AddIfSet(command, "--kv-host-bytes", options.kv_host_bytes);
   AddIfSet(command, "--kv-disk-bytes", options.kv_disk_bytes);
+  AddIfSet(command, "--kv-dtype", options.kv_dtype);
   AddIfSet(command, "--kv-codec", options.kv_codec);
   command.insert(command.end(), options.worker_args.begin(), options.worker_args.end());
   return command;

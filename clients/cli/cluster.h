@@ -30,8 +30,9 @@ struct ClusterOptions {
   int workers = 2;
   int port = 8001;  // of the router; 0: every port is chosen by the system
   int tp = 1;
-  int threads = 0;  // of each worker; 0: its own default
-  std::string kv_device_bytes, kv_host_bytes, kv_disk_bytes, kv_codec;  // as given; "": default
+  int threads = 0;                                            // of each worker; 0: its own default
+  std::string kv_device_bytes, kv_host_bytes, kv_disk_bytes;  // as given; "": default
+  std::string kv_dtype, kv_codec;
   std::string store_host_bytes, store_disk_bytes;
   std::vector<std::string> router_args, worker_args, kvstore_args;  // handed through
   absl::Duration ready_timeout = absl::Minutes(2);

@@ -10,15 +10,12 @@ namespace {
 
 constexpr Plane kPlanes[] = {{.bits_per_value = 16, .max_relative_error = 0}};
 
-size_t RowBytes(const KvShape& shape, int32_t tokens) {
-  return static_cast<size_t>(tokens) * static_cast<size_t>(shape.head_dim) * 2;
-}
-
 class Bf16Codec final : public Codec {
  public:
   absl::string_view name() const override { return "bf16"; }
   uint16_t wire_id() const override { return 1; }
   std::span<const Plane> planes() const override { return kPlanes; }
+  bool Stores(KvDtype dtype) const override { return dtype == KvDtype::kBf16; }
   size_t MaxEncodedBytes(const KvShape& shape, size_t) const override {
     return shape.block_bytes();
   }
@@ -26,9 +23,9 @@ class Bf16Codec final : public Codec {
   absl::Status Encode(
       const KvShape& shape, int32_t tokens, ByteSpan block,
       const std::function<absl::Status(size_t plane, ByteSpan payload)>& out) const override {
-    RETURN_IF_ERROR(CheckCodecArguments(shape, tokens, block.size()));
+    RETURN_IF_ERROR(CheckCodecArguments(*this, shape, tokens, block.size()));
     if (tokens == shape.block_tokens) return out(0, block);
-    const size_t row = RowBytes(shape, tokens);
+    const size_t row = shape.vector_offset(static_cast<size_t>(tokens));
     std::vector<std::byte> packed(HeadsOf(shape) * row);
     for (size_t head = 0; head < HeadsOf(shape); ++head) {
       std::memcpy(packed.data() + head * row, block.data() + head * shape.head_bytes(), row);
@@ -38,8 +35,8 @@ class Bf16Codec final : public Codec {
 
   absl::Status Decode(const KvShape& shape, int32_t tokens, std::span<const ByteSpan> planes,
                       MutableByteSpan block) const override {
-    RETURN_IF_ERROR(CheckCodecArguments(shape, tokens, block.size()));
-    const size_t row = RowBytes(shape, tokens);
+    RETURN_IF_ERROR(CheckCodecArguments(*this, shape, tokens, block.size()));
+    const size_t row = shape.vector_offset(static_cast<size_t>(tokens));
     RETURN_IF_ERROR(CheckOnlyPlane(planes, HeadsOf(shape) * row));
     for (size_t head = 0; head < HeadsOf(shape); ++head) {
       std::memcpy(block.data() + head * shape.head_bytes(), planes[0].data() + head * row, row);

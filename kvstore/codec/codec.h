@@ -34,9 +34,11 @@ class Codec {
   virtual absl::string_view name() const = 0;  // also the config value
   virtual uint16_t wire_id() const = 0;        // written in every block header; never reused
   virtual std::span<const Plane> planes() const = 0;
+  // Whether it takes blocks of that dtype.
+  virtual bool Stores(KvDtype dtype) const = 0;
   virtual size_t MaxEncodedBytes(const KvShape& shape, size_t plane) const = 0;
-  // Encodes the first `tokens` positions of a bf16 logical block [layers][K,V][kv_heads]
-  // [block_tokens][head_dim]; calls `out` once per plane, base first.
+  // Encodes the first `tokens` positions of a logical block (kv_shape.h); calls `out` once per
+  // plane, base first. InvalidArgument for a dtype that it does not store.
   virtual absl::Status Encode(
       const KvShape& shape, int32_t tokens, ByteSpan block,
       const std::function<absl::Status(size_t plane, ByteSpan payload)>& out) const = 0;

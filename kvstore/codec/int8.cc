@@ -3,8 +3,8 @@
 //
 // Payload: for each [layer][K, V][kv_head] the scales [tokens] of f32, then the values
 // [tokens][head_dim] of int8. A vector's scale is its own, so attention sinks, whose vectors are
-// unlike all others, cost no other token its precision.
-#include <algorithm>
+// unlike all others, cost no other token its precision. Blocks of int8 hold the same codes and
+// scales already: theirs are copied, and come back as they were.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "kvstore/codec/codec.h"
 #include "kvstore/codec/vectors.h"
+#include "kvstore/int8_vector.h"
 
 namespace loopserve::kvstore {
 namespace {
@@ -27,86 +28,110 @@ uint16_t ToBf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// The scale of a vector; infinite or NaN when a value is. Magnitudes of floats order like their
-// bits do.
-float ScaleOf(const uint16_t* values, size_t count) {
-  uint16_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    largest = std::max(largest, static_cast<uint16_t>(values[i] & 0x7fffu));
+// Between the vectors of a head as a block holds them and those of its payload.
+class Head {
+ public:
+  Head(const KvShape& shape, int32_t tokens)
+      : shape_(shape),
+        tokens_(static_cast<size_t>(tokens)),
+        dim_(static_cast<size_t>(shape.head_dim)),
+        halves_(dim_),
+        floats_(dim_) {}
+
+  size_t payload_bytes() const { return tokens_ * (sizeof(float) + dim_); }
+
+  absl::Status Encode(const std::byte* head, std::byte* payload) {
+    std::byte* codes = payload + tokens_ * sizeof(float);
+    for (size_t t = 0; t < tokens_; ++t, codes += dim_) {
+      const float scale = EncodeVector(head, t, codes);
+      if (!std::isfinite(scale)) {
+        return absl::InvalidArgumentError("the block holds values that are not finite");
+      }
+      std::memcpy(payload + t * sizeof(float), &scale, sizeof scale);
+    }
+    return absl::OkStatus();
   }
-  const float scale = FromBf16(largest) / 127.0f;
-  return scale < 1e-35f ? 0.0f : scale;  // what has no finite inverse is stored as zeros
-}
 
-void EncodeVector(const uint16_t* values, size_t count, float scale, int8_t* out) {
-  // Adding 1.5 * 2^23 leaves the rounded integer in the mantissa's low bits: rounds to nearest
-  // even without a call, so that the loop is vectorised.
-  constexpr float kRound = 12582912.0f;
-  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-  for (size_t i = 0; i < count; ++i) {
-    const float scaled = std::clamp(FromBf16(values[i]) * inverse, -127.0f, 127.0f);
-    out[i] = static_cast<int8_t>(std::bit_cast<int32_t>(scaled + kRound));
+  absl::Status Decode(const std::byte* payload, std::byte* head) {
+    const std::byte* codes = payload + tokens_ * sizeof(float);
+    for (size_t t = 0; t < tokens_; ++t, codes += dim_) {
+      float scale = 0;
+      std::memcpy(&scale, payload + t * sizeof(float), sizeof scale);
+      if (!std::isfinite(scale) || scale < 0) return absl::DataLossError("a scale is no scale");
+      DecodeVector(codes, scale, t, head);
+    }
+    return absl::OkStatus();
   }
-}
 
-void DecodeVector(const int8_t* values, size_t count, float scale, uint16_t* out) {
-  for (size_t i = 0; i < count; ++i) out[i] = ToBf16(static_cast<float>(values[i]) * scale);
-}
+ private:
+  // Returns the scale.
+  float EncodeVector(const std::byte* head, size_t slot, std::byte* codes) {
+    const std::byte* at = head + shape_.vector_offset(slot);
+    float scale = 0;
+    if (shape_.dtype == KvDtype::kInt8) {
+      std::memcpy(codes, at, dim_);
+      std::memcpy(&scale, head + shape_.scale_offset(slot), sizeof scale);
+      return scale;
+    }
+    std::memcpy(halves_.data(), at, shape_.vector_bytes());
+    for (size_t i = 0; i < dim_; ++i) floats_[i] = FromBf16(halves_[i]);
+    scale = Int8ScaleOf(floats_.data(), dim_);
+    Int8Encode(floats_.data(), dim_, scale, reinterpret_cast<int8_t*>(codes));
+    return scale;
+  }
 
-// Bytes of one head: `tokens` scales and vectors.
-size_t HeadPayload(const KvShape& shape, int32_t tokens) {
-  return static_cast<size_t>(tokens) * (sizeof(float) + static_cast<size_t>(shape.head_dim));
-}
+  void DecodeVector(const std::byte* codes, float scale, size_t slot, std::byte* head) {
+    std::byte* at = head + shape_.vector_offset(slot);
+    if (shape_.dtype == KvDtype::kInt8) {
+      std::memcpy(at, codes, dim_);
+      std::memcpy(head + shape_.scale_offset(slot), &scale, sizeof scale);
+      return;
+    }
+    Int8Decode(reinterpret_cast<const int8_t*>(codes), dim_, scale, floats_.data());
+    for (size_t i = 0; i < dim_; ++i) halves_[i] = ToBf16(floats_[i]);
+    std::memcpy(at, halves_.data(), shape_.vector_bytes());
+  }
+
+  const KvShape& shape_;
+  const size_t tokens_;
+  const size_t dim_;
+  std::vector<uint16_t> halves_;
+  std::vector<float> floats_;
+};
 
 class Int8Codec final : public Codec {
  public:
   absl::string_view name() const override { return "int8"; }
   uint16_t wire_id() const override { return 2; }
   std::span<const Plane> planes() const override { return kPlanes; }
+  bool Stores(KvDtype dtype) const override {
+    return dtype == KvDtype::kBf16 || dtype == KvDtype::kInt8;
+  }
   size_t MaxEncodedBytes(const KvShape& shape, size_t) const override {
-    return HeadsOf(shape) * HeadPayload(shape, shape.block_tokens);
+    return HeadsOf(shape) * Head(shape, shape.block_tokens).payload_bytes();
   }
 
   absl::Status Encode(
       const KvShape& shape, int32_t tokens, ByteSpan block,
       const std::function<absl::Status(size_t plane, ByteSpan payload)>& out) const override {
-    RETURN_IF_ERROR(CheckCodecArguments(shape, tokens, block.size()));
-    const auto dim = static_cast<size_t>(shape.head_dim);
-    std::vector<std::byte> payload(HeadsOf(shape) * HeadPayload(shape, tokens));
-    std::vector<uint16_t> vector(dim);
-    for (size_t head = 0; head < HeadsOf(shape); ++head) {
-      std::byte* scales = payload.data() + head * HeadPayload(shape, tokens);
-      auto* values = reinterpret_cast<int8_t*>(scales + static_cast<size_t>(tokens) * 4);
-      for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
-        std::memcpy(vector.data(), block.data() + head * shape.head_bytes() + t * dim * 2, dim * 2);
-        const float scale = ScaleOf(vector.data(), dim);
-        if (!std::isfinite(scale)) {
-          return absl::InvalidArgumentError("the block holds values that are not finite");
-        }
-        std::memcpy(scales + t * 4, &scale, 4);
-        EncodeVector(vector.data(), dim, scale, values + t * dim);
-      }
+    RETURN_IF_ERROR(CheckCodecArguments(*this, shape, tokens, block.size()));
+    Head head(shape, tokens);
+    std::vector<std::byte> payload(HeadsOf(shape) * head.payload_bytes());
+    for (size_t h = 0; h < HeadsOf(shape); ++h) {
+      RETURN_IF_ERROR(head.Encode(block.data() + h * shape.head_bytes(),
+                                  payload.data() + h * head.payload_bytes()));
     }
     return out(0, payload);
   }
 
   absl::Status Decode(const KvShape& shape, int32_t tokens, std::span<const ByteSpan> planes,
                       MutableByteSpan block) const override {
-    RETURN_IF_ERROR(CheckCodecArguments(shape, tokens, block.size()));
-    const auto dim = static_cast<size_t>(shape.head_dim);
-    RETURN_IF_ERROR(CheckOnlyPlane(planes, HeadsOf(shape) * HeadPayload(shape, tokens)));
-    std::vector<uint16_t> vector(dim);
-    for (size_t head = 0; head < HeadsOf(shape); ++head) {
-      const std::byte* scales = planes[0].data() + head * HeadPayload(shape, tokens);
-      const auto* values =
-          reinterpret_cast<const int8_t*>(scales + static_cast<size_t>(tokens) * 4);
-      for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
-        float scale = 0;
-        std::memcpy(&scale, scales + t * 4, 4);
-        if (!std::isfinite(scale) || scale < 0) return absl::DataLossError("a scale is no scale");
-        DecodeVector(values + t * dim, dim, scale, vector.data());
-        std::memcpy(block.data() + head * shape.head_bytes() + t * dim * 2, vector.data(), dim * 2);
-      }
+    RETURN_IF_ERROR(CheckCodecArguments(*this, shape, tokens, block.size()));
+    Head head(shape, tokens);
+    RETURN_IF_ERROR(CheckOnlyPlane(planes, HeadsOf(shape) * head.payload_bytes()));
+    for (size_t h = 0; h < HeadsOf(shape); ++h) {
+      RETURN_IF_ERROR(head.Decode(planes[0].data() + h * head.payload_bytes(),
+                                  block.data() + h * shape.head_bytes()));
     }
     return absl::OkStatus();
   }

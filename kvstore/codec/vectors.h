@@ -1,4 +1,4 @@
-// What codecs share: the rows of a logical block that hold tokens, and the checks of arguments.
+// What codecs share: the heads of a logical block, and the checks of arguments.
 #pragma once
 
 #include <cstddef>
@@ -7,20 +7,23 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kvstore/codec/codec.h"
 #include "kvstore/kv_shape.h"
 #include "kvstore/memory.h"
 
 namespace loopserve::kvstore {
 
-// Heads of a logical block: each is [block_tokens, head_dim], of which the first `tokens` count.
+// Heads of a logical block, keys and values by themselves: of each the first `tokens` slots count.
 constexpr size_t HeadsOf(const KvShape& shape) {
   return static_cast<size_t>(shape.layers) * 2 * static_cast<size_t>(shape.kv_heads);
 }
 
-// InvalidArgument when a block of bf16 cannot be coded as asked.
-inline absl::Status CheckCodecArguments(const KvShape& shape, int32_t tokens, size_t block_bytes) {
-  if (shape.dtype != KvDtype::kBf16) {
-    return absl::InvalidArgumentError("only bf16 blocks can be stored");
+// InvalidArgument when `codec` cannot code such a block.
+inline absl::Status CheckCodecArguments(const Codec& codec, const KvShape& shape, int32_t tokens,
+                                        size_t block_bytes) {
+  if (!codec.Stores(shape.dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("codec ", codec.name(), " stores no blocks of ", DtypeName(shape.dtype)));
   }
   if (tokens < 1 || tokens > shape.block_tokens) {
     return absl::InvalidArgumentError(

@@ -27,7 +27,7 @@ ROWS = {
          "session_", "disk_session_log.", "memory_session_log.",
          "block_format.", "kv_metrics."],
         ["block_pool."],
-        ["memory.", "host_memory.", "kv_shape.", "block_key.", "byte_io.", "file."],
+        ["memory.", "host_memory.", "kv_shape.", "int8_vector.", "block_key.", "byte_io.", "file."],
     ],
     "worker": [
         ["main.", "config."],

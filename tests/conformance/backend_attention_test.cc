@@ -55,7 +55,7 @@ struct Shape {
 
 std::string Describe(const Shape& s) {
   return absl::StrCat("kv_heads ", s.kv_heads, " group ", s.group, " head_dim ", s.head_dim,
-                      " block_tokens ", s.block_tokens, s.dtype == KvDtype::kF32 ? " f32" : "");
+                      " block_tokens ", s.block_tokens, " ", kvstore::DtypeName(s.dtype));
 }
 
 // One sequence's activations, computed once and then fed in pieces.
@@ -100,6 +100,7 @@ class Runner {
     std::vector<float> out = {};
   };
   Piece Open(const Inputs& in) { return {&in, kv_.Take(in.tokens)}; }
+  const kvstore::KvArena& arena() const { return kv_.arena(); }
 
   // One step over several sequences: rows[i] new rows of pieces[i].
   void Step(std::vector<Piece>& pieces, const std::vector<int64_t>& rows, const Plan& plan = {}) {
@@ -183,8 +184,12 @@ const Shape kShapes[] = {
     {2, 4, 128, 32, KvDtype::kBf16}, {1, 7, 24, 5, KvDtype::kBf16},
     {2, 2, 80, 32, KvDtype::kBf16},  {2, 3, 64, 32, KvDtype::kF32},
     {1, 2, 7, 3, KvDtype::kF32},     {1, 4, 256, 32, KvDtype::kBf16},
-    {1, 2, 96, 64, KvDtype::kBf16},
+    {1, 2, 96, 64, KvDtype::kBf16},  {3, 3, 64, 32, KvDtype::kInt8},
+    {1, 7, 24, 5, KvDtype::kInt8},   {2, 2, 80, 32, KvDtype::kInt8},
+    {1, 2, 7, 3, KvDtype::kInt8},    {1, 4, 128, 32, KvDtype::kInt8},
 };
+// What a test of one shape runs on.
+constexpr KvDtype kStored[] = {KvDtype::kBf16, KvDtype::kInt8};
 
 class AttentionTest : public ::testing::TestWithParam<Candidate> {
  protected:
@@ -197,11 +202,14 @@ class AttentionTest : public ::testing::TestWithParam<Candidate> {
     reference_ = Make({"reference"}, 1);
   }
   bool is_reference() const { return GetParam().backend == "reference"; }
-  // Against the reference: float32 sums, the longer the less exact; and where weights are rounded
-  // to bf16, that.
+  // Against the reference: float32 sums, the longer the less exact; and where weights are rounded,
+  // to bf16 or to steps beside int8, that.
   double Tolerance(const Shape& shape, double sums = 5e-6) const {
-    const bool rounds = absl::EndsWith(backend_->name(), "-bf16") && shape.dtype == KvDtype::kBf16;
-    return sums + 2e-8 * shape.head_dim + (rounds ? 0.012 : 0);
+    const bool rounds = absl::EndsWith(backend_->name(), "-bf16");
+    const double weights = shape.dtype == KvDtype::kBf16   ? 0.012
+                           : shape.dtype == KvDtype::kInt8 ? 0.001
+                                                           : 0;
+    return sums + 2e-8 * shape.head_dim + (rounds ? weights : 0);
   }
 
   std::unique_ptr<Backend> backend_;
@@ -226,6 +234,25 @@ TEST_P(AttentionTest, DenseMatchesTheReference) {
   }
 }
 
+// What is stored is the same on every backend, so a session may go from one to another.
+TEST_P(AttentionTest, StoresTheBytesOfTheReference) {
+  for (const Shape& shape : kShapes) {
+    const Inputs in = MakeInputs(shape, 37, 5);
+    std::vector<std::byte> stored[2];
+    for (Backend* backend : {backend_.get(), reference_.get()}) {
+      Runner runner(*backend, shape, in.tokens);
+      std::vector<Runner::Piece> pieces = {runner.Open(in)};
+      runner.Step(pieces, {in.tokens});
+      for (const common::BlockId block : pieces[0].blocks) {
+        const std::byte* at = runner.arena().block(block);
+        auto& to = stored[backend == reference_.get()];
+        to.insert(to.end(), at, at + runner.arena().shape.block_bytes());
+      }
+    }
+    EXPECT_EQ(stored[0], stored[1]) << Describe(shape);
+  }
+}
+
 TEST_P(AttentionTest, BitsDoNotDependOnTheChunks) {
   for (const Shape& shape : kShapes) {
     const int64_t tokens = is_reference() ? 70 : 150;
@@ -246,51 +273,60 @@ TEST_P(AttentionTest, BitsDoNotDependOnTheChunks) {
 // Beyond the length at which a decode step gives ranges of keys to different threads.
 TEST_P(AttentionTest, LongContextBitsDoNotDependOnWhoSumsThem) {
   if (is_reference()) GTEST_SKIP() << "slow, and it has no ranges";
-  const Shape shape{1, 3, 64, 32, KvDtype::kBf16};
-  const int64_t tokens = 1700;
-  const Inputs in = MakeInputs(shape, tokens, 23);
-  const auto whole = RunInChunks(*backend_, shape, in, tokens);
-  ExpectSameBits(RunInChunks(*backend_, shape, in, 200), whole, "chunks of 200");
-  for (const int threads : {1, 2, 4, 9}) {
-    const auto other = Make(GetParam(), threads);
-    Runner runner(*other, shape, tokens);
-    std::vector<Runner::Piece> pieces = {runner.Open(in)};
-    runner.Step(pieces, {1500});
-    while (pieces[0].done < 1600) runner.Step(pieces, {1});
-    while (pieces[0].done < tokens) runner.Step(pieces, {10});
-    ExpectSameBits(pieces[0].out, whole, absl::StrCat("decode with threads: ", threads));
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    const Shape shape{1, 3, 64, 32, dtype};
+    const int64_t tokens = 1700;
+    const Inputs in = MakeInputs(shape, tokens, 23);
+    const auto whole = RunInChunks(*backend_, shape, in, tokens);
+    ExpectSameBits(RunInChunks(*backend_, shape, in, 200), whole, "chunks of 200");
+    for (const int threads : {1, 2, 4, 9}) {
+      const auto other = Make(GetParam(), threads);
+      Runner runner(*other, shape, tokens);
+      std::vector<Runner::Piece> pieces = {runner.Open(in)};
+      runner.Step(pieces, {1500});
+      while (pieces[0].done < 1600) runner.Step(pieces, {1});
+      while (pieces[0].done < tokens) runner.Step(pieces, {10});
+      ExpectSameBits(pieces[0].out, whole, absl::StrCat("decode with threads: ", threads));
+    }
+    // The reference, on the last rows only: it is slow.
+    Runner slow(*reference_, shape, tokens);
+    std::vector<Runner::Piece> pieces = {slow.Open(in)};
+    slow.Step(pieces, {tokens});
+    ExpectClose(whole, pieces[0].out, "long context", Tolerance(shape));
   }
-  // The reference, on the last rows only: it is slow.
-  Runner slow(*reference_, shape, tokens);
-  std::vector<Runner::Piece> pieces = {slow.Open(in)};
-  slow.Step(pieces, {tokens});
-  ExpectClose(whole, pieces[0].out, "long context", Tolerance(shape));
 }
 
 TEST_P(AttentionTest, RaggedBatchesLeaveEachSequenceItsBits) {
-  const Shape shape{2, 3, 64, 32, KvDtype::kBf16};
-  const std::vector<Inputs> inputs = {MakeInputs(shape, 1, 1), MakeInputs(shape, 90, 2),
-                                      MakeInputs(shape, 33, 3), MakeInputs(shape, 130, 4)};
-  Runner runner(*backend_, shape, 400);
-  std::vector<Runner::Piece> pieces;
-  for (const Inputs& in : inputs) pieces.push_back(runner.Open(in));
-  runner.Step(pieces, {1, 89, 0, 64});
-  runner.Step(pieces, {0, 1, 20, 1});
-  runner.Step(pieces, {0, 0, 13, 65});
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    ExpectSameBits(pieces[i].out, RunInChunks(*backend_, shape, inputs[i], inputs[i].tokens),
-                   absl::StrCat("sequence ", i));
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    const Shape shape{2, 3, 64, 32, dtype};
+    const std::vector<Inputs> inputs = {MakeInputs(shape, 1, 1), MakeInputs(shape, 90, 2),
+                                        MakeInputs(shape, 33, 3), MakeInputs(shape, 130, 4)};
+    Runner runner(*backend_, shape, 400);
+    std::vector<Runner::Piece> pieces;
+    for (const Inputs& in : inputs) pieces.push_back(runner.Open(in));
+    runner.Step(pieces, {1, 89, 0, 64});
+    runner.Step(pieces, {0, 1, 20, 1});
+    runner.Step(pieces, {0, 0, 13, 65});
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      ExpectSameBits(pieces[i].out, RunInChunks(*backend_, shape, inputs[i], inputs[i].tokens),
+                     absl::StrCat("sequence ", i));
+    }
   }
 }
 
 TEST_P(AttentionTest, PeakedAndHugeScoresStayFinite) {
-  const Shape shape{1, 1, 64, 32, KvDtype::kBf16};
-  Inputs in = MakeInputs(shape, 100, 9);
-  for (float& q : in.q) q *= 128;
-  const auto got = RunInChunks(*backend_, shape, in, 100);
-  for (const float v : got) ASSERT_TRUE(std::isfinite(v));
-  // Scores in the thousands, in float32: their last bits are as large as 1e-4.
-  ExpectClose(got, RunInChunks(*reference_, shape, in, 100), "peaked", Tolerance(shape, 1e-3));
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    const Shape shape{1, 1, 64, 32, dtype};
+    Inputs in = MakeInputs(shape, 100, 9);
+    for (float& q : in.q) q *= 128;
+    const auto got = RunInChunks(*backend_, shape, in, 100);
+    for (const float v : got) ASSERT_TRUE(std::isfinite(v));
+    // Scores in the thousands, in float32: their last bits are as large as 1e-4.
+    ExpectClose(got, RunInChunks(*reference_, shape, in, 100), "peaked", Tolerance(shape, 1e-3));
+  }
 }
 
 LinePlan RandomLines(const Shape& shape, int64_t tokens, Random& random) {
@@ -308,7 +344,7 @@ LinePlan RandomLines(const Shape& shape, int64_t tokens, Random& random) {
 
 TEST_P(AttentionTest, LinePlansMatchTheReference) {
   if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
-  for (const Shape& shape : {kShapes[0], kShapes[3]}) {
+  for (const Shape& shape : {kShapes[0], kShapes[3], kShapes[9], kShapes[10]}) {
     Random random(31);
     const Inputs in = MakeInputs(shape, 150, 31);
     const LinePlan lines = RandomLines(shape, 150, random);
@@ -321,7 +357,7 @@ TEST_P(AttentionTest, LinePlansMatchTheReference) {
 
 TEST_P(AttentionTest, WorkingSetsMatchTheReference) {
   if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
-  for (const Shape& shape : {kShapes[0], kShapes[3]}) {
+  for (const Shape& shape : {kShapes[0], kShapes[3], kShapes[9], kShapes[10]}) {
     Random random(37);
     const Inputs in = MakeInputs(shape, 150, 37);
     WorkingSet set;
@@ -339,35 +375,39 @@ TEST_P(AttentionTest, WorkingSetsMatchTheReference) {
 }
 
 TEST_P(AttentionTest, PlansThatNameEveryKeyAreDenseToTheBit) {
-  const Shape shape = kShapes[0];
-  const Inputs in = MakeInputs(shape, 600, 41);
-  LinePlan lines;
-  lines.heads.resize(9);
-  WorkingSet set;
-  set.keys.resize(3);
-  for (int32_t j = 0; j < 600; ++j) {
-    for (auto& head : lines.heads) head.verticals.push_back(j);
-    for (auto& keys : set.keys) keys.push_back(j);
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    Shape shape = kShapes[0];
+    shape.dtype = dtype;
+    const Inputs in = MakeInputs(shape, 600, 41);
+    LinePlan lines;
+    lines.heads.resize(9);
+    WorkingSet set;
+    set.keys.resize(3);
+    for (int32_t j = 0; j < 600; ++j) {
+      for (auto& head : lines.heads) head.verticals.push_back(j);
+      for (auto& keys : set.keys) keys.push_back(j);
+    }
+    set.dense_from = 600;
+    WorkingSet older = set;  // the last rows' keys are read because they are new
+    older.dense_from = 571;
+    const Plan by_lines{.lines = &lines};
+    const Plan by_set{.working_set = &set};
+    const Plan by_age{.working_set = &older};
+    // Only the last rows: the plans are evaluated row by row.
+    std::vector<float> results[4];
+    int i = 0;
+    for (const Plan* plan : {static_cast<const Plan*>(nullptr), &by_lines, &by_set, &by_age}) {
+      Runner runner(*backend_, shape, 600);
+      std::vector<Runner::Piece> pieces = {runner.Open(in)};
+      runner.Step(pieces, {590});
+      runner.Step(pieces, {10}, plan != nullptr ? *plan : Plan{});
+      results[i++] = pieces[0].out;
+    }
+    ExpectSameBits(results[1], results[0], "lines");
+    ExpectSameBits(results[2], results[0], "working set");
+    ExpectSameBits(results[3], results[0], "working set and all that is new");
   }
-  set.dense_from = 600;
-  WorkingSet older = set;  // the last rows' keys are read because they are new
-  older.dense_from = 571;
-  const Plan by_lines{.lines = &lines};
-  const Plan by_set{.working_set = &set};
-  const Plan by_age{.working_set = &older};
-  // Only the last rows: the plans are evaluated row by row.
-  std::vector<float> results[4];
-  int i = 0;
-  for (const Plan* plan : {static_cast<const Plan*>(nullptr), &by_lines, &by_set, &by_age}) {
-    Runner runner(*backend_, shape, 600);
-    std::vector<Runner::Piece> pieces = {runner.Open(in)};
-    runner.Step(pieces, {590});
-    runner.Step(pieces, {10}, plan != nullptr ? *plan : Plan{});
-    results[i++] = pieces[0].out;
-  }
-  ExpectSameBits(results[1], results[0], "lines");
-  ExpectSameBits(results[2], results[0], "working set");
-  ExpectSameBits(results[3], results[0], "working set and all that is new");
 }
 
 TEST_P(AttentionTest, RowsWithoutKeysAreZero) {

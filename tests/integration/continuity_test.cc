@@ -33,7 +33,14 @@ constexpr absl::Duration kLong = absl::Seconds(60);
 struct Setup {
   std::string preset = "gqa";
   std::string backend = "reference";
+  kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
 };
+
+// The exact codec for the pool.
+kvstore::StoreOptions Exact(const kvstore::KvBlockPool& pool, kvstore::StoreOptions options = {}) {
+  options.codec = DtypeName(pool.shape().dtype);
+  return options;
+}
 
 // Time stands still: the speed of prefill stays unknown, so everything that is stored is loaded.
 class ContinuityTest : public ::testing::TestWithParam<Setup> {
@@ -42,12 +49,13 @@ class ContinuityTest : public ::testing::TestWithParam<Setup> {
     EngineFixture::Options options;
     options.preset = GetParam().preset;
     options.backend = GetParam().backend;
+    options.kv_dtype = GetParam().kv_dtype;
     options.clock = &clock_;
     return options;
   }
   static auto Tiers(const kvstore::StoreOptions& store) {
     return [store](kvstore::KvBlockPool& pool, kvstore::KvMetrics& metrics) {
-      return *kvstore::CreateKvStore(store, pool, metrics, common::Logger::Null());
+      return *kvstore::CreateKvStore(Exact(pool, store), pool, metrics, common::Logger::Null());
     };
   }
   EngineFixture::Options HostOnly() const {
@@ -258,7 +266,8 @@ TEST_P(ContinuityTest, BytesThatChangeOnTheWayAreRecomputed) {
     host = tier.get();
     std::vector<std::unique_ptr<kvstore::Tier>> tiers;
     tiers.push_back(std::move(tier));
-    return *kvstore::CreateKvStoreOver(std::move(tiers), {}, pool, metrics, common::Logger::Null());
+    return *kvstore::CreateKvStoreOver(std::move(tiers), Exact(pool), pool, metrics,
+                                       common::Logger::Null());
   };
   EngineFixture worker(options);
   worker.Turn("s", Prompt(0));
@@ -281,7 +290,8 @@ TEST_P(ContinuityTest, OthersKeepSteppingWhileOneIsRestored) {
     host = tier.get();
     std::vector<std::unique_ptr<kvstore::Tier>> tiers;
     tiers.push_back(std::move(tier));
-    return *kvstore::CreateKvStoreOver(std::move(tiers), {}, pool, metrics, common::Logger::Null());
+    return *kvstore::CreateKvStoreOver(std::move(tiers), Exact(pool), pool, metrics,
+                                       common::Logger::Null());
   };
   EngineFixture worker(options);
   worker.Turn("s", Prompt(0));
@@ -444,9 +454,12 @@ TEST_P(ContinuityTest, ASoakUnderPressure) {
 INSTANTIATE_TEST_SUITE_P(Models, ContinuityTest,
                          ::testing::Values(Setup{"gqa", "reference"}, Setup{"gqa", "cpu"},
                                            Setup{"odd", "reference"}, Setup{"mha", "cpu"},
-                                           Setup{"untied", "cpu"}),
+                                           Setup{"untied", "cpu"},
+                                           Setup{"gqa", "cpu", kvstore::KvDtype::kInt8},
+                                           Setup{"odd", "reference", kvstore::KvDtype::kInt8}),
                          [](const auto& info) {
-                           return info.param.preset + "_" + info.param.backend;
+                           return absl::StrCat(info.param.preset, "_", info.param.backend, "_",
+                                               DtypeName(info.param.kv_dtype));
                          });
 
 }  // namespace

@@ -124,6 +124,7 @@ class EngineFixture {
     std::string backend = "reference";
     int tp = 1;
     int32_t block_tokens = 8;
+    kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
     uint32_t blocks = 64;
     int64_t max_batch = 4;
     int64_t max_step_tokens = 32;
@@ -145,6 +146,7 @@ class EngineFixture {
     group.threads = options.tp;
     group.backend = options.backend;
     group.block_tokens = options.block_tokens;
+    group.kv_dtype = options.kv_dtype;
     group.model = {.max_step_tokens = options.max_step_tokens,
                    .max_logit_rows = options.max_batch + worker::kMaxDraftRows};
     const auto config = *worker::ReadModelConfig(*file);

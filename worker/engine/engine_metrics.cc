@@ -50,7 +50,7 @@ common::Counter* BySource(const Maker& make, absl::string_view source, int bits)
 }  // namespace
 
 EngineMetrics::EngineMetrics(common::Metrics& metrics, const std::string& model,
-                             int64_t context_tokens, int ranks, int restored_bits) {
+                             int64_t context_tokens, int ranks, const KvBits& bits) {
   const Maker make(metrics, model);
   const std::vector<double> counts = buckets::Counts(static_cast<double>(context_tokens));
   for (const char* reason : {"stop", "length", "abort", "error"}) {
@@ -71,15 +71,15 @@ EngineMetrics::EngineMetrics(common::Metrics& metrics, const std::string& model,
   prompt_tokens_ = make.counter("prompt_tokens_total",
                                 "Prompt tokens of the turns that produced a first token.");
   generation_tokens_ = make.counter("generation_tokens_total", "Tokens generated.");
-  for (int bits : {16, 8}) {
-    BySource(make, "computed", bits);
-    for (Place place : kPlaces) BySource(make, NameOf(place), bits);
+  for (int any : {16, 8}) {
+    BySource(make, "computed", any);
+    for (Place place : kPlaces) BySource(make, NameOf(place), any);
   }
-  by_source_computed_ = BySource(make, "computed", 16);
+  by_source_computed_ = BySource(make, "computed", bits.device);
   for (Place place : kPlaces) {
     const size_t i = static_cast<size_t>(place);
     const std::string tier(NameOf(place));
-    by_source_[i] = BySource(make, tier, place == Place::kDevice ? 16 : restored_bits);
+    by_source_[i] = BySource(make, tier, place == Place::kDevice ? bits.device : bits.restored);
     hit_tokens_[i] = make.counter("kv_hit_tokens_total", "Of these, the tokens found and used.",
                                   {{"tier", tier}});
   }

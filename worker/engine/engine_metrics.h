@@ -16,10 +16,16 @@
 
 namespace loopserve::worker {
 
+// Bits per value of KV: computed or found on the device, and restored from a tier.
+struct KvBits {
+  int device = 16;
+  int restored = 16;
+};
+
 class EngineMetrics {
  public:
   EngineMetrics(common::Metrics& metrics, const std::string& model, int64_t context_tokens,
-                int ranks, int restored_bits);
+                int ranks, const KvBits& bits);
 
   // A turn left the engine: "stop", "length", "abort", "error".
   void Finished(absl::string_view reason);

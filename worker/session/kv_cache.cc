@@ -17,9 +17,8 @@ using kvstore::RestoreResult;
 namespace {
 
 std::string LayoutOf(const KvShape& shape) {
-  return absl::StrCat(shape.dtype == kvstore::KvDtype::kBf16 ? "bf16" : "f32", "/t",
-                      shape.block_tokens, "/l", shape.layers, "/h", shape.kv_heads, "/d",
-                      shape.head_dim);
+  return absl::StrCat(kvstore::DtypeName(shape.dtype), "/t", shape.block_tokens, "/l", shape.layers,
+                      "/h", shape.kv_heads, "/d", shape.head_dim);
 }
 
 // The last token's logits are still wanted, so its KV is always computed.

@@ -52,8 +52,9 @@ class KvCache final {
   kvstore::KvBlockPool& pool() { return pool_; }
   DeviceCache& device() { return device_; }
   bool has_store() const { return store_ != nullptr; }
-  // Bits per value of KV that came from a tier.
-  int restored_bits() const { return options_.codec == "int8" ? 8 : 16; }
+  // Bits per value of KV as the device holds it, and of what came from a tier.
+  int device_bits() const { return pool_.shape().dtype == kvstore::KvDtype::kInt8 ? 8 : 16; }
+  int restored_bits() const { return options_.codec == "int8" ? 8 : device_bits(); }
 
   // The key before the first token of everything in a namespace.
   kvstore::BlockKey Root(const std::string& cache_namespace) const;

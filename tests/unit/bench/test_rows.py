@@ -47,6 +47,7 @@ def test_the_ids_name_model_row_and_other_weights():
                    "smollm2_q4_1_prefill_512_vs_q4_0", "smollm2_q4_1_prefill_7k",
                    "smollm2_q4_1_extend_64_on_7k", "smollm2_q4_1_decode_b1_d0",
                    "smollm2_q4_1_decode_b16_d0", "smollm2_q4_1_decode_b1_d7k",
+                   "smollm2_q4_1_decode_b1_d7k_kv_int8", "smollm2_q4_1_decode_b8_d2k_kv_int8",
                    "smollm2_q4_1_mixed_itl_p99", "smollm2_q4_1_resident_memory",
                    "random_1b_q4_0_prefill_512", "random_1b_q8_0_decode_b1_d0"):
         assert wanted in ids
@@ -60,6 +61,7 @@ def test_an_id_says_what_is_measured():
     for suite in cpu_rows.SUITES.values():
         for name, row in suite.rows.items():
             words = name.split("_")
+            assert name.endswith("_kv_int8") == (row.kv == "int8")
             assert words[0] == row.kind
             if row.kind == "decode":
                 assert (words[1], words[2]) == (f"b{row.batch}", f"d{row.depth // 1024}k"
@@ -114,7 +116,8 @@ def test_work_counts_weights_pairs_and_bytes(tiny):
     assert work.layer_weights == TINY.layers * layer
     assert work.head_weights == head
     assert work.matrix_bytes == (TINY.layers * layer + head) // 32 * 18
-    assert work.kv_token_bytes == TINY.layers * kv * 2 * 2
+    assert work.kv_token_bytes == {"bf16": TINY.layers * kv * 2 * 2,
+                                   "int8": TINY.layers * 2 * (kv + 4 * TINY.kv_heads)}
 
     pairs = 10 * 100 + 10 * 11 / 2  # each of 10 tokens sees 100 before, itself and the new before it
     assert work.operations(Row("extend", 10, depth=100)) == (
@@ -122,9 +125,11 @@ def test_work_counts_weights_pairs_and_bytes(tiny):
     assert work.operations(Row("decode", 10, depth=100, batch=3)) == 3 * (
         2 * 10 * TINY.layers * layer + 2 * 10 * head + 4 * pairs * q * TINY.layers)
     assert work.bytes(Row("decode", 10, depth=100, batch=3)) == 10 * (
-        work.matrix_bytes + 3 * 105 * work.kv_token_bytes)
+        work.matrix_bytes + 3 * 105 * work.kv_token_bytes["bf16"])
     assert work.bytes(Row("prefill", 1024)) == 2 * (
-        work.matrix_bytes + 512 * work.kv_token_bytes)
+        work.matrix_bytes + 512 * work.kv_token_bytes["bf16"])
+    assert work.bytes(Row("decode", 10, depth=100, kv="int8")) == 10 * (
+        work.matrix_bytes + 105 * work.kv_token_bytes["int8"])
 
 
 def test_the_limit_is_what_takes_longer(tiny):

@@ -11,9 +11,11 @@ namespace {
 using testing::StatusIs;
 
 constexpr KvShape kShape{.layers = 2, .kv_heads = 3, .head_dim = 4, .block_tokens = 8};
+constexpr KvShape kInt8Shape{
+    .layers = 2, .kv_heads = 3, .head_dim = 5, .block_tokens = 7, .dtype = KvDtype::kInt8};
 
-std::vector<std::byte> Pattern(int seed) {
-  std::vector<std::byte> bytes(kShape.block_bytes());
+std::vector<std::byte> Pattern(int seed, const KvShape& shape = kShape) {
+  std::vector<std::byte> bytes(shape.block_bytes());
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + seed);
   return bytes;
 }
@@ -21,14 +23,15 @@ std::vector<std::byte> Pattern(int seed) {
 class BlockPoolTest : public ::testing::Test {
  protected:
   const std::unique_ptr<Memory> memory_ = CreateHostMemory();
-  std::unique_ptr<KvBlockPool> Pool(uint32_t blocks, std::vector<int32_t> heads) {
+  std::unique_ptr<KvBlockPool> Pool(uint32_t blocks, std::vector<int32_t> heads,
+                                    const KvShape& shape = kShape) {
     std::vector<KvBlockPool::Shard> shards;
     int32_t first = 0;
     for (const int32_t n : heads) {
       shards.push_back({memory_.get(), first, n});
       first += n;
     }
-    auto pool = KvBlockPool::Create(kShape, blocks, shards);
+    auto pool = KvBlockPool::Create(shape, blocks, shards);
     EXPECT_OK(pool);
     return *std::move(pool);
   }
@@ -54,13 +57,18 @@ TEST_F(BlockPoolTest, HandlesShareAndFree) {
   EXPECT_EQ(pool->free_blocks(), 2u);
 }
 
-TEST_F(BlockPoolTest, LogicalBytesDoNotDependOnTheSharding) {
-  const std::vector<std::byte> bytes = Pattern(3);
+class ShardedBlockPoolTest : public BlockPoolTest, public ::testing::WithParamInterface<KvShape> {};
+INSTANTIATE_TEST_SUITE_P(Shapes, ShardedBlockPoolTest, ::testing::Values(kShape, kInt8Shape),
+                         [](const auto& info) { return DtypeName(info.param.dtype); });
+
+TEST_P(ShardedBlockPoolTest, LogicalBytesDoNotDependOnTheSharding) {
+  const KvShape& shape = GetParam();
+  const std::vector<std::byte> bytes = Pattern(3, shape);
   for (const auto& heads : std::vector<std::vector<int32_t>>{{3}, {2, 1}, {1, 1, 1}}) {
-    const auto pool = Pool(3, heads);
+    const auto pool = Pool(3, heads, shape);
     const BlockHandle first = *pool->Allocate();
     const BlockHandle second = *pool->Allocate();
-    ASSERT_OK(pool->WriteBlock(first.id(), Pattern(1)));
+    ASSERT_OK(pool->WriteBlock(first.id(), Pattern(1, shape)));
     ASSERT_OK(pool->WriteBlock(second.id(), bytes));
     std::vector<std::byte> back(bytes.size());
     ASSERT_OK(pool->ReadBlock(second.id(), back));
@@ -74,8 +82,8 @@ TEST_F(BlockPoolTest, LogicalBytesDoNotDependOnTheSharding) {
       for (int32_t h = 0; h < arena.shape.kv_heads; ++h) {
         EXPECT_EQ(
             std::memcmp(arena.block(second.id()) + arena.shape.offset(1, KvSide::kValue, h),
-                        bytes.data() + kShape.offset(1, KvSide::kValue, arena.first_kv_head + h),
-                        kShape.head_bytes()),
+                        bytes.data() + shape.offset(1, KvSide::kValue, arena.first_kv_head + h),
+                        shape.head_bytes()),
             0);
       }
     }

@@ -239,6 +239,19 @@ TEST_F(StoreTest, UnknownCodecsAndEmptyStoresAreRefused) {
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("in use")));
 }
 
+TEST_F(StoreTest, ACodecThatDoesNotStoreTheDtypeIsRefused) {
+  const auto memory = CreateHostMemory();
+  KvShape shape = testing::SmallShape();
+  shape.dtype = KvDtype::kInt8;
+  const auto pool = KvBlockPool::Create(shape, 4, {{memory.get(), 0, 3}}).value();
+  StoreOptions options{.codec = "bf16"};
+  EXPECT_THAT(CreateKvStore(options, *pool, kv_metrics_, common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("codec bf16 stores no blocks of int8")));
+  options.codec = "int8";
+  EXPECT_OK(CreateKvStore(options, *pool, kv_metrics_, common::Logger::Null()));
+}
+
 TEST_F(StoreTest, CodecsMayChangeBetweenProcesses) {
   ASSERT_OK(Save(std::span(tokens_).first(12)));
   ASSERT_OK(store_->Flush(kLong));

@@ -27,6 +27,24 @@ TEST(WorkerConfig, AStepHoldsOneRowMoreThanTheBatch) {
   EXPECT_OK(config.Check());
 }
 
+TEST(WorkerConfig, TheCodecFollowsTheDtypeAndHasToFitIt) {
+  WorkerConfig config = Valid();
+  EXPECT_EQ(config.StoredCodec(), "bf16");
+  config.kv_codec = "int8";  // smaller, and lossy once
+  EXPECT_OK(config.Check());
+  EXPECT_EQ(config.StoredCodec(), "int8");
+  config.kv_dtype = "int8";
+  EXPECT_OK(config.Check());
+  config.kv_codec = "auto";
+  EXPECT_OK(config.Check());
+  EXPECT_EQ(config.StoredCodec(), "int8");
+  EXPECT_EQ(config.KvDtypeOf(), kvstore::KvDtype::kInt8);
+  config.kv_codec = "bf16";
+  EXPECT_THAT(config.Check(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("--kv-codec=bf16 cannot keep KV of --kv-dtype=int8")));
+}
+
 TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   const auto expect = [](auto change, const char* flag) {
     WorkerConfig config = Valid();
@@ -43,6 +61,8 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.pin_threads = "maybe"; }, "--pin-threads");
   expect([](auto& c) { c.max_step_time = -absl::Seconds(1); }, "--max-step-time");
   expect([](auto& c) { c.speculative_ngram = "yes"; }, "--speculative-ngram");
+  expect([](auto& c) { c.kv_dtype = "f32"; }, "--kv-dtype");
+  expect([](auto& c) { c.kv_codec = "fp4"; }, "--kv-codec");
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
   expect([](auto& c) { c.log_level = "loud"; }, "log level");
   expect([](auto& c) { c.id = ""; }, "--id");

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/cpus.h"
 #include "common/status_macros.h"
+#include "kvstore/int8_vector.h"
 #include "worker/backend/cpu/attention/step_attention.h"
 #include "worker/backend/cpu/cpu_isa.h"
 #include "worker/backend/cpu/kernels.h"
@@ -288,11 +290,19 @@ class CpuBackend final : public Backend {
 
   void StoreVector(const float* from, const kvstore::KvShape& shape, size_t slot,
                    std::byte* head) const {
+    std::byte* at = head + shape.vector_offset(slot);
     const auto dim = static_cast<size_t>(shape.head_dim);
-    if (shape.dtype == KvDtype::kBf16) {
-      kernels_.to_bf16(from, shape.head_dim, reinterpret_cast<uint16_t*>(head) + slot * dim);
-    } else {
-      std::copy_n(from, dim, reinterpret_cast<float*>(head) + slot * dim);
+    switch (shape.dtype) {
+      case KvDtype::kBf16:
+        return kernels_.to_bf16(from, shape.head_dim, reinterpret_cast<uint16_t*>(at));
+      case KvDtype::kF32:
+        std::copy_n(from, dim, reinterpret_cast<float*>(at));
+        return;
+      case KvDtype::kInt8: {
+        const float scale = kvstore::Int8ScaleOf(from, dim);
+        kvstore::Int8Encode(from, dim, scale, reinterpret_cast<int8_t*>(at));
+        std::memcpy(head + shape.scale_offset(slot), &scale, sizeof scale);
+      }
     }
   }
 

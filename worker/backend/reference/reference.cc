@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "kvstore/int8_vector.h"
 
 namespace loopserve::worker {
 namespace {
@@ -56,36 +57,56 @@ absl::Status Shape(bool fits, absl::string_view op) {
               : absl::InvalidArgumentError(absl::StrCat(op, ": the shapes do not fit"));
 }
 
-// One head's vectors in a block of the arena, element by element.
+// One head's vectors in a block of the arena.
 class HeadView {
  public:
   HeadView(const KvArena& kv, int32_t layer, KvSide side, int32_t head)
       : kv_(kv), offset_(kv.shape.offset(layer, side, head)) {}
   float Get(common::BlockId block, int64_t slot, int64_t i) const {
-    const std::byte* at = At(block, slot, i);
-    if (kv_.shape.dtype == KvDtype::kF32) {
-      float value;
-      std::memcpy(&value, at, sizeof value);
-      return value;
+    const std::byte* vector = Vector(block, slot);
+    switch (kv_.shape.dtype) {
+      case KvDtype::kF32:
+        return Load<float>(vector, i);
+      case KvDtype::kBf16:
+        return Bf16ToFloat(Load<uint16_t>(vector, i));
+      case KvDtype::kInt8:
+        return static_cast<float>(Load<int8_t>(vector, i)) * Load<float>(Scale(block, slot), 0);
     }
-    uint16_t bits;
-    std::memcpy(&bits, at, sizeof bits);
-    return Bf16ToFloat(bits);
+    return 0;
   }
-  void Set(common::BlockId block, int64_t slot, int64_t i, float value) const {
-    std::byte* at = At(block, slot, i);
-    if (kv_.shape.dtype == KvDtype::kF32) {
-      std::memcpy(at, &value, sizeof value);
-    } else {
-      const uint16_t bits = FloatToBf16(value);
-      std::memcpy(at, &bits, sizeof bits);
+  void Set(common::BlockId block, int64_t slot, const float* values) const {
+    std::byte* vector = Vector(block, slot);
+    const auto dim = static_cast<size_t>(kv_.shape.head_dim);
+    switch (kv_.shape.dtype) {
+      case KvDtype::kF32:
+        std::memcpy(vector, values, dim * sizeof(float));
+        return;
+      case KvDtype::kBf16:
+        for (size_t i = 0; i < dim; ++i) {
+          const uint16_t bits = FloatToBf16(values[i]);
+          std::memcpy(vector + i * sizeof bits, &bits, sizeof bits);
+        }
+        return;
+      case KvDtype::kInt8: {
+        const float scale = kvstore::Int8ScaleOf(values, dim);
+        kvstore::Int8Encode(values, dim, scale, reinterpret_cast<int8_t*>(vector));
+        std::memcpy(Scale(block, slot), &scale, sizeof scale);
+      }
     }
   }
 
  private:
-  std::byte* At(common::BlockId block, int64_t slot, int64_t i) const {
-    return kv_.block(block) + offset_ +
-           static_cast<size_t>(slot * kv_.shape.head_dim + i) * DtypeBytes(kv_.shape.dtype);
+  template <class T>
+  static T Load(const std::byte* from, int64_t i) {
+    T value;
+    std::memcpy(&value, from + static_cast<size_t>(i) * sizeof value, sizeof value);
+    return value;
+  }
+  std::byte* Vector(common::BlockId block, int64_t slot) const {
+    return kv_.block(block) + offset_ + kv_.shape.vector_offset(static_cast<size_t>(slot));
+  }
+  std::byte* Scale(common::BlockId block, int64_t slot) const {
+    return kv_.block(block) + offset_ + kv_.shape.scale_offset(static_cast<size_t>(slot));
   }
   const KvArena& kv_;
   const size_t offset_;
@@ -229,10 +250,8 @@ class ReferenceBackend final : public Backend {
         for (int32_t h = 0; h < shape.kv_heads; ++h) {
           const HeadView keys(kv, layer, KvSide::kKey, h);
           const HeadView values(kv, layer, KvSide::kValue, h);
-          for (int64_t i = 0; i < shape.head_dim; ++i) {
-            keys.Set(block, slot, i, k.row(seq.first_row + r)[h * shape.head_dim + i]);
-            values.Set(block, slot, i, v.row(seq.first_row + r)[h * shape.head_dim + i]);
-          }
+          keys.Set(block, slot, k.row(seq.first_row + r) + h * shape.head_dim);
+          values.Set(block, slot, v.row(seq.first_row + r) + h * shape.head_dim);
         }
       }
     }

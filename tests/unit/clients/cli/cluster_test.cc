@@ -45,13 +45,14 @@ TEST(ClusterTest, CommandLinesCarryTheOptions) {
   options.model = "/m";
   options.tp = 3;
   options.threads = 2;
+  options.kv_dtype = "int8";
   options.kv_codec = "int8";
   options.worker_args = {"--max-batch=4"};
   EXPECT_THAT(WorkerCommand(options, "w1", "127.0.0.1:8201", {8101, 8102, 0}),
               ElementsAre("/b/loopserve-worker", "--id=w1", "--listen=127.0.0.1:8101",
                           "--metrics-listen=127.0.0.1:8102", "--model=/m",
                           "--kv-disk-dir=/d/workers/w1", "--kvstore=127.0.0.1:8201", "--tp=3",
-                          "--threads=2", "--kv-codec=int8", "--max-batch=4"));
+                          "--threads=2", "--kv-dtype=int8", "--kv-codec=int8", "--max-batch=4"));
   EXPECT_THAT(KvStoreCommand(options, {0, 0, 0}),
               ElementsAre("/b/loopserve-kvstore", "--listen=127.0.0.1:0",
                           "--metrics-listen=127.0.0.1:0", "--dir=/d/kvstore"));

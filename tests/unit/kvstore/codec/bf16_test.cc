@@ -33,14 +33,19 @@ TEST(Bf16Test, APartialBlockStoresItsTokensOnly) {
   EXPECT_EQ(bytes, shape.token_bytes());
 }
 
-TEST(Bf16Test, RefusesF32) {
-  KvShape shape = testing::SmallShape();
-  shape.dtype = KvDtype::kF32;
-  const std::vector<std::byte> block(shape.block_bytes());
-  EXPECT_EQ(FindCodec("bf16")
-                ->Encode(shape, 1, block, [](size_t, ByteSpan) { return absl::OkStatus(); })
-                .code(),
-            absl::StatusCode::kInvalidArgument);
+TEST(Bf16Test, RefusesOtherDtypes) {
+  for (const KvDtype dtype : {KvDtype::kF32, KvDtype::kInt8}) {
+    KvShape shape = testing::SmallShape();
+    shape.dtype = dtype;
+    std::vector<std::byte> block(shape.block_bytes());
+    const absl::Status status = FindCodec("bf16")->Encode(
+        shape, 1, block, [](size_t, ByteSpan) { return absl::OkStatus(); });
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message(), std::string("codec bf16 stores no blocks of ") + DtypeName(dtype));
+    const ByteSpan planes[] = {block};
+    EXPECT_EQ(FindCodec("bf16")->Decode(shape, 4, planes, block).code(),
+              absl::StatusCode::kInvalidArgument);
+  }
 }
 
 }  // namespace

@@ -82,6 +82,58 @@ TEST(Int8Test, ValuesThatAreNotFiniteAreRefused) {
   }
 }
 
+// Codes and scales are copied, so nothing is quantised twice.
+TEST(Int8Test, BlocksOfInt8ComeBackByteForByte) {
+  for (KvShape shape : {testing::SmallShape(), OneVector(1), OneVector(5),
+                        KvShape{.layers = 1, .kv_heads = 2, .head_dim = 5, .block_tokens = 7}}) {
+    shape.dtype = KvDtype::kInt8;
+    const auto block = testing::RandomBlock(shape, 11);
+    for (int32_t tokens = 1; tokens <= shape.block_tokens; ++tokens) {
+      const auto payload = Encode(shape, tokens, block);
+      EXPECT_EQ(payload.size(), static_cast<size_t>(tokens) * shape.token_bytes());
+      EXPECT_LE(payload.size(), Int8().MaxEncodedBytes(shape, 0));
+      std::vector<std::byte> out(shape.block_bytes(), std::byte{0x5a});
+      const ByteSpan planes[] = {payload};
+      ASSERT_TRUE(Int8().Decode(shape, tokens, planes, out).ok());
+      for (size_t head = 0; head < block.size(); head += shape.head_bytes()) {
+        for (size_t slot = 0; slot < static_cast<size_t>(shape.block_tokens); ++slot) {
+          const std::byte* vector = out.data() + head + shape.vector_offset(slot);
+          const std::byte* scale = out.data() + head + shape.scale_offset(slot);
+          const bool used = slot < static_cast<size_t>(tokens);
+          const std::vector<std::byte> rest(shape.vector_bytes() + 4, std::byte{0x5a});
+          const std::byte* want_vector = block.data() + (vector - out.data());
+          const std::byte* want_scale = block.data() + (scale - out.data());
+          EXPECT_EQ(0, std::memcmp(vector, used ? want_vector : rest.data(), shape.vector_bytes()));
+          EXPECT_EQ(0, std::memcmp(scale, used ? want_scale : rest.data(), 4));
+        }
+      }
+    }
+  }
+}
+
+TEST(Int8Test, AnInt8BlockWithoutAFiniteScaleIsRefused) {
+  KvShape shape = OneVector(3);
+  shape.dtype = KvDtype::kInt8;
+  auto block = testing::RandomBlock(shape, 1);
+  for (const float bad : {INFINITY, NAN}) {
+    std::memcpy(block.data() + shape.scale_offset(0), &bad, sizeof bad);
+    EXPECT_EQ(
+        Int8().Encode(shape, 1, block, [](size_t, ByteSpan) { return absl::OkStatus(); }).code(),
+        absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(Int8Test, AScaleThatIsNoScaleIsDamageInAnInt8BlockToo) {
+  KvShape shape = OneVector(3);
+  shape.dtype = KvDtype::kInt8;
+  auto payload = Encode(shape, 1, testing::RandomBlock(shape, 1));
+  std::vector<std::byte> out(shape.block_bytes());
+  const float bad = NAN;
+  std::memcpy(payload.data(), &bad, sizeof bad);
+  const ByteSpan planes[] = {payload};
+  EXPECT_EQ(Int8().Decode(shape, 1, planes, out).code(), absl::StatusCode::kDataLoss);
+}
+
 TEST(Int8Test, AScaleThatIsNoScaleIsDamage) {
   const KvShape shape = OneVector(4);
   auto payload = Encode(shape, 1, BlockOf({1, 2, 3, 4}));

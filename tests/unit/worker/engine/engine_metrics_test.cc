@@ -13,7 +13,7 @@ namespace {
 
 TEST(EngineMetrics, AllSeriesExistFromTheStart) {
   auto metrics = common::Metrics::Create("worker");
-  EngineMetrics engine(*metrics, "tiny", 512, 2, 16);
+  EngineMetrics engine(*metrics, "tiny", 512, 2, {});
   const std::string text = metrics->Render();
   for (const char* series :
        {"loopserve_requests_finished_total{model=\"tiny\",reason=\"abort\"} 0",
@@ -38,7 +38,7 @@ TEST(EngineMetrics, NamesAreThoseOfTheDocumentation) {
   docs << file.rdbuf();
   ASSERT_FALSE(docs.str().empty());
   auto metrics = common::Metrics::Create("worker");
-  EngineMetrics engine(*metrics, "tiny", 512, 2, 16);
+  EngineMetrics engine(*metrics, "tiny", 512, 2, {});
   const std::string text = metrics->Render();
   const std::regex type_line("# TYPE (\\S+) ");
   for (std::sregex_iterator it(text.begin(), text.end(), type_line), end; it != end; ++it) {
@@ -48,7 +48,7 @@ TEST(EngineMetrics, NamesAreThoseOfTheDocumentation) {
 
 TEST(EngineMetrics, AFirstTokenCountsItsPromptBySource) {
   auto metrics = common::Metrics::Create("worker");
-  EngineMetrics engine(*metrics, "tiny", 512, 1, 8);
+  EngineMetrics engine(*metrics, "tiny", 512, 1, {.restored = 8});
   Sequence sequence;
   sequence.turn = 1;
   sequence.arrival = absl::UnixEpoch();
@@ -74,7 +74,7 @@ TEST(EngineMetrics, AFirstTokenCountsItsPromptBySource) {
 
 TEST(EngineMetrics, StepsByPhase) {
   auto metrics = common::Metrics::Create("worker");
-  EngineMetrics engine(*metrics, "tiny", 512, 1, 16);
+  EngineMetrics engine(*metrics, "tiny", 512, 1, {});
   engine.Step(true, false, 100, absl::Seconds(1), absl::ZeroDuration());
   engine.Step(false, true, 4, absl::Seconds(1), absl::ZeroDuration());
   engine.Step(false, true, 4, absl::Seconds(1), absl::ZeroDuration());

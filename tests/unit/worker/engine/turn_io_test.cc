@@ -33,7 +33,7 @@ class TurnIoTest : public ::testing::Test {
 
   testing::ManualClock clock_;
   EngineFixture worker_{{.clock = &clock_}};
-  EngineMetrics metrics_{*worker_.own_metrics, "tiny", 100, 1, 16};
+  EngineMetrics metrics_{*worker_.own_metrics, "tiny", 100, 1, {}};
   TurnIo io_{{.context_tokens = 100, .vocab = 300, .policy = "full"},
              *worker_.sessions,
              *worker_.kv,

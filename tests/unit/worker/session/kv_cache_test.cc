@@ -249,6 +249,19 @@ TEST_F(KvCacheTest, ParkLeavesTheDeviceAndPrefetchAsksTheStore) {
   EXPECT_EQ(store_->prefetched(), Range(10));
 }
 
+TEST_F(KvCacheTest, CachesOfDifferentDtypesNeverMix) {
+  kvstore::KvShape shape = pool_->shape();
+  shape.dtype = kvstore::KvDtype::kInt8;
+  const auto pool = *KvBlockPool::Create(
+      shape, 6, {{.memory = memory_.get(), .first_kv_head = 0, .kv_heads = 1}});
+  const KvCache int8({.model_fingerprint = "m"}, *pool, nullptr, *kv_metrics_);
+  EXPECT_NE(int8.Root("tenant/a").hash, root_.hash);
+  EXPECT_EQ(int8.device_bits(), 8);
+  EXPECT_EQ(int8.restored_bits(), 8);
+  EXPECT_EQ(cache_->device_bits(), 16);
+  EXPECT_EQ(cache_->restored_bits(), 16);
+}
+
 TEST_F(KvCacheTest, GaugesTellFreeActiveAndCached) {
   Turn(Range(8));
   const auto running = Acquire({50, 51, 52});

@@ -2,26 +2,35 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "worker/backend/cpu/attention/chunk_kernels.h"
 
 namespace loopserve::worker::cpu_attention {
 namespace {
 
+using kvstore::KvDtype;
+
 constexpr int64_t kSplitChunks = kSplitKeys / kKeyChunk;
 constexpr size_t kAlignFloats = 16;
 
-const ChunkKernels& KernelsOf(AttentionIsa isa, bool bf16) {
+const ChunkKernels& KernelsOf(AttentionIsa isa, KvDtype dtype) {
 #if defined(__x86_64__)
-  if (isa == AttentionIsa::kAvx512Bf16 && bf16) return Avx512Bf16ChunkKernels();
-  if (isa == AttentionIsa::kAvx512Bf16) return Avx512ChunkKernels();
+  if (isa == AttentionIsa::kAvx512Bf16) {
+    return dtype == KvDtype::kBf16   ? Avx512Bf16ChunkKernels()
+           : dtype == KvDtype::kInt8 ? Avx512VnniChunkKernels()
+                                     : Avx512ChunkKernels();
+  }
   if (isa == AttentionIsa::kAvx512) return Avx512ChunkKernels();
   if (isa == AttentionIsa::kAvx2) return Avx2ChunkKernels();
 #endif
   return PortableChunkKernels();
 }
 
-int PaddedDim(int32_t head_dim) { return (head_dim + kDimAlign - 1) / kDimAlign * kDimAlign; }
+int PaddedDim(int32_t head_dim, KvDtype dtype) {
+  const int align = dtype == KvDtype::kInt8 ? kInt8DimAlign : kDimAlign;
+  return (head_dim + align - 1) / align * align;
+}
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -42,8 +51,7 @@ uint64_t LowBits(int64_t count) {
 
 // Where one call keeps things, carved from its scratch; without one, only how much it is.
 struct Workspace {
-  Workspace(float* scratch, int64_t rows, int32_t head_dim) : rows(rows) {
-    padded_dim = PaddedDim(head_dim);
+  Workspace(float* scratch, int64_t rows, int padded_dim) : rows(rows), padded_dim(padded_dim) {
     const auto address = reinterpret_cast<uintptr_t>(scratch);
     used = (64 - address % 64) % 64 / sizeof(float);
     const auto take = [this, scratch](int64_t wanted) {
@@ -57,6 +65,8 @@ struct Workspace {
     keys = take(int64_t{padded_dim} * kKeyChunk);
     values = take(int64_t{padded_dim} * kKeyChunk);
     zeros = take(padded_dim);
+    key_scales = take(kKeyChunk);
+    value_scales = take(kKeyChunk);
     part = take(rows * StateStride(padded_dim));
     total = take(rows * StateStride(padded_dim));
   }
@@ -68,10 +78,16 @@ struct Workspace {
   float* keys;
   float* values;
   float* zeros;
+  float* key_scales;
+  float* value_scales;
   float* part;
   float* total;
   size_t used = 0;  // floats of the scratch
 };
+
+Workspace WorkspaceOf(const AttentionItem& item, float* scratch) {
+  return {scratch, int64_t{item.rows} * item.group, PaddedDim(item.head_dim, item.dtype)};
+}
 
 float FactorOf(const AttentionItem& item) { return item.scale * 1.44269504f; }
 
@@ -100,52 +116,90 @@ struct ChunkPointers {
   const std::byte* values[kKeyChunk];
 };
 
-void PointAtPosition(const AttentionItem& item, int64_t position, int64_t count, int64_t j,
-                     ChunkPointers& to) {
-  const size_t bytes = static_cast<size_t>(item.head_dim) * (item.bf16 ? 2 : 4);
-  int64_t block = position / item.block_tokens;
-  int64_t slot = position % item.block_tokens;
-  for (const int64_t end = j + count; j < end; ++block, slot = 0) {
-    const std::byte* at = item.arena + item.blocks[block].value() * item.block_bytes +
-                          static_cast<size_t>(slot) * bytes;
-    for (; slot < item.block_tokens && j < end; ++slot, ++j, at += bytes) {
-      to.keys[j] = at + item.key_offset;
-      to.values[j] = at + item.value_offset;
-    }
-  }
+const std::byte* BlockOf(const AttentionItem& item, int64_t index) {
+  return item.arena + item.blocks[index].value() * item.block_bytes;
 }
 
-// Points at indexed keys [first, first + 64).
-void PointAtChunk(const AttentionItem& item, int64_t first, const Workspace& work,
-                  ChunkPointers& to) {
+// visit(block, slot, j, n): keys j ... j + n - 1 of the indexed keys [first, first + 64) lie at the
+// block's slots from `slot` on. Returns how many keys there are.
+template <class Visit>
+int64_t VisitChunk(const AttentionItem& item, int64_t first, Visit visit) {
   const int64_t keys = IndexedKeys(item, LastPosition(item));
   const int64_t count = std::clamp<int64_t>(keys - first, 0, kKeyChunk);
   int64_t j = 0;
   for (; j < count && first + j < item.listed_count; ++j) {
-    PointAtPosition(item, item.listed[first + j], 1, j, to);
+    const auto position = static_cast<uint32_t>(item.listed[first + j]);
+    const auto block_tokens = static_cast<uint32_t>(item.block_tokens);
+    visit(BlockOf(item, position / block_tokens), int64_t{position % block_tokens}, j, int64_t{1});
   }
-  if (j < count) {
-    PointAtPosition(item, item.dense_from + first + j - item.listed_count, count - j, j, to);
+  if (j == count) return count;
+  const int64_t position = item.dense_from + first + j - item.listed_count;
+  int64_t slot = position % item.block_tokens;
+  for (int64_t block = position / item.block_tokens; j < count; ++block, slot = 0) {
+    const int64_t n = std::min(count - j, item.block_tokens - slot);
+    visit(BlockOf(item, block), slot, j, n);
+    j += n;
   }
+  return count;
+}
+
+// Points at indexed keys [first, first + 64), and has their scales fetched.
+void PointAtChunk(const AttentionItem& item, int64_t first, const Workspace& work,
+                  ChunkPointers& to) {
+  const auto point = [&](const std::byte* block, int64_t slot, int64_t j, int64_t n) {
+    const std::byte* at = block + static_cast<size_t>(slot) * item.vector_bytes;
+    for (const int64_t end = j + n; j < end; ++j, at += item.vector_bytes) {
+      to.keys[j] = at + item.key_offset;
+      to.values[j] = at + item.value_offset;
+    }
+    if (item.dtype != KvDtype::kInt8) return;
+    const std::byte* scale = block + item.scale_offset + static_cast<size_t>(slot) * sizeof(float);
+    for (size_t i = 0; i < static_cast<size_t>(n) * sizeof(float); i += 64) {
+      __builtin_prefetch(scale + item.key_offset + i);
+      __builtin_prefetch(scale + item.value_offset + i);
+    }
+  };
   const auto* zeros = reinterpret_cast<const std::byte*>(work.zeros);
-  for (j = count; j < kKeyChunk; ++j) to.keys[j] = to.values[j] = zeros;
+  for (int64_t j = VisitChunk(item, first, point); j < kKeyChunk; ++j) {
+    to.keys[j] = to.values[j] = zeros;
+  }
+}
+
+// The scales of indexed keys [first, first + 64); beyond the keys of the item, zeros.
+void LoadScales(const AttentionItem& item, int64_t first, const Workspace& work) {
+  const auto load = [&](const std::byte* block, int64_t slot, int64_t j, int64_t n) {
+    const std::byte* scale = block + item.scale_offset + static_cast<size_t>(slot) * sizeof(float);
+    const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+    std::memcpy(work.key_scales + j, scale + item.key_offset, bytes);
+    std::memcpy(work.value_scales + j, scale + item.value_offset, bytes);
+  };
+  for (int64_t j = VisitChunk(item, first, load); j < kKeyChunk; ++j) {
+    work.key_scales[j] = work.value_scales[j] = 0;
+  }
 }
 
 // Points at the unlisted keys along slashes [first, first + 64) that the row at `position` reads.
 int PointAlongSlashes(const AttentionItem& item, int64_t first, int64_t position,
-                      ChunkPointers& to) {
-  const size_t bytes = static_cast<size_t>(item.head_dim) * (item.bf16 ? 2 : 4);
+                      const Workspace& work, ChunkPointers& to) {
   const auto block_tokens = static_cast<uint32_t>(item.block_tokens);
   const int64_t end = std::min(item.slash_count, first + kKeyChunk);
   int count = 0;
   for (int64_t i = first; i < end && item.slashes[i] <= position; ++i) {
     const auto key = static_cast<uint32_t>(position - item.slashes[i]);
     if (item.listed_count > 0 && (item.listed_bits[key / 64] >> (key % 64) & 1) != 0) continue;
-    const std::byte* at = item.arena + item.blocks[key / block_tokens].value() * item.block_bytes +
-                          size_t{key % block_tokens} * bytes;
-    to.keys[count] = at + item.key_offset;
-    to.values[count++] = at + item.value_offset;
+    const std::byte* block = BlockOf(item, key / block_tokens);
+    const size_t slot = key % block_tokens;
+    to.keys[count] = block + item.key_offset + slot * item.vector_bytes;
+    to.values[count] = block + item.value_offset + slot * item.vector_bytes;
+    if (item.dtype == KvDtype::kInt8) {
+      const std::byte* scale = block + item.scale_offset + slot * sizeof(float);
+      std::memcpy(work.key_scales + count, scale + item.key_offset, sizeof(float));
+      std::memcpy(work.value_scales + count, scale + item.value_offset, sizeof(float));
+    }
+    ++count;
   }
+  std::fill(work.key_scales + count, work.key_scales + kKeyChunk, 0.0f);
+  std::fill(work.value_scales + count, work.value_scales + kKeyChunk, 0.0f);
   return count;
 }
 
@@ -160,8 +214,8 @@ void SetVisible(const AttentionItem& item, int64_t first, const Workspace& work)
 // Chunks [begin, end) of the indexed keys.
 void AttendIndexed(const ChunkKernels& kernels, const AttentionItem& item, int64_t begin,
                    int64_t end, const Workspace& work, float* state) {
-  const bool stream = kernels.stream != nullptr && item.bf16 && work.rows <= kStreamRows &&
-                      item.head_dim % kStreamDims == 0;
+  const bool stream = kernels.stream != nullptr && item.dtype == kernels.stream_dtype &&
+                      work.rows <= kStreamRows && item.head_dim % kStreamDims == 0;
   ChunkPointers pointers[2];
   PointAtChunk(item, begin * kKeyChunk, work, pointers[begin % 2]);
   for (int64_t c = begin; c < end; ++c) {
@@ -170,8 +224,11 @@ void AttendIndexed(const ChunkKernels& kernels, const AttentionItem& item, int64
     const bool fetch = c + 1 < end;
     if (fetch) PointAtChunk(item, (c + 1) * kKeyChunk, work, next);
     SetVisible(item, c * kKeyChunk, work);
-    const ChunkSource keys{now.keys, fetch ? next.keys : nullptr, item.bf16, item.head_dim};
-    const ChunkSource values{now.values, fetch ? next.values : nullptr, item.bf16, item.head_dim};
+    if (item.dtype == KvDtype::kInt8) LoadScales(item, c * kKeyChunk, work);
+    const ChunkSource keys{now.keys, fetch ? next.keys : nullptr, item.dtype, item.head_dim,
+                           work.key_scales};
+    const ChunkSource values{now.values, fetch ? next.values : nullptr, item.dtype, item.head_dim,
+                             work.value_scales};
     const ChunkStep step{.rows = static_cast<int>(work.rows),
                          .head_dim = item.head_dim,
                          .padded_dim = work.padded_dim,
@@ -180,6 +237,8 @@ void AttendIndexed(const ChunkKernels& kernels, const AttentionItem& item, int64
                          .visible = work.visible,
                          .keys = work.keys,
                          .values = work.values,
+                         .key_scales = work.key_scales,
+                         .value_scales = work.value_scales,
                          .state = state};
     if (stream) {
       kernels.stream(step, keys, values);
@@ -198,16 +257,18 @@ void AttendSlashes(const ChunkKernels& kernels, const AttentionItem& item, int64
   for (int64_t c = begin; c < end; ++c) {
     for (int64_t row = 0; row < work.rows; ++row) {
       const int64_t position = item.first_position + row / item.group;
-      const int count = PointAlongSlashes(item, c * kKeyChunk, position, pointers);
+      const int count = PointAlongSlashes(item, c * kKeyChunk, position, work, pointers);
       if (count == 0) continue;
       kernels.gather({.count = count,
-                      .bf16 = item.bf16,
+                      .dtype = item.dtype,
                       .head_dim = item.head_dim,
                       .padded_dim = work.padded_dim,
                       .factor = FactorOf(item),
                       .q = work.q + row * work.padded_dim,
                       .keys = pointers.keys,
                       .values = pointers.values,
+                      .key_scales = work.key_scales,
+                      .value_scales = work.value_scales,
                       .state = state + row * StateStride(work.padded_dim)});
     }
   }
@@ -254,7 +315,8 @@ absl::string_view Name(AttentionIsa isa) {
 bool Available(AttentionIsa isa) {
 #if defined(__x86_64__)
   if (isa == AttentionIsa::kAvx512Bf16) {
-    return Available(AttentionIsa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    return Available(AttentionIsa::kAvx512) && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vnni");
   }
   if (isa == AttentionIsa::kAvx512) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -279,18 +341,18 @@ int64_t SplitCount(const AttentionItem& item) {
 }
 
 size_t ScratchFloats(int64_t rows_of_heads, int32_t head_dim) {
-  const Workspace layout(nullptr, rows_of_heads, head_dim);
+  const Workspace layout(nullptr, rows_of_heads, PaddedDim(head_dim, KvDtype::kInt8));
   return layout.used + kAlignFloats;
 }
 
 size_t PartialFloats(const AttentionItem& item) {
   return static_cast<size_t>(item.rows) * static_cast<size_t>(item.group) *
-         static_cast<size_t>(StateStride(PaddedDim(item.head_dim)));
+         static_cast<size_t>(StateStride(PaddedDim(item.head_dim, item.dtype)));
 }
 
 void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch) {
-  const ChunkKernels& kernels = KernelsOf(isa, item.bf16);
-  const Workspace work(scratch, int64_t{item.rows} * item.group, item.head_dim);
+  const ChunkKernels& kernels = KernelsOf(isa, item.dtype);
+  const Workspace work = WorkspaceOf(item, scratch);
   LoadQueries(kernels, item, work);
   Clear(work, work.total);
   const int64_t splits = SplitCount(item);
@@ -303,8 +365,8 @@ void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch) {
 
 void AttendSplits(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
                   float* scratch, float* partials) {
-  const Workspace work(scratch, int64_t{item.rows} * item.group, item.head_dim);
-  const ChunkKernels& kernels = KernelsOf(isa, item.bf16);
+  const Workspace work = WorkspaceOf(item, scratch);
+  const ChunkKernels& kernels = KernelsOf(isa, item.dtype);
   LoadQueries(kernels, item, work);
   for (int64_t s = first; s < last; ++s, partials += PartialFloats(item)) {
     AttendSplit(kernels, item, s, work, partials);
@@ -313,8 +375,8 @@ void AttendSplits(AttentionIsa isa, const AttentionItem& item, int64_t first, in
 
 void MergeSplits(AttentionIsa isa, const AttentionItem& item, const float* partials,
                  float* scratch) {
-  const ChunkKernels& kernels = KernelsOf(isa, item.bf16);
-  const Workspace work(scratch, int64_t{item.rows} * item.group, item.head_dim);
+  const ChunkKernels& kernels = KernelsOf(isa, item.dtype);
+  const Workspace work = WorkspaceOf(item, scratch);
   Clear(work, work.total);
   for (int64_t s = 0; s < SplitCount(item); ++s, partials += PartialFloats(item)) {
     kernels.merge(static_cast<int>(work.rows), work.padded_dim, partials, work.total);

@@ -16,6 +16,7 @@
 
 #include "absl/strings/string_view.h"
 #include "common/ids.h"
+#include "kvstore/kv_shape.h"
 
 namespace loopserve::worker::cpu_attention {
 
@@ -43,15 +44,18 @@ struct AttentionItem {
   float scale = 0;
   int64_t first_position = 0;  // absolute, of row 0; row r reads keys up to first_position + r
 
-  // The key at position p is vector p % block_tokens at arena + blocks[p / block_tokens].value() *
-  // block_bytes + key_offset; likewise the value.
+  // The key at position p is vector p % block_tokens, vector_bytes apart, at arena + blocks[p /
+  // block_tokens].value() * block_bytes + key_offset; likewise the value. Scales of int8, one f32
+  // for each vector of the block, lie scale_offset behind the first.
   const std::byte* arena = nullptr;
   const common::BlockId* blocks = nullptr;
   size_t block_bytes = 0;
   size_t key_offset = 0;
   size_t value_offset = 0;
   int32_t block_tokens = 0;
-  bool bf16 = true;  // else float32
+  size_t vector_bytes = 0;
+  size_t scale_offset = 0;
+  kvstore::KvDtype dtype = kvstore::KvDtype::kBf16;
 
   // Keys read by position, ascending and without duplicates: those of a working set or the
   // vertical lines of a plan.

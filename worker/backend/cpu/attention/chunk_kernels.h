@@ -19,10 +19,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvstore/kv_shape.h"  // of which the dtypes are used, but no function
+
 namespace loopserve::worker::cpu_attention {
 
 inline constexpr int kKeyChunk = 64;
-inline constexpr int kDimAlign = 32;  // head_dim is padded to a multiple of it in scratch
+inline constexpr int kDimAlign = 32;      // head_dim is padded to a multiple of it in scratch
+inline constexpr int kInt8DimAlign = 64;  // of int8 vectors
 inline constexpr int kStreamRows = 6;
 inline constexpr int kStreamDims = 32;
 inline constexpr int kLanes = 16;       // partial sums of weights per row
@@ -42,28 +45,33 @@ struct ChunkStep {
   const uint64_t* visible;  // [rows]: bit j is set when the row reads key j of the chunk
   const float* keys;        // [padded_dim, kKeyChunk] floats' room, from load_keys
   const float* values;      // [kKeyChunk, padded_dim] floats' room, from load_values
-  float* state;             // [rows, StateStride(padded_dim)], updated
+  const float* key_scales;  // [kKeyChunk] of int8 keys and values
+  const float* value_scales;
+  float* state;  // [rows, StateStride(padded_dim)], updated
 };
 
-// The kKeyChunk vectors of a chunk as the arena holds them; bf16 or f32. `next` (may be null) are
-// those of the chunk to come, which are fetched into the cache meanwhile.
+// The kKeyChunk vectors of a chunk as the arena holds them. `next` (may be null) are those of the
+// chunk to come, which are fetched into the cache meanwhile. `scales`: of int8 vectors.
 struct ChunkSource {
   const std::byte* const* at;
   const std::byte* const* next;
-  bool bf16;
+  kvstore::KvDtype dtype;
   int head_dim;
+  const float* scales;
 };
 
 // One row and up to kKeyChunk keys of its own, which lie anywhere.
 struct GatherStep {
   int count;
-  bool bf16;
+  kvstore::KvDtype dtype;
   int head_dim;
   int padded_dim;
   float factor;
   const float* q;  // from load_query
   const std::byte* const* keys;
   const std::byte* const* values;
+  const float* key_scales;  // [kKeyChunk] of int8 keys and values; beyond count, zeros
+  const float* value_scales;
   float* state;  // [StateStride(padded_dim)], updated
 };
 
@@ -73,19 +81,22 @@ struct ChunkKernels {
   void (*load_keys)(const ChunkSource& from, float* keys);
   void (*load_values)(const ChunkSource& from, int padded_dim, float* values);
   void (*attend)(const ChunkStep& step);
-  // The same for up to kStreamRows rows, straight from the arena (bf16, head_dim a multiple of
-  // kStreamDims): laying the chunk out would not pay. Null where there is no such kernel.
+  // The same for up to kStreamRows rows, straight from the arena (of stream_dtype, head_dim a
+  // multiple of kStreamDims): laying the chunk out would not pay. Null where there is no such
+  // kernel.
   void (*stream)(const ChunkStep& step, const ChunkSource& keys, const ChunkSource& values);
   void (*gather)(const GatherStep& step);
   // state := that of its keys and those of `other`, which are disjoint; [rows, StateStride].
   void (*merge)(int rows, int padded_dim, const float* other, float* state);
   // out[head_dim] = the row's weighted mean; zeros when it saw no key.
   void (*finish)(const float* state, int head_dim, int padded_dim, float* out);
+  kvstore::KvDtype stream_dtype = kvstore::KvDtype::kBf16;
 };
 
 const ChunkKernels& PortableChunkKernels();
 const ChunkKernels& Avx2ChunkKernels();
 const ChunkKernels& Avx512ChunkKernels();
 const ChunkKernels& Avx512Bf16ChunkKernels();  // of bf16 keys and values only
+const ChunkKernels& Avx512VnniChunkKernels();  // of int8 keys and values only
 
 }  // namespace loopserve::worker::cpu_attention

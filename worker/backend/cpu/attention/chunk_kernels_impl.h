@@ -6,8 +6,9 @@
 //   S::F  a vector of S::kWidth floats;  S::kTileVectors  vectors beside kTileRows rows in a tile
 //   Load Store Set1 Add Mul Sub Max Fma(a, b, c) = a * b + c  ReduceMax ReduceAdd
 //   Exp2(x), x <= 0: 0 below -126;  Select(x, bits): -infinity where a bit is clear
-//   WidenBf16(const uint16_t*)
+//   WidenBf16(const uint16_t*)  WidenInt8(const int8_t*)
 //   TransposeKeys(source, keys): lays out as many dimensions as it can, and returns how many
+// Keys and values of int8 become floats when a chunk is laid out, so what follows is the same.
 //   kStreams: it has TransposeWords(at, i, words) (word w of the result holds values i + 2w and
 //   i + 2w + 1 of the kWidth keys), EvenBf16(word), OddBf16(word)
 #pragma once
@@ -21,6 +22,8 @@
 
 namespace loopserve::worker::cpu_attention {
 
+using kvstore::KvDtype;
+
 template <class S>
 struct ChunkKernelsFor {
   using F = typename S::F;
@@ -29,9 +32,11 @@ struct ChunkKernelsFor {
   static constexpr int kTileVectors = S::kTileVectors;
   static constexpr float kNever = -__builtin_inff();
 
-  static float ValueAt(const std::byte* at, bool bf16, int i) {
+  // A stored value, of int8 without its scale.
+  static float ValueAt(const std::byte* at, KvDtype dtype, int i) {
+    if (dtype == KvDtype::kInt8) return float(int8_t(at[i]));
     float value;
-    if (bf16) {
+    if (dtype == KvDtype::kBf16) {
       uint16_t half;
       __builtin_memcpy(&half, at + size_t(i) * 2, 2);
       const uint32_t wide = uint32_t{half} << 16;
@@ -41,10 +46,22 @@ struct ChunkKernelsFor {
     }
     return value;
   }
+  // kW of them.
+  LOOPSERVE_INLINE F LoadStored(const std::byte* at, KvDtype dtype, int i) {
+    if (dtype == KvDtype::kInt8) return S::WidenInt8(reinterpret_cast<const int8_t*>(at) + i);
+    return dtype == KvDtype::kBf16 ? S::WidenBf16(reinterpret_cast<const uint16_t*>(at) + i)
+                                   : S::Load(reinterpret_cast<const float*>(at) + i);
+  }
+  static float ScaleOf(const ChunkSource& from, int j) {
+    return from.dtype == KvDtype::kInt8 ? from.scales[j] : 1.0f;
+  }
+  static int BytesOf(KvDtype dtype) {
+    return dtype == KvDtype::kInt8 ? 1 : dtype == KvDtype::kBf16 ? 2 : 4;
+  }
 
   LOOPSERVE_INLINE void Prefetch(const ChunkSource& from, int j) {
     if (from.next == nullptr) return;
-    const int bytes = from.head_dim * (from.bf16 ? 2 : 4);
+    const int bytes = from.head_dim * BytesOf(from.dtype);
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(from.next[j] + i);
   }
 
@@ -61,8 +78,9 @@ struct ChunkKernelsFor {
     for (int j = 0; j < kKeyChunk; ++j) Prefetch(from, j);
     const int done = S::TransposeKeys(from, keys);
     for (int j = 0; j < kKeyChunk; ++j) {
+      const float scale = ScaleOf(from, j);
       for (int i = done; i < from.head_dim; ++i) {
-        keys[size_t(i) * kKeyChunk + size_t(j)] = ValueAt(from.at[j], from.bf16, i);
+        keys[size_t(i) * kKeyChunk + size_t(j)] = ValueAt(from.at[j], from.dtype, i) * scale;
       }
     }
   }
@@ -71,20 +89,29 @@ struct ChunkKernelsFor {
     for (int j = 0; j < kKeyChunk; ++j) {
       Prefetch(from, j);
       float* to = values + size_t(j) * size_t(padded_dim);
-      const std::byte* at = from.at[j];
-      int i = 0;
-      if (from.bf16) {
-        for (; i + kW <= from.head_dim; i += kW) {
-          S::Store(to + i, S::WidenBf16(reinterpret_cast<const uint16_t*>(at) + i));
-        }
-      } else {
-        for (; i + kW <= from.head_dim; i += kW) {
-          S::Store(to + i, S::Load(reinterpret_cast<const float*>(at) + i));
-        }
+      switch (from.dtype) {
+        case KvDtype::kBf16:
+          LoadValue<KvDtype::kBf16>(from, j, to);
+          break;
+        case KvDtype::kF32:
+          LoadValue<KvDtype::kF32>(from, j, to);
+          break;
+        case KvDtype::kInt8:
+          LoadValue<KvDtype::kInt8>(from, j, to);
       }
-      for (; i < from.head_dim; ++i) to[i] = ValueAt(at, from.bf16, i);
-      for (; i < padded_dim; ++i) to[i] = 0.0f;
+      for (int i = from.head_dim; i < padded_dim; ++i) to[i] = 0.0f;
     }
+  }
+
+  template <KvDtype kDtype>
+  LOOPSERVE_INLINE void LoadValue(const ChunkSource& from, int j, float* to) {
+    const float scale = kDtype == KvDtype::kInt8 ? from.scales[j] : 1.0f;
+    int i = 0;
+    for (; i + kW <= from.head_dim; i += kW) {
+      const F x = LoadStored(from.at[j], kDtype, i);
+      S::Store(to + i, kDtype == KvDtype::kInt8 ? S::Mul(x, S::Set1(scale)) : x);
+    }
+    for (; i < from.head_dim; ++i) to[i] = ValueAt(from.at[j], kDtype, i) * scale;
   }
 
   template <int MR>
@@ -353,44 +380,45 @@ struct ChunkKernelsFor {
     }
   }
 
-  LOOPSERVE_INLINE F LoadStored(const std::byte* at, bool bf16, int i) {
-    return bf16 ? S::WidenBf16(reinterpret_cast<const uint16_t*>(at) + i)
-                : S::Load(reinterpret_cast<const float*>(at) + i);
-  }
-
-  template <bool kBf16>
+  template <KvDtype kDtype>
   LOOPSERVE_INLINE float Dot(const GatherStep& a, int j) {
     F acc = S::Set1(0.0f);
     int i = 0;
     for (; i + kW <= a.head_dim; i += kW) {
-      acc = S::Fma(S::Load(a.q + i), LoadStored(a.keys[j], kBf16, i), acc);
+      acc = S::Fma(S::Load(a.q + i), LoadStored(a.keys[j], kDtype, i), acc);
     }
     float sum = S::ReduceAdd(acc);
-    for (; i < a.head_dim; ++i) sum += a.q[i] * ValueAt(a.keys[j], kBf16, i);
+    for (; i < a.head_dim; ++i) sum += a.q[i] * ValueAt(a.keys[j], kDtype, i);
     return sum;
   }
 
-  template <bool kBf16>
+  template <KvDtype kDtype>
   [[gnu::noinline]] static void GatherKeys(const GatherStep& a) {
     alignas(64) float scores[1][kKeyChunk];
-    for (int j = 0; j < a.count; ++j) scores[0][j] = Dot<kBf16>(a, j);
+    for (int j = 0; j < a.count; ++j) {
+      scores[0][j] = Dot<kDtype>(a, j);
+      if constexpr (kDtype == KvDtype::kInt8) scores[0][j] *= a.key_scales[j];
+    }
     for (int j = a.count; j < kKeyChunk; ++j) scores[0][j] = kNever;
     const uint64_t all = ~uint64_t{0};
     float shrink;
     Softmax<1>(scores, &all, a.state + a.padded_dim, 0, &shrink);
+    if constexpr (kDtype == KvDtype::kInt8) {
+      for (int j = 0; j < a.count; ++j) scores[0][j] *= a.value_scales[j];
+    }
     int dim = 0;
     for (; dim + kTileVectors * kW <= a.head_dim; dim += kTileVectors * kW) {
-      GatherSum<kBf16, kTileVectors>(a, dim, shrink, scores[0]);
+      GatherSum<kDtype, kTileVectors>(a, dim, shrink, scores[0]);
     }
-    for (; dim + kW <= a.head_dim; dim += kW) GatherSum<kBf16, 1>(a, dim, shrink, scores[0]);
+    for (; dim + kW <= a.head_dim; dim += kW) GatherSum<kDtype, 1>(a, dim, shrink, scores[0]);
     for (; dim < a.head_dim; ++dim) {
       float sum = a.state[dim] * shrink;
-      for (int j = 0; j < a.count; ++j) sum += scores[0][j] * ValueAt(a.values[j], kBf16, dim);
+      for (int j = 0; j < a.count; ++j) sum += scores[0][j] * ValueAt(a.values[j], kDtype, dim);
       a.state[dim] = sum;
     }
   }
 
-  template <bool kBf16, int NV>
+  template <KvDtype kDtype, int NV>
   LOOPSERVE_INLINE void GatherSum(const GatherStep& a, int dim, float shrink,
                                   const float* weights) {
     F acc[NV];
@@ -402,7 +430,7 @@ struct ChunkKernelsFor {
       const F weight = S::Set1(weights[j]);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        acc[v] = S::Fma(weight, LoadStored(a.values[j], kBf16, dim + v * kW), acc[v]);
+        acc[v] = S::Fma(weight, LoadStored(a.values[j], kDtype, dim + v * kW), acc[v]);
       }
     }
 #pragma GCC unroll 4
@@ -410,7 +438,14 @@ struct ChunkKernelsFor {
   }
 
   static void Gather(const GatherStep& a) {
-    return a.bf16 ? GatherKeys<true>(a) : GatherKeys<false>(a);
+    switch (a.dtype) {
+      case KvDtype::kBf16:
+        return GatherKeys<KvDtype::kBf16>(a);
+      case KvDtype::kF32:
+        return GatherKeys<KvDtype::kF32>(a);
+      case KvDtype::kInt8:
+        return GatherKeys<KvDtype::kInt8>(a);
+    }
   }
 
   static void Merge(int rows, int padded_dim, const float* other, float* state) {

@@ -61,6 +61,11 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
 
+  LOOPSERVE_INLINE F WidenInt8(const int8_t* at) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+  }
+
   // 8 x 8 words: element j of result i is element i of row j.
   LOOPSERVE_INLINE void Transpose(__m256i (&x)[8]) {
     __m256i y[8];
@@ -99,27 +104,46 @@ struct Avx2 {
     Transpose(x);
   }
 
-  static int TransposeKeys(const ChunkSource& from, float* keys) {
-    const int bytes = from.head_dim * (from.bf16 ? 2 : 4);
-    const int step = from.bf16 ? 16 : 8;  // dimensions in a vector
-    const int words = bytes / 32;
+  // Four dimensions of 8 keys, as a word of each holds them.
+  LOOPSERVE_INLINE void StoreCodes(Words x, F scales, float* to) {
+    const __m256i codes[4] = {_mm256_slli_epi32(x, 24), _mm256_slli_epi32(x, 16),
+                              _mm256_slli_epi32(x, 8), x};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const F code = _mm256_cvtepi32_ps(_mm256_srai_epi32(codes[i], 24));
+      Store(to + i * kKeyChunk, Mul(code, scales));
+    }
+  }
+
+  template <KvDtype kDtype>
+  static int Transpose(const ChunkSource& from, float* keys) {
+    constexpr int kInWord = kDtype == KvDtype::kInt8 ? 4 : kDtype == KvDtype::kBf16 ? 2 : 1;
+    const int vectors = from.head_dim / (8 * kInWord);
     for (int j = 0; j < kKeyChunk; j += kWidth) {
-      for (int w = 0; w < words; ++w) {
+      for (int v = 0; v < vectors; ++v) {
         __m256i x[8];
-        TransposeWords(from.at + j, w * 16, x);
-        float* to = keys + size_t(w) * size_t(step) * kKeyChunk + j;
+        TransposeWords(from.at + j, v * 16, x);
+        float* to = keys + size_t(v) * 8 * kInWord * kKeyChunk + j;
 #pragma GCC unroll 8
-        for (int p = 0; p < 8; ++p) {
-          if (from.bf16) {
-            Store(to + 2 * p * kKeyChunk, EvenBf16(x[p]));
-            Store(to + (2 * p + 1) * kKeyChunk, OddBf16(x[p]));
+        for (int p = 0; p < 8; ++p, to += kInWord * kKeyChunk) {
+          if constexpr (kDtype == KvDtype::kInt8) {
+            StoreCodes(x[p], Load(from.scales + j), to);
+          } else if constexpr (kDtype == KvDtype::kBf16) {
+            Store(to, EvenBf16(x[p]));
+            Store(to + kKeyChunk, OddBf16(x[p]));
           } else {
-            Store(to + p * kKeyChunk, _mm256_castsi256_ps(x[p]));
+            Store(to, _mm256_castsi256_ps(x[p]));
           }
         }
       }
     }
-    return words * step;
+    return vectors * 8 * kInWord;
+  }
+
+  static int TransposeKeys(const ChunkSource& from, float* keys) {
+    if (from.dtype == KvDtype::kInt8) return Transpose<KvDtype::kInt8>(from, keys);
+    return from.dtype == KvDtype::kBf16 ? Transpose<KvDtype::kBf16>(from, keys)
+                                        : Transpose<KvDtype::kF32>(from, keys);
   }
 };
 

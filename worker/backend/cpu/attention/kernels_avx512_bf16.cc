@@ -113,20 +113,6 @@ LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, float (*scores)[kKeyC
   }
 }
 
-// 2^x within 1e-4 of the value, which is then rounded to 2^-8 anyway; 0 below -126.
-LOOPSERVE_INLINE F RoughExp2(F x) {
-  const F magic = S::Set1(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the nearest integer
-  const F shifted = S::Add(x, magic);
-  const F r = S::Sub(x, S::Sub(shifted, magic));
-  F p = S::Set1(0.055838282946220126f);
-  p = S::Fma(p, r, S::Set1(0.24263947854625845f));
-  p = S::Fma(p, r, S::Set1(0.6931367338836214f));
-  p = S::Fma(p, r, S::Set1(0.9999245569508709f));
-  const I power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-  const __mmask16 keep = _mm512_cmp_ps_mask(x, S::Set1(-126.0f), _CMP_NLT_UQ);
-  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(keep, _mm512_castps_si512(p), power));
-}
-
 // Scores become weights 2^(factor * score - highest), in bf16; fills in the factors that older sums
 // shrink by. The sums of weights are those of the rounded ones.
 template <int MR>
@@ -158,8 +144,8 @@ LOOPSERVE_INLINE void Softmax(float (*scores)[kKeyChunk], float factor, const ui
     F sum = S::Mul(S::Load(lanes + size_t(r) * stride), S::Set1(fall[r]));
 #pragma GCC unroll 2
     for (int i = 0; i < kKeyChunk; i += 2 * kW) {
-      const F low = RoughExp2(S::Fma(S::Load(scores[r] + i), factors, shifts));
-      const F high = RoughExp2(S::Fma(S::Load(scores[r] + i + kW), factors, shifts));
+      const F low = S::RoughExp2(S::Fma(S::Load(scores[r] + i), factors, shifts));
+      const F high = S::RoughExp2(S::Fma(S::Load(scores[r] + i + kW), factors, shifts));
       const I both = reinterpret_cast<I>(_mm512_cvtne2ps_pbh(high, low));
       _mm512_store_si512(weights[r] + i, both);
       sum = Dot(sum, both, ones);

@@ -67,6 +67,10 @@ struct Portable {
     return x;
   }
 
+  LOOPSERVE_INLINE F WidenInt8(const int8_t* at) {
+    return F{float(at[0]), float(at[1]), float(at[2]), float(at[3])};
+  }
+
   static int TransposeKeys(const ChunkSource&, float*) { return 0; }
 };
 

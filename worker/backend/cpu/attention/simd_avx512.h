@@ -50,9 +50,28 @@ struct Avx512 {
     return _mm512_maskz_scalef_ps(keep, p, n);
   }
 
+  // 2^x within 1e-4 of the value, for weights that are then rounded; 0 below -126.
+  LOOPSERVE_INLINE F RoughExp2(F x) {
+    const F magic = Set1(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the nearest integer
+    const F shifted = Add(x, magic);
+    const F r = Sub(x, Sub(shifted, magic));
+    F p = Set1(0.055838282946220126f);
+    p = Fma(p, r, Set1(0.24263947854625845f));
+    p = Fma(p, r, Set1(0.6931367338836214f));
+    p = Fma(p, r, Set1(0.9999245569508709f));
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    const __mmask16 keep = _mm512_cmp_ps_mask(x, Set1(-126.0f), _CMP_NLT_UQ);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(keep, _mm512_castps_si512(p), power));
+  }
+
   LOOPSERVE_INLINE F WidenBf16(const uint16_t* at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(
         _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
+  }
+
+  LOOPSERVE_INLINE F WidenInt8(const int8_t* at) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
   }
 
   // 16 x 16 words: element j of result i is element i of row j.
@@ -126,9 +145,33 @@ struct Avx512 {
     }
   }
 
+  // Values [i, i + 64) of 16 keys, four to a word.
+  LOOPSERVE_INLINE void TransposeInt8(const ChunkSource& from, int j, int i, float* keys) {
+    const int count = from.head_dim - i < 64 ? from.head_dim - i : 64;
+    const __mmask64 mask = count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
+    const F scales = Load(from.scales + j);
+    __m512i x[16];
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) x[k] = _mm512_maskz_loadu_epi8(mask, from.at[j + k] + i);
+    Transpose(x);
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) {
+      float* to = keys + (i + 4 * p) * kKeyChunk + j;
+      const __m512i codes[4] = {_mm512_slli_epi32(x[p], 24), _mm512_slli_epi32(x[p], 16),
+                                _mm512_slli_epi32(x[p], 8), x[p]};
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n, to += kKeyChunk) {
+        if (4 * p + n >= count) continue;
+        Store(to, Mul(_mm512_cvtepi32_ps(_mm512_srai_epi32(codes[n], 24)), scales));
+      }
+    }
+  }
+
   static int TransposeKeys(const ChunkSource& from, float* keys) {
     for (int j = 0; j < kKeyChunk; j += kWidth) {
-      if (from.bf16) {
+      if (from.dtype == KvDtype::kInt8) {
+        for (int i = 0; i < from.head_dim; i += 64) TransposeInt8(from, j, i, keys);
+      } else if (from.dtype == KvDtype::kBf16) {
         int i = 0;
         for (; i + 32 <= from.head_dim; i += 32) TransposeBf16(from.at + j, i, 32, keys + j);
         if (i < from.head_dim) TransposeBf16(from.at + j, i, from.head_dim - i, keys + j);

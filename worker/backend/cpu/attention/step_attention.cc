@@ -124,7 +124,9 @@ void StepAttention::AddItem(const AttentionArgs& args, const AttentionSequence& 
   item.key_offset = shape.offset(args.layer, KvSide::kKey, kv_head);
   item.value_offset = shape.offset(args.layer, KvSide::kValue, kv_head);
   item.block_tokens = shape.block_tokens;
-  item.bf16 = shape.dtype == kvstore::KvDtype::kBf16;
+  item.vector_bytes = shape.vector_bytes();
+  item.scale_offset = shape.scale_offset(0);
+  item.dtype = shape.dtype;
   std::span<const int32_t> listed;
   if (sequence.lines != nullptr) {
     const LinePlan::Head& lines = sequence.lines->heads[static_cast<size_t>(first_head)];

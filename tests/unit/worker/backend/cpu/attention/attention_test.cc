@@ -188,6 +188,9 @@ INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, ::testing::ValuesIn(TestableIsas()
                            return absl::StrReplaceAll(Name(info.param), {{"-", "_"}});
                          });
 
+constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kInt8, KvDtype::kBf16, KvDtype::kInt8};
+constexpr KvDtype kStored[] = {KvDtype::kBf16, KvDtype::kInt8};
+
 TEST_P(AttentionTest, IsTheDefinitionHoweverItIsCut) {
   uint32_t seed = 1;
   for (const int32_t dim : {64, 128, 24, 80, 17}) {
@@ -196,9 +199,10 @@ TEST_P(AttentionTest, IsTheDefinitionHoweverItIsCut) {
         std::mt19937 random(seed);
         const int64_t tokens = rows + static_cast<int64_t>(random() % (seed % 5 == 0 ? 1400 : 150));
         const int32_t block_tokens = seed % 3 == 0 ? 16 : seed % 3 == 1 ? 32 : 7;
-        const KvDtype dtype = seed % 4 == 0 ? KvDtype::kF32 : KvDtype::kBf16;
-        SCOPED_TRACE(testing::Message() << "dim " << dim << " group " << group << " rows " << rows
-                                        << " tokens " << tokens << " block " << block_tokens);
+        const KvDtype dtype = kDtypes[seed % 4];
+        SCOPED_TRACE(testing::Message()
+                     << "dim " << dim << " group " << group << " rows " << rows << " tokens "
+                     << tokens << " block " << block_tokens << " " << kvstore::DtypeName(dtype));
         ExpectOneResult(
             Case(GetParam(), Shape(dim, block_tokens, dtype), tokens, rows, group, seed++), 5e-6);
       }
@@ -207,44 +211,56 @@ TEST_P(AttentionTest, IsTheDefinitionHoweverItIsCut) {
 }
 
 TEST_P(AttentionTest, HoldsAtTheBordersOfChunksAndSplits) {
-  for (const int64_t tokens : {1, 63, 64, 65, 128, 511, 512, 513, 1023, 1024, 1025, 1537}) {
-    SCOPED_TRACE(tokens);
-    const int64_t rows = std::min<int64_t>(tokens, 3);
-    ExpectOneResult(
-        Case(GetParam(), Shape(64, 32, KvDtype::kBf16), tokens, rows, 3, uint32_t(tokens)), 5e-6);
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    for (const int64_t tokens : {1, 63, 64, 65, 128, 511, 512, 513, 1023, 1024, 1025, 1537}) {
+      SCOPED_TRACE(tokens);
+      const int64_t rows = std::min<int64_t>(tokens, 3);
+      ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), tokens, rows, 3, uint32_t(tokens)),
+                      5e-6);
+    }
   }
 }
 
 TEST_P(AttentionTest, KeepsPeakedScoresExact) {
-  // Scores of some hundreds: nearly all weights vanish, and sums shrink to nothing on the way.
-  for (const float spread : {30.0f, 300.0f, 1e-20f}) {
-    SCOPED_TRACE(spread);
-    ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 700, 40, 3, 5, {}, spread),
-                    spread > 100 ? 5e-4 : 5e-5);
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    // Scores of some hundreds: nearly all weights vanish, and sums shrink to nothing on the way.
+    for (const float spread : {30.0f, 300.0f, 1e-20f}) {
+      SCOPED_TRACE(spread);
+      ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), 700, 40, 3, 5, {}, spread),
+                      spread > 100 ? 5e-4 : 5e-5);
+    }
   }
 }
 
 TEST_P(AttentionTest, ReadsListedKeysThenTheDenseTail) {
-  Reads reads;
-  for (int32_t j = 0; j < 900; j += 1 + j % 7) reads.listed.push_back(j);
-  for (const int64_t dense_from : {900, 960, 1000, 1100}) {
-    reads.dense_from = dense_from;
-    SCOPED_TRACE(dense_from);
-    ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 1000, 90, 3, 9, reads), 5e-6);
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    Reads reads;
+    for (int32_t j = 0; j < 900; j += 1 + j % 7) reads.listed.push_back(j);
+    for (const int64_t dense_from : {900, 960, 1000, 1100}) {
+      reads.dense_from = dense_from;
+      SCOPED_TRACE(dense_from);
+      ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), 1000, 90, 3, 9, reads), 5e-6);
+    }
   }
 }
 
 TEST_P(AttentionTest, NamingEveryKeyIsDenseToTheBit) {
-  const KvShape shape = Shape(64, 32, KvDtype::kBf16);
-  const std::vector<float> dense = Case(GetParam(), shape, 1000, 50, 3, 31).InTiles(16);
-  Reads reads;
-  for (int32_t j = 0; j < 970; ++j) reads.listed.push_back(j);
-  reads.dense_from = 970;
-  EXPECT_TRUE(SameBits(dense, Case(GetParam(), shape, 1000, 50, 3, 31, reads).InTiles(16)));
-  for (int32_t j = 970; j < 1000; ++j) reads.listed.push_back(j);
-  reads.dense = false;
-  reads.slashes = {0, 1, 2, 100};
-  EXPECT_TRUE(SameBits(dense, Case(GetParam(), shape, 1000, 50, 3, 31, reads).InTiles(16)));
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    const KvShape shape = Shape(64, 32, dtype);
+    const std::vector<float> dense = Case(GetParam(), shape, 1000, 50, 3, 31).InTiles(16);
+    Reads reads;
+    for (int32_t j = 0; j < 970; ++j) reads.listed.push_back(j);
+    reads.dense_from = 970;
+    EXPECT_TRUE(SameBits(dense, Case(GetParam(), shape, 1000, 50, 3, 31, reads).InTiles(16)));
+    for (int32_t j = 970; j < 1000; ++j) reads.listed.push_back(j);
+    reads.dense = false;
+    reads.slashes = {0, 1, 2, 100};
+    EXPECT_TRUE(SameBits(dense, Case(GetParam(), shape, 1000, 50, 3, 31, reads).InTiles(16)));
+  }
 }
 
 TEST_P(AttentionTest, RowsBeforeTheListSeeNothing) {
@@ -257,19 +273,30 @@ TEST_P(AttentionTest, RowsBeforeTheListSeeNothing) {
 }
 
 TEST_P(AttentionTest, ReadsVerticalAndSlashLines) {
-  Reads reads;
-  reads.dense = false;
-  for (int32_t j = 0; j < 1100; j += 1 + j % 13) reads.listed.push_back(j);
-  for (int32_t d = 0; d < 1200; d += 1 + d / 3) reads.slashes.push_back(d);
-  ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 1200, 100, 1, 21, reads), 5e-6);
-  ExpectOneResult(Case(GetParam(), Shape(80, 16, KvDtype::kF32), 130, 100, 3, 22, reads), 5e-6);
-  ExpectOneResult(Case(GetParam(), Shape(17, 32, KvDtype::kBf16), 700, 20, 2, 25, reads), 5e-6);
-  for (int32_t d = 0; d < 900; ++d) reads.slashes.push_back(1200 + d);
-  ExpectOneResult(Case(GetParam(), Shape(24, 32, KvDtype::kF32), 2500, 9, 2, 26, reads), 5e-6);
-  reads.listed.clear();
-  ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 700, 64, 1, 23, reads), 5e-6);
-  reads.slashes.clear();
-  ExpectOneResult(Case(GetParam(), Shape(64, 32, KvDtype::kBf16), 70, 64, 1, 24, reads), 5e-6);
+  for (const KvDtype dtype : kStored) {
+    SCOPED_TRACE(kvstore::DtypeName(dtype));
+    Reads reads;
+    reads.dense = false;
+    for (int32_t j = 0; j < 1100; j += 1 + j % 13) reads.listed.push_back(j);
+    for (int32_t d = 0; d < 1200; d += 1 + d / 3) reads.slashes.push_back(d);
+    ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), 1200, 100, 1, 21, reads), 5e-6);
+    ExpectOneResult(Case(GetParam(), Shape(80, 16, KvDtype::kF32), 130, 100, 3, 22, reads), 5e-6);
+    ExpectOneResult(Case(GetParam(), Shape(17, 32, dtype), 700, 20, 2, 25, reads), 5e-6);
+    for (int32_t d = 0; d < 900; ++d) reads.slashes.push_back(1200 + d);
+    ExpectOneResult(Case(GetParam(), Shape(24, 32, KvDtype::kF32), 2500, 9, 2, 26, reads), 5e-6);
+    reads.listed.clear();
+    ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), 700, 64, 1, 23, reads), 5e-6);
+    reads.slashes.clear();
+    ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), 70, 64, 1, 24, reads), 5e-6);
+  }
+}
+
+// Queries and the sums of their products with codes fill 32 bits only beyond any head_dim there is.
+TEST_P(AttentionTest, HugeHeadsOfInt8DoNotOverflow) {
+  for (const int32_t dim : {512, 640, 1024}) {
+    SCOPED_TRACE(dim);
+    ExpectOneResult(Case(GetParam(), Shape(dim, 32, KvDtype::kInt8), 70, 5, 1, 51), 1e-5);
+  }
 }
 
 TEST(AttentionIsaTest, TheBestIsAvailable) {

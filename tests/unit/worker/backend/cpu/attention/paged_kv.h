@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvstore/block_pool.h"
+#include "kvstore/int8_vector.h"
 #include "worker/backend/attention_plan.h"
 #include "worker/backend/cpu/attention/attention.h"
 #include "worker/backend/weight_types.h"
@@ -35,9 +36,10 @@ inline std::vector<float> RoundedToBf16(std::vector<float> values) {
   return values;
 }
 
-// How far an output may be off because softmax weights are rounded.
+// How far an output may be off because softmax weights are rounded, with int8 queries too.
 inline double WeightRounding(AttentionIsa isa, kvstore::KvDtype dtype) {
-  return isa == AttentionIsa::kAvx512Bf16 && dtype == kvstore::KvDtype::kBf16 ? 0.012 : 0;
+  if (isa != AttentionIsa::kAvx512Bf16) return 0;
+  return dtype == kvstore::KvDtype::kBf16 ? 0.012 : dtype == kvstore::KvDtype::kInt8 ? 0.001 : 0;
 }
 
 // One sequence whose blocks lie scattered; what no token uses is filled with NaN.
@@ -72,15 +74,26 @@ class PagedKv {
   }
 
   double Get(int32_t layer, kvstore::KvSide side, int32_t head, int64_t position, int32_t i) const {
-    const std::byte* at = At(layer, side, head, position, i);
-    if (arena_.shape.dtype == kvstore::KvDtype::kF32) {
-      float value;
-      std::memcpy(&value, at, sizeof value);
-      return value;
+    const kvstore::KvShape& shape = arena_.shape;
+    const std::byte* of_head = HeadAt(layer, side, head, position);
+    const auto slot = static_cast<size_t>(position % shape.block_tokens);
+    const std::byte* at = of_head + shape.vector_offset(slot) +
+                          static_cast<size_t>(i) * kvstore::DtypeBytes(shape.dtype);
+    float value = 0;
+    switch (shape.dtype) {
+      case kvstore::KvDtype::kF32:
+        std::memcpy(&value, at, sizeof value);
+        return value;
+      case kvstore::KvDtype::kBf16: {
+        uint16_t bits;
+        std::memcpy(&bits, at, sizeof bits);
+        return Bf16ToFloat(bits);
+      }
+      case kvstore::KvDtype::kInt8:
+        std::memcpy(&value, of_head + shape.scale_offset(slot), sizeof value);
+        return double{value} * static_cast<int8_t>(*at);
     }
-    uint16_t bits;
-    std::memcpy(&bits, at, sizeof bits);
-    return Bf16ToFloat(bits);
+    return NAN;
   }
 
   // The attention of one head's query over the keys listed.
@@ -127,33 +140,44 @@ class PagedKv {
     item.key_offset = shape.offset(layer, kvstore::KvSide::kKey, head);
     item.value_offset = shape.offset(layer, kvstore::KvSide::kValue, head);
     item.block_tokens = shape.block_tokens;
-    item.bf16 = shape.dtype == kvstore::KvDtype::kBf16;
+    item.vector_bytes = shape.vector_bytes();
+    item.scale_offset = shape.scale_offset(0);
+    item.dtype = shape.dtype;
     return item;
   }
 
  private:
-  std::byte* At(int32_t layer, kvstore::KvSide side, int32_t head, int64_t position,
-                int32_t i) const {
+  std::byte* HeadAt(int32_t layer, kvstore::KvSide side, int32_t head, int64_t position) const {
     const kvstore::KvShape& shape = arena_.shape;
     return arena_.block(blocks_[static_cast<size_t>(position / shape.block_tokens)]) +
-           shape.offset(layer, side, head) +
-           static_cast<size_t>(position % shape.block_tokens * shape.head_dim + i) *
-               kvstore::DtypeBytes(shape.dtype);
+           shape.offset(layer, side, head);
+  }
+
+  void Store(const std::vector<float>& values, size_t slot, std::byte* head) const {
+    const kvstore::KvShape& shape = arena_.shape;
+    std::byte* at = head + shape.vector_offset(slot);
+    if (shape.dtype == kvstore::KvDtype::kInt8) {
+      const float scale = kvstore::Int8ScaleOf(values.data(), values.size());
+      kvstore::Int8Encode(values.data(), values.size(), scale, reinterpret_cast<int8_t*>(at));
+      std::memcpy(head + shape.scale_offset(slot), &scale, sizeof scale);
+    } else if (shape.dtype == kvstore::KvDtype::kF32) {
+      std::memcpy(at, values.data(), values.size() * sizeof(float));
+    } else {
+      for (size_t i = 0; i < values.size(); ++i) {
+        const uint16_t bits = FloatToBf16(values[i]);
+        std::memcpy(at + 2 * i, &bits, sizeof bits);
+      }
+    }
   }
 
   void Fill(int32_t layer, int32_t head) {
     std::normal_distribution<float> normal(0, 1);
+    std::vector<float> values(static_cast<size_t>(arena_.shape.head_dim));
     for (const kvstore::KvSide side : {kvstore::KvSide::kKey, kvstore::KvSide::kValue}) {
       for (int64_t p = 0; p < tokens_; ++p) {
-        for (int32_t i = 0; i < arena_.shape.head_dim; ++i) {
-          const float value = normal(random_);
-          if (arena_.shape.dtype == kvstore::KvDtype::kF32) {
-            std::memcpy(At(layer, side, head, p, i), &value, sizeof value);
-          } else {
-            const uint16_t bits = FloatToBf16(value);
-            std::memcpy(At(layer, side, head, p, i), &bits, sizeof bits);
-          }
-        }
+        for (float& value : values) value = normal(random_);
+        Store(values, static_cast<size_t>(p % arena_.shape.block_tokens),
+              HeadAt(layer, side, head, p));
       }
     }
   }
