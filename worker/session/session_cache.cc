@@ -417,8 +417,11 @@ absl::StatusOr<SessionInfo> SessionCache::Get(const SessionRef& ref) {
     if (it != entries_.end() && it->second->exists) {
       const Entry& entry = *it->second;
       if (ref.epoch < entry.epoch) return Stale(entry.epoch);
-      return InfoOf(entry.record, entry.claimed ? SessionState::kActive : SessionState::kIdle,
-                    true);
+      // Under a newer epoch it was elsewhere meanwhile: only the log knows what happened there.
+      if (ref.epoch == entry.epoch) {
+        return InfoOf(entry.record, entry.claimed ? SessionState::kActive : SessionState::kIdle,
+                      true);
+      }
     }
   }
   ASSIGN_OR_RETURN(SessionRecord record, Read(ref, false));

@@ -142,7 +142,8 @@ class SessionCache final {
   };
   // SESSION_EXISTS. Durable when it returns.
   absl::StatusOr<SessionInfo> Create(const CreateRequest& request);
-  // Reads only: no claim, so a running turn does not disturb it. Epoch is checked against memory's.
+  // Reads only: no claim, so a running turn does not disturb it. What lies in memory answers only
+  // under its own epoch.
   absl::StatusOr<SessionInfo> Get(const common::SessionRef& ref);
   absl::StatusOr<SessionInfo> SetTtl(const common::SessionRef& ref, int64_t ttl_seconds);
   // Erases the record, and its KV from every tier, but for the prefix that another resident session

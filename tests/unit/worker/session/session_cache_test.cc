@@ -96,6 +96,16 @@ TEST_F(SessionCacheTest, WhileTheLogCannotBeAskedOnlyFreshSessionsOpen) {
   EXPECT_THAT(worker_.sessions.List(), ReasonIs(Reason::kLoading));
 }
 
+TEST_F(SessionCacheTest, ASessionThatMovedAwayAndBackIsReadAgain) {
+  Worker other(log_, clock_);
+  ASSERT_OK(worker_.Turn(Ref("s", 1), {1}, {2}, "", true));
+  ASSERT_OK(other.Turn(Ref("s", 2), {3}, {4}));
+  ASSERT_OK_AND_ASSIGN(const SessionInfo info, worker_.sessions.Get(Ref("s", 3)));
+  EXPECT_EQ(info.turns, 2u) << "not what lies in memory from before";
+  EXPECT_EQ(info.tokens, 4u);
+  EXPECT_EQ(worker_.sessions.Get(Ref("s", 1))->turns, 1u) << "its owner under the old epoch";
+}
+
 TEST_F(SessionCacheTest, ASessionDeletedElsewhereIsForgottenHere) {
   ASSERT_OK(worker_.Turn(Ref("s"), {1, 2, 3, 4}, {5}, "", true));
   const std::vector<common::TokenId> kept = {1, 2, 3, 4};
