@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -170,6 +171,12 @@ absl::Status RemoveFile(const std::string& path) {
 absl::Status SyncDirectory(const std::string& directory) {
   ASSIGN_OR_RETURN(File file, File::Open(directory, File::Mode::kRead));
   return file.Sync();
+}
+
+absl::StatusOr<Space> SpaceOf(const std::string& directory) {
+  struct statvfs info {};
+  if (statvfs(directory.c_str(), &info) != 0) return ErrnoStatus(errno, "statvfs");
+  return Space{uint64_t{info.f_bavail} * info.f_frsize, uint64_t{info.f_blocks} * info.f_frsize};
 }
 
 absl::StatusOr<OwnedDirectory> OwnedDirectory::Open(const std::string& path) {

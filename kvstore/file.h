@@ -55,6 +55,13 @@ absl::Status RemoveFile(const std::string& path);
 // Makes creations and removals in the directory durable.
 absl::Status SyncDirectory(const std::string& directory);
 
+// Of the file system that the directory is on: what this user may still write, and all of it.
+struct Space {
+  uint64_t free_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+absl::StatusOr<Space> SpaceOf(const std::string& directory);
+
 // A directory that this process alone uses, until destruction.
 class OwnedDirectory {
  public:

@@ -1,32 +1,32 @@
+#include <map>
+
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "common/error.h"
+#include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "kvstore/session_log.h"
+#include "kvstore/session_tombstones.h"
 
 namespace loopserve::kvstore {
 namespace {
-
-using common::MakeError;
-using common::Reason;
 
 class MemorySessionLog final : public SessionLog {
  public:
   absl::Status Put(const SessionRecord& record) override {
     absl::MutexLock lock(&mutex_);
     RETURN_IF_ERROR(Fence({record.id, record.epoch}));
+    if (const auto erased = erased_.Find(record.id); erased && record.epoch <= *erased) {
+      return StaleEpoch(record.epoch, *erased);
+    }
     records_[record.id.value()] = record;
+    erased_.Remove(record.id);
     return absl::OkStatus();
   }
 
   absl::StatusOr<SessionRecord> Get(const common::SessionId& id) override {
     absl::MutexLock lock(&mutex_);
     const auto it = records_.find(id.value());
-    if (it == records_.end()) {
-      return MakeError(Reason::kSessionNotFound, "there is no session of this id");
-    }
+    if (it == records_.end()) return NoSuchSession(erased_.Find(id));
     return it->second;
   }
 
@@ -34,6 +34,8 @@ class MemorySessionLog final : public SessionLog {
     absl::MutexLock lock(&mutex_);
     RETURN_IF_ERROR(Fence(ref));
     records_.erase(ref.id.value());
+    const absl::Time now = absl::Now();
+    erased_.Add({ref.id, ref.epoch, now}, now);
     return absl::OkStatus();
   }
 
@@ -44,17 +46,31 @@ class MemorySessionLog final : public SessionLog {
     return all;
   }
 
+  absl::StatusOr<std::vector<Summary>> Page(const common::SessionId& after, size_t limit) override {
+    absl::MutexLock lock(&mutex_);
+    std::vector<Summary> page;
+    for (auto it = records_.upper_bound(after.value()); it != records_.end() && page.size() < limit;
+         ++it) {
+      page.push_back(SummaryOf(it->second));
+    }
+    return page;
+  }
+
+  absl::StatusOr<size_t> Count() override {
+    absl::MutexLock lock(&mutex_);
+    return records_.size();
+  }
+
  private:
   absl::Status Fence(const common::SessionRef& ref) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const auto it = records_.find(ref.id.value());
     if (it == records_.end() || it->second.epoch <= ref.epoch) return absl::OkStatus();
-    return MakeError(
-        {.reason = Reason::kStaleEpoch, .current_epoch = it->second.epoch.value()},
-        absl::StrCat("epoch ", ref.epoch.value(), " is older than ", it->second.epoch.value()));
+    return StaleEpoch(ref.epoch, it->second.epoch);
   }
 
   absl::Mutex mutex_;
-  absl::flat_hash_map<std::string, SessionRecord> records_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, SessionRecord> records_ ABSL_GUARDED_BY(mutex_);  // in the order of pages
+  Tombstones erased_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace

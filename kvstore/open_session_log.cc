@@ -1,17 +1,39 @@
 #include "kvstore/open_session_log.h"
 
+#include <array>
+#include <string>
+#include <thread>
 #include <tuple>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/hash/hash.h"
+#include "absl/synchronization/mutex.h"
 #include "common/error.h"
 #include "common/status_macros.h"
+#include "common/thread.h"
 #include "kvstore/tier/remote.h"
 
 namespace loopserve::kvstore {
 namespace {
 
-bool Unreachable(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+// The service has understood and says no, or none; anything else is trouble that passes.
+bool IsVerdict(const absl::Status& status) {
+  const common::Reason reason = common::InfoOf(status).reason;
+  return reason == common::Reason::kStaleEpoch || reason == common::Reason::kSessionNotFound ||
+         reason == common::Reason::kSessionExists || reason == common::Reason::kInvalidField;
+}
+
+bool LacksSession(const absl::Status& shared) {
+  return common::HasReason(shared, common::Reason::kSessionNotFound);
+}
+
+// Whether `shared`, the service's answer to a Get, says that the record of `epoch` was deleted.
+bool SaysDeleted(const absl::Status& shared, const common::Epoch& epoch) {
+  const common::ErrorInfo info = common::InfoOf(shared);
+  return LacksSession(shared) && info.current_epoch && epoch.value() <= *info.current_epoch;
 }
 
 // Of two copies written under one epoch, that is by one owner, the later one counts, also when it
@@ -22,42 +44,69 @@ bool Newer(const T& a, size_t a_turns, const T& b, size_t b_turns) {
          std::tuple(b.epoch, b.used_unix_us, b_turns);
 }
 
+// Two duties in the background, on a thread of its own: what the service lacks is pushed, and what
+// it knows as deleted is dropped. A pass over both lists finds it, at the start and whenever the
+// service was away; what is met on the way adds to it.
 class CombinedSessionLog final : public SessionLog {
  public:
   CombinedSessionLog(std::unique_ptr<SessionLog> shared, std::unique_ptr<SessionLog> local,
-                     common::Logger& log)
-      : shared_(std::move(shared)), local_(std::move(local)), log_(log) {}
+                     common::Logger& log, absl::Duration retry_every)
+      : shared_(std::move(shared)),
+        local_(std::move(local)),
+        log_(log),
+        retry_every_(retry_every),
+        thread_(common::NamedThread("kv-sessions", [this](std::stop_token stop) { Run(stop); })) {}
 
   absl::Status Put(const SessionRecord& record) override {
+    absl::MutexLock writer(&WriterOf(record.id));
     const absl::Status status = shared_->Put(record);
     if (status.ok()) {
+      SetBehind(record.id, false);
       const absl::Status copied = local_->Put(record);
       // A newer epoch was written here while the service could not be reached.
       if (common::HasReason(copied, common::Reason::kStaleEpoch)) return copied;
       // Any other failure: an old copy on disk loses against the service when it is read.
-      Report(copied, "the local copy of a session record was not written");
+      if (!copied.ok()) {
+        log_.Warning("the local copy of a session record was not written",
+                     {{"status", copied.ToString()}});
+      }
       return absl::OkStatus();
     }
-    if (!Unreachable(status)) return status;
-    Report(status, "the kvstore is unreachable; a session record is only on the local disk");
-    return local_->Put(record);
+    if (IsVerdict(status)) {
+      WantPass();  // the local copy may be of a session that was deleted
+      return status;
+    }
+    TellOnce(status);
+    RETURN_IF_ERROR(local_->Put(record));
+    SetBehind(record.id, true);
+    return absl::OkStatus();
   }
 
   absl::StatusOr<SessionRecord> Get(const common::SessionId& id) override {
     absl::StatusOr<SessionRecord> shared = shared_->Get(id);
     absl::StatusOr<SessionRecord> local = local_->Get(id);
     if (shared.ok() && local.ok()) {
-      return Newer(*local, local->turns.size(), *shared, shared->turns.size()) ? local : shared;
+      if (!Newer(*local, local->turns.size(), *shared, shared->turns.size())) return shared;
+      SetBehind(id, true);
+      return local;
     }
     if (shared.ok()) return shared;
     // Nobody knows whether the service, which cannot be asked, has what is not here.
     if (absl::IsNotFound(local.status())) return shared;
+    if (!local.ok()) return local;
+    if (SaysDeleted(shared.status(), local->epoch)) {
+      WantPass();
+      return shared;
+    }
+    if (LacksSession(shared.status())) SetBehind(id, true);
     return local;
   }
 
   absl::Status Erase(const common::SessionRef& ref) override {
+    absl::MutexLock writer(&WriterOf(ref.id));
     const absl::Status status = shared_->Erase(ref);
     if (!status.ok()) return status;  // an erased copy would come back from the service
+    SetBehind(ref.id, false);
     return local_->Erase(ref);
   }
 
@@ -65,16 +114,16 @@ class CombinedSessionLog final : public SessionLog {
     ASSIGN_OR_RETURN(std::vector<Summary> all, local_->List());
     absl::StatusOr<std::vector<Summary>> shared = shared_->List();
     if (!shared.ok()) {
-      if (Unreachable(shared.status())) return all;
+      if (!IsVerdict(shared.status())) return all;
       return shared.status();
     }
     absl::flat_hash_map<std::string, Summary> merged;
-    for (Summary& summary : all) merged.emplace(summary.id.value(), std::move(summary));
-    for (Summary& summary : *shared) {
+    for (Summary& summary : *shared) merged.emplace(summary.id.value(), std::move(summary));
+    for (Summary& summary : all) {
       const auto it = merged.find(summary.id.value());
       if (it == merged.end()) {
-        merged.emplace(summary.id.value(), std::move(summary));
-      } else if (!Newer(it->second, it->second.turns, summary, summary.turns)) {
+        if (!WasDeleted(summary)) merged.emplace(summary.id.value(), std::move(summary));
+      } else if (Newer(summary, summary.turns, it->second, it->second.turns)) {
         it->second = std::move(summary);
       }
     }
@@ -83,24 +132,183 @@ class CombinedSessionLog final : public SessionLog {
     return all;
   }
 
- private:
-  void Report(const absl::Status& status, absl::string_view event) {
-    if (!status.ok()) log_.Warning(event, {{"status", status.ToString()}});
+  void SetDropListener(DropListener listener) override {
+    const bool listens = listener != nullptr;
+    {
+      absl::MutexLock lock(&listener_mutex_);
+      listener_ = std::move(listener);
+    }
+    if (listens) WantPass();
   }
+
+ private:
+  absl::Mutex& WriterOf(const common::SessionId& id) {
+    return writers_[absl::Hash<std::string>()(id.value()) % writers_.size()];
+  }
+
+  // Whether the service lacks what lies here, as far as is known.
+  bool IsBehind(const common::SessionId& id) const {
+    absl::MutexLock lock(&mutex_);
+    return behind_.contains(id.value());
+  }
+  void SetBehind(const common::SessionId& id, bool behind) {
+    absl::MutexLock lock(&mutex_);
+    if (behind) {
+      behind_.insert(id.value());
+      return;
+    }
+    behind_.erase(id.value());
+    if (behind_.empty()) told_ = false;
+  }
+  void WantPass() {
+    absl::MutexLock lock(&mutex_);
+    want_pass_ = woken_ = true;
+  }
+  void TellOnce(const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (told_) return;
+      told_ = true;
+    }
+    log_.Warning("the kvstore does not take session records; they are only on the local disk",
+                 {{"status", status.ToString()}});
+  }
+
+  // A session that lies here and is not in the service's list.
+  bool WasDeleted(const Summary& summary) {
+    if (IsBehind(summary.id)) return false;
+    if (!SaysDeleted(shared_->Get(summary.id).status(), summary.epoch)) return false;
+    WantPass();
+    return true;
+  }
+
+  void Run(const std::stop_token& stop);
+  bool Wakes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || woken_; }
+  absl::Status Pass();
+  void Drop(const common::SessionId& id, const common::Epoch& erased);
+  void Push();
 
   const std::unique_ptr<SessionLog> shared_;
   const std::unique_ptr<SessionLog> local_;
   common::Logger& log_;
+  const absl::Duration retry_every_;
+  // Held while a session is written to both, so that a push never undoes a later commit. Before the
+  // others.
+  std::array<absl::Mutex, 64> writers_;
+  absl::Mutex listener_mutex_;  // held while the listener runs
+  DropListener listener_ ABSL_GUARDED_BY(listener_mutex_);
+  mutable absl::Mutex mutex_;
+  absl::flat_hash_set<std::string> behind_ ABSL_GUARDED_BY(mutex_);
+  bool told_ ABSL_GUARDED_BY(mutex_) = false;
+  bool want_pass_ ABSL_GUARDED_BY(mutex_) = true;
+  bool woken_ ABSL_GUARDED_BY(mutex_) = true;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::jthread thread_;  // last: joined before what it uses goes
 };
+
+void CombinedSessionLog::Run(const std::stop_token& stop) {
+  std::stop_callback wake(stop, [this] {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  });
+  for (;;) {
+    bool pass = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      mutex_.AwaitWithTimeout(absl::Condition(this, &CombinedSessionLog::Wakes), retry_every_);
+      if (stopping_) return;
+      woken_ = false;
+    }
+    const bool reachable = shared_->Count().ok();
+    {
+      absl::MutexLock lock(&mutex_);
+      pass = std::exchange(want_pass_, !reachable);
+    }
+    if (!reachable) continue;
+    if (pass && !Pass().ok()) {
+      absl::MutexLock lock(&mutex_);
+      want_pass_ = true;
+    }
+    Push();
+  }
+}
+
+absl::Status CombinedSessionLog::Pass() {
+  ASSIGN_OR_RETURN(const std::vector<Summary> local, local_->List());
+  ASSIGN_OR_RETURN(const std::vector<Summary> shared, shared_->List());
+  absl::flat_hash_map<std::string, const Summary*> known;
+  for (const Summary& summary : shared) known.emplace(summary.id.value(), &summary);
+  for (const Summary& summary : local) {
+    const auto it = known.find(summary.id.value());
+    if (it != known.end()) {
+      const Summary& other = *it->second;
+      if (Newer(summary, summary.turns, other, other.turns)) SetBehind(summary.id, true);
+      continue;
+    }
+    const absl::Status got = shared_->Get(summary.id).status();
+    if (SaysDeleted(got, summary.epoch)) {
+      Drop(summary.id, common::Epoch(*common::InfoOf(got).current_epoch));
+    } else if (LacksSession(got)) {
+      SetBehind(summary.id, true);
+    } else if (absl::IsUnavailable(got)) {
+      return got;
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Its KV goes before the record does: who dies in between begins again.
+void CombinedSessionLog::Drop(const common::SessionId& id, const common::Epoch& erased) {
+  const absl::StatusOr<SessionRecord> record = local_->Get(id);
+  if (!record.ok() || record->epoch > erased) return;
+  {
+    absl::MutexLock lock(&listener_mutex_);
+    if (listener_ == nullptr) return;  // whoever sets one asks for another pass
+    listener_(*record);
+  }
+  absl::MutexLock writer(&WriterOf(id));
+  const absl::Status status = local_->Erase({id, erased});
+  if (status.ok()) {
+    SetBehind(id, false);
+  } else if (!common::HasReason(status, common::Reason::kStaleEpoch)) {  // made anew meanwhile
+    log_.Warning("the local copy of a deleted session was not erased",
+                 {{"status", status.ToString()}});
+  }
+}
+
+void CombinedSessionLog::Push() {
+  std::vector<std::string> ids;
+  {
+    absl::MutexLock lock(&mutex_);
+    ids.assign(behind_.begin(), behind_.end());
+  }
+  size_t pushed = 0;
+  for (const std::string& text : ids) {
+    const common::SessionId id(text);
+    absl::MutexLock writer(&WriterOf(id));
+    if (!IsBehind(id)) continue;
+    const absl::StatusOr<SessionRecord> record = local_->Get(id);
+    const absl::Status status = record.ok() ? shared_->Put(*record) : record.status();
+    if (record.ok() && !status.ok() && !IsVerdict(status)) {
+      TellOnce(status);
+      continue;
+    }
+    if (status.ok()) ++pushed;
+    SetBehind(id, false);
+    if (common::HasReason(status, common::Reason::kStaleEpoch)) WantPass();  // deleted, maybe
+  }
+  if (pushed > 0) log_.Info("session records brought to the kvstore", {{"sessions", pushed}});
+}
 
 }  // namespace
 
 std::unique_ptr<SessionLog> CombineSessionLogs(std::unique_ptr<SessionLog> shared,
                                                std::unique_ptr<SessionLog> local,
-                                               common::Logger& log) {
+                                               common::Logger& log, absl::Duration retry_every) {
   if (shared == nullptr) return local;
   if (local == nullptr) return shared;
-  return std::make_unique<CombinedSessionLog>(std::move(shared), std::move(local), log);
+  return std::make_unique<CombinedSessionLog>(std::move(shared), std::move(local), log,
+                                              retry_every);
 }
 
 absl::StatusOr<std::unique_ptr<SessionLog>> OpenSessionLog(const SessionLogOptions& options,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/log.h"
 #include "kvstore/session_log.h"
 
@@ -16,15 +17,18 @@ struct SessionLogOptions {
 };
 
 // With both, a record is written to both. The service is the authority: its refusal (STALE_EPOCH)
-// is final. While it cannot be reached the copy on disk suffices, and since a record is always
-// written whole, the session's next commit brings the service up to date. Reads take the newest of
-// what is found. With neither, records end with the process.
+// is final. While it cannot be reached, or cannot write, the copy on disk suffices; what the
+// service lacks is written to it in the background as soon as it takes it, also after a restart of
+// this process. Reads take the newest of what is found, and nothing that the service knows as
+// deleted: such copies are dropped in the background, too. With neither, records end with the
+// process.
 absl::StatusOr<std::unique_ptr<SessionLog>> OpenSessionLog(const SessionLogOptions& options,
                                                            common::Logger& log);
 
-// The same of given parts; either may be null, not both.
-std::unique_ptr<SessionLog> CombineSessionLogs(std::unique_ptr<SessionLog> shared,
-                                               std::unique_ptr<SessionLog> local,
-                                               common::Logger& log);
+// The same of given parts; either may be null, not both. What waits for the service is tried again
+// after `retry_every`.
+std::unique_ptr<SessionLog> CombineSessionLogs(
+    std::unique_ptr<SessionLog> shared, std::unique_ptr<SessionLog> local, common::Logger& log,
+    absl::Duration retry_every = absl::Milliseconds(500));
 
 }  // namespace loopserve::kvstore

@@ -98,6 +98,12 @@ absl::Status CheckStorable(const PlaneKey& key, ByteSpan bytes) {
   return absl::OkStatus();
 }
 
+// To a worker, UNAVAILABLE is a service that does not answer. This one does: what it cannot do with
+// its disk is another matter.
+absl::Status OwnTrouble(const absl::Status& status) {
+  return absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
+}
+
 class Server;
 
 // Collects the chunks of one Put and stores them when the last has come.
@@ -209,7 +215,7 @@ void PutCall::OnReadDone(bool ok) {
   }
   const bool taken = server_.OnPool([this] {
     absl::Status status = CheckStorable(key_, bytes_);
-    if (status.ok()) status = server_.tiers().Put(key_, Share(std::move(bytes_)));
+    if (status.ok()) status = OwnTrouble(server_.tiers().Put(key_, Share(std::move(bytes_))));
     End(status);
   });
   if (!taken) End(Stopping());
@@ -250,7 +256,7 @@ GetCall::GetCall(Server& server, const v1::GetRequest& request) : server_(server
   }
   const bool taken = server_.OnPool([this, key = *key] {
     absl::StatusOr<Entry> entry = server_.tiers().Get(key);
-    if (!entry.ok()) return End(entry.status());
+    if (!entry.ok()) return End(OwnTrouble(entry.status()));
     entry_ = *std::move(entry);
     response_.set_total_bytes(entry_.bytes->size());
     response_.set_place(static_cast<types::v1::Place>(static_cast<int>(entry_.place) + 1));
@@ -313,7 +319,7 @@ ServerUnaryReactor* Server::Answer(CallbackServerContext* context, absl::string_
   const absl::Time start = absl::Now();
   const bool taken = OnPool([this, context, reactor, op, start, work = std::move(work)] {
     const absl::Status status =
-        context->IsCancelled() ? absl::CancelledError("the caller left") : work();
+        context->IsCancelled() ? absl::CancelledError("the caller left") : OwnTrouble(work());
     metrics_.Count(op, status, start);
     reactor->Finish(common::ToGrpc(status));
   });
@@ -362,8 +368,8 @@ ServerUnaryReactor* Server::Usage(CallbackServerContext* context, const v1::Usag
       tier->set_capacity_bytes(from.capacity_bytes);
       tier->set_entries(from.entries);
     }
-    ASSIGN_OR_RETURN(const auto sessions, sessions_.List());
-    response->set_sessions(sessions.size());
+    ASSIGN_OR_RETURN(const size_t sessions, sessions_.Count());
+    response->set_sessions(sessions);
     return absl::OkStatus();
   });
 }
@@ -408,14 +414,12 @@ ServerUnaryReactor* Server::ListSessions(CallbackServerContext* context,
                                          const v1::ListSessionsRequest* request,
                                          v1::ListSessionsResponse* response) {
   return Answer(context, "list_sessions", [this, request, response]() -> absl::Status {
-    ASSIGN_OR_RETURN(std::vector<SessionLog::Summary> all, sessions_.List());
-    std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
     // A page token is the last id of the page before it.
     const common::SessionId after(request->page_token());
     const size_t limit =
         std::clamp<size_t>(request->page_size() == 0 ? 100 : request->page_size(), 1, 1000);
-    for (const SessionLog::Summary& summary : all) {
-      if (!request->page_token().empty() && summary.id <= after) continue;
+    ASSIGN_OR_RETURN(const std::vector<SessionLog::Summary> page, sessions_.Page(after, limit + 1));
+    for (const SessionLog::Summary& summary : page) {
       if (static_cast<size_t>(response->sessions_size()) == limit) {
         response->set_next_page_token(response->sessions().rbegin()->session().id());
         break;

@@ -1,6 +1,9 @@
 #include "kvstore/session_log.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "kvstore/byte_io.h"
 
 namespace loopserve::kvstore {
@@ -48,6 +51,21 @@ bool TurnsFit(const SessionRecord& record) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::vector<SessionLog::Summary>> SessionLog::Page(const common::SessionId& after,
+                                                                  size_t limit) {
+  ASSIGN_OR_RETURN(std::vector<Summary> all, List());
+  std::erase_if(
+      all, [&](const Summary& summary) { return !after.value().empty() && summary.id <= after; });
+  std::ranges::sort(all, {}, &Summary::id);
+  if (all.size() > limit) all.resize(limit);
+  return all;
+}
+
+absl::StatusOr<size_t> SessionLog::Count() {
+  ASSIGN_OR_RETURN(const std::vector<Summary> all, List());
+  return all.size();
+}
 
 SessionLog::Summary SummaryOf(const SessionRecord& record) {
   return {.id = record.id,

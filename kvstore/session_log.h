@@ -3,12 +3,14 @@
 //
 // A record is replaced as a whole when a turn commits. Replacing is fenced: a store refuses a
 // record whose epoch is older than the stored one's (STALE_EPOCH, carrying the current epoch), so a
-// worker that lost a session to another can never overwrite it.
+// worker that lost a session to another can never overwrite it. Deleting leaves a tombstone behind
+// (session_tombstones.h), which fences in the same way: what comes late brings nothing back.
 //
 // Thread rule of SessionLog: all calls are safe from any thread and may block on I/O.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,9 +54,11 @@ struct SessionRecord {
 class SessionLog {
  public:
   virtual ~SessionLog() = default;
-  // Writes durably before it returns. FailedPrecondition/STALE_EPOCH when a newer epoch owns it.
+  // Writes durably before it returns. FailedPrecondition/STALE_EPOCH when a newer epoch owns it, or
+  // it was deleted under this epoch or a newer one.
   virtual absl::Status Put(const SessionRecord& record) = 0;
-  // NotFound/SESSION_NOT_FOUND; DataLoss when the record is damaged.
+  // NotFound/SESSION_NOT_FOUND, with the epoch that it was deleted under if that is known; DataLoss
+  // when the record is damaged.
   virtual absl::StatusOr<SessionRecord> Get(const common::SessionId& id) = 0;
   // Fenced like Put; ok when there is none.
   virtual absl::Status Erase(const common::SessionRef& ref) = 0;
@@ -68,6 +72,13 @@ class SessionLog {
     std::string tenant;
   };
   virtual absl::StatusOr<std::vector<Summary>> List() = 0;
+  // At most `limit` sessions whose ids come after `after` ("": from the first), in their order.
+  virtual absl::StatusOr<std::vector<Summary>> Page(const common::SessionId& after, size_t limit);
+  virtual absl::StatusOr<size_t> Count();
+  // Hears of every record that is about to go from here because its session was deleted elsewhere:
+  // its KV may go, too. Called from a thread of the log's. Null ends it: none runs after that.
+  using DropListener = std::function<void(const SessionRecord&)>;
+  virtual void SetDropListener(DropListener) {}
 };
 
 SessionLog::Summary SummaryOf(const SessionRecord& record);

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -74,12 +75,22 @@ class TieredStore final : public KvStore {
   std::vector<BlockToLoad> BlocksOf(RestoreRequest& request,
                                     std::span<const common::TokenId> tokens);
   size_t PlanLoad(std::span<const BlockToLoad> blocks, double prefill, RestoreDecision& decision);
-  absl::Status SaveNow(SaveRequest& request);
+  // A save from Save to its end. `request` but for its blocks is constant.
+  struct Saving {
+    SaveRequest request;
+    absl::AnyInvocable<void(absl::Status)> done;
+    absl::flat_hash_set<BlockKey> forgotten;  // while it waited or ran; guarded by mutex_
+  };
+  using SavingRef = std::shared_ptr<Saving>;
+  void Finish(const SavingRef& saving, const absl::Status& status);
+  void ForgetInSaves(std::span<const BlockKey> keys);
+  bool WasForgotten(const Saving& saving, const BlockKey& key) const;
+  absl::Status SaveNow(Saving& saving);
   absl::Status SaveBlock(const BlockHeader& header, const BlockHandle& block);
   void Spread(const BlockKey& key);
   void PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens);
   void Later(absl::AnyInvocable<void()> task);
-  bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return saves_ == 0; }
+  bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return saves_.empty(); }
 
   const Codec& codec_;
   KvBlockPool& pool_;
@@ -89,7 +100,7 @@ class TieredStore final : public KvStore {
   SpeedMeter speeds_;
   std::atomic<bool> stopping_ = false;
   mutable absl::Mutex mutex_;
-  int saves_ ABSL_GUARDED_BY(mutex_) = 0;  // accepted and not over
+  absl::flat_hash_set<SavingRef> saves_ ABSL_GUARDED_BY(mutex_);  // accepted and not over
   RestoreWatch watch_;
   // Apart, so that a disk or a network that hangs holds up nothing that lies in host memory.
   common::ThreadPool save_threads_;
@@ -198,32 +209,33 @@ void TieredStore::Save(SaveRequest request, absl::AnyInvocable<void(absl::Status
       pool_.shape().blocks_for(static_cast<int64_t>(request.tokens.size()))) {
     return done(absl::InvalidArgumentError("a save needs one block for every block of tokens"));
   }
+  // Shared because a refused task is gone together with what it holds.
+  const auto saving = std::make_shared<Saving>(Saving{std::move(request), std::move(done), {}});
   {
     absl::MutexLock lock(&mutex_);
-    ++saves_;
+    saves_.insert(saving);
   }
-  // Shared because a refused task is gone together with what it holds.
-  const auto work =
-      std::make_shared<std::pair<SaveRequest, absl::AnyInvocable<void(absl::Status)>>>(
-          std::move(request), std::move(done));
-  const auto finish = [this](const auto& over, const absl::Status& status) {
-    over->first.blocks.clear();
-    over->second(status);
-    absl::MutexLock lock(&mutex_);
-    --saves_;
-  };
-  if (save_threads_.Submit([this, work, finish] { finish(work, SaveNow(work->first)); })) return;
+  if (save_threads_.Submit([this, saving] { Finish(saving, SaveNow(*saving)); })) return;
   metrics_.CountDropped(chain_->place(), KvDropReason::kBackpressure);
-  finish(work, absl::ResourceExhaustedError("too many turns wait to be saved"));
+  Finish(saving, absl::ResourceExhaustedError("too many turns wait to be saved"));
 }
 
-absl::Status TieredStore::SaveNow(SaveRequest& request) {
+void TieredStore::Finish(const SavingRef& saving, const absl::Status& status) {
+  saving->request.blocks.clear();
+  saving->done(status);
+  absl::MutexLock lock(&mutex_);
+  saves_.erase(saving);
+}
+
+absl::Status TieredStore::SaveNow(Saving& saving) {
+  SaveRequest& request = saving.request;
   const std::span<const common::TokenId> tokens = request.tokens;
   const auto size = static_cast<size_t>(block_tokens());
   const std::vector<BlockKey> keys = BlockKeys(request.root, tokens, block_tokens());
   absl::Status status;
   for (size_t i = 0; i < keys.size() && status.ok(); ++i) {
     if (stopping_) return absl::CancelledError("the store is closing");
+    if (WasForgotten(saving, keys[i])) return absl::CancelledError("forgotten meanwhile");
     if (chain_->Contains({keys[i], 0})) {
       Spread(keys[i]);
     } else {
@@ -238,6 +250,11 @@ absl::Status TieredStore::SaveNow(SaveRequest& request) {
                          request.blocks[i]);
     }
     request.blocks[i] = BlockHandle();
+    // Forget either erases this block itself, or has said so before it looked.
+    if (WasForgotten(saving, keys[i])) {
+      chain_->Erase(PlaneKeys(std::span(keys).subspan(i, 1), MostPlanes())).status().IgnoreError();
+      return absl::CancelledError("forgotten meanwhile");
+    }
   }
   // From the last block to the first, so that under pressure a sequence shrinks from its end.
   std::vector<PlaneKey> used = PlaneKeys(keys, codec_.planes().size());
@@ -280,7 +297,32 @@ void TieredStore::Spread(const BlockKey& key) {
 absl::Status TieredStore::Forget(const BlockKey& root, std::span<const common::TokenId> tokens) {
   // Turns that ended inside a block left partial blocks under keys of their own.
   const std::vector<BlockKey> keys = AllPrefixKeys(root, tokens, block_tokens());
+  ForgetInSaves(keys);
   return chain_->Erase(PlaneKeys(keys, MostPlanes())).status();
+}
+
+// Turns that wait to be saved, or are being saved, must not write what goes now.
+void TieredStore::ForgetInSaves(std::span<const BlockKey> keys) {
+  std::vector<SavingRef> saves;
+  {
+    absl::MutexLock lock(&mutex_);
+    saves.assign(saves_.begin(), saves_.end());
+  }
+  if (saves.empty()) return;
+  const absl::flat_hash_set<BlockKey> gone(keys.begin(), keys.end());
+  for (const SavingRef& saving : saves) {
+    const SaveRequest& request = saving->request;
+    for (const BlockKey& key : BlockKeys(request.root, request.tokens, block_tokens())) {
+      if (!gone.contains(key)) continue;
+      absl::MutexLock lock(&mutex_);
+      saving->forgotten.insert(key);
+    }
+  }
+}
+
+bool TieredStore::WasForgotten(const Saving& saving, const BlockKey& key) const {
+  absl::MutexLock lock(&mutex_);
+  return saving.forgotten.contains(key);
 }
 
 void TieredStore::Later(absl::AnyInvocable<void()> task) {

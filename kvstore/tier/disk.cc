@@ -4,6 +4,9 @@
 // are appended again (second chance). Checksums are verified on every read. When writing fails, the
 // tier stops taking entries for a while, longer each time, and goes on serving what it has.
 //
+// It is only a cache, and often shares its file system with session records, which are not: it
+// keeps a part of the file system free for them and gives up segments when there is less.
+//
 // Two locks: append_mutex_ serialises everything that changes files and is held over I/O; mutex_
 // guards the index and is not, so that a slow write delays no read. append_mutex_ comes first.
 #include <algorithm>
@@ -27,6 +30,8 @@ namespace {
 constexpr char kPrefix[] = "segment-";
 constexpr absl::Duration kFirstPause = absl::Seconds(1);
 constexpr absl::Duration kLongestPause = absl::Minutes(1);
+constexpr uint64_t kMostReserved = uint64_t{64} << 20;
+constexpr uint64_t kLeastSegment = 4096;
 
 std::string SegmentName(uint64_t id) { return absl::StrFormat("%s%016x.kv", kPrefix, id); }
 
@@ -46,7 +51,7 @@ class DiskTier final : public Tier {
            common::Logger& log)
       : directory_(std::move(directory)),
         capacity_bytes_(capacity_bytes),
-        segment_bytes_(std::max<uint64_t>(capacity_bytes / 32, 1)),
+        segment_bytes_(SegmentBytes(directory_, capacity_bytes)),
         clock_(clock),
         log_(log) {}
 
@@ -95,6 +100,13 @@ class DiskTier final : public Tier {
     bool used = false;  // since it was written
   };
 
+  // Small beside the capacity, and beside a file system that is smaller than that.
+  static uint64_t SegmentBytes(const OwnedDirectory& directory, uint64_t capacity_bytes) {
+    const absl::StatusOr<Space> space = SpaceOf(directory.path());
+    const uint64_t share = std::max<uint64_t>(capacity_bytes / 32, 1);
+    return space.ok() ? std::min(share, std::max(space->total_bytes / 64, kLeastSegment)) : share;
+  }
+
   bool MarkUsed(const PlaneKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const auto it = index_.find(key);
     if (it == index_.end()) return false;
@@ -106,7 +118,10 @@ class DiskTier final : public Tier {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
   absl::Status MakeRoom(uint64_t frame_bytes, std::vector<Eviction>& evicted)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
-  void GiveUp(SegmentRef victim, std::vector<Eviction>& evicted)
+  absl::Status LeaveReserve(uint64_t frame_bytes, std::vector<Eviction>& evicted)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
+  SegmentRef Victim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
+  void GiveUp(SegmentRef victim, bool second_chance, std::vector<Eviction>& evicted)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
   void RemoveSegment(SegmentRef segment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(append_mutex_);
   void Insert(const SegmentRef& segment, const PlaneKey& key, Location location)
@@ -178,6 +193,7 @@ absl::Status DiskTier::Put(const PlaneKey& key, SharedBytes bytes) {
         absl::StrCat("an entry of ", bytes->size(), " bytes on a disk tier of ", capacity_bytes_));
   }
   std::vector<Eviction> evicted;
+  absl::Status status;
   {
     absl::MutexLock append(&append_mutex_);
     {
@@ -187,18 +203,22 @@ absl::Status DiskTier::Put(const PlaneKey& key, SharedBytes bytes) {
         return absl::UnavailableError("the disk failed a moment ago");
       }
     }
-    absl::Status status = MakeRoom(frame_bytes, evicted);
+    status = MakeRoom(frame_bytes, evicted);
+    if (status.ok()) status = LeaveReserve(frame_bytes, evicted);
     if (status.ok()) status = Append(key, *bytes, /*used=*/false);
-    if (!status.ok()) {
+    // A quota, or another that writes here, too.
+    const bool full = absl::IsResourceExhausted(status) && segments_.size() > 1;
+    if (full) GiveUp(segments_.front(), /*second_chance=*/false, evicted);
+    if (status.ok()) {
+      Resume();
+    } else {
       Pause(status);
-      return status;
     }
-    Resume();
   }
   if (listener_ != nullptr) {
     for (const Eviction& eviction : evicted) listener_(eviction);
   }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status DiskTier::Append(const PlaneKey& key, ByteSpan bytes, bool used) {
@@ -225,17 +245,38 @@ absl::Status DiskTier::MakeRoom(uint64_t frame_bytes, std::vector<Eviction>& evi
   const uint64_t header = Segment::kFileHeaderBytes;
   while (!segments_.empty() &&
          file_bytes_ + frame_bytes + header + segment_bytes_ / 2 > capacity_bytes_) {
-    const auto empty = std::ranges::find_if(segments_, [this](const SegmentRef& segment) {
-      absl::MutexLock lock(&mutex_);
-      return segment->live == 0;
-    });
-    GiveUp(empty != segments_.end() ? *empty : segments_.front(), evicted);
+    GiveUp(Victim(), /*second_chance=*/true, evicted);
   }
   return absl::OkStatus();
 }
 
-void DiskTier::GiveUp(SegmentRef victim, std::vector<Eviction>& evicted) {
-  const bool last = victim == segments_.back();
+// Gives up what the reserve lacks, once: the space may come back late, when readers are done.
+absl::Status DiskTier::LeaveReserve(uint64_t frame_bytes, std::vector<Eviction>& evicted) {
+  const absl::StatusOr<Space> space = SpaceOf(directory_.path());
+  if (!space.ok() || space->total_bytes == 0) return absl::OkStatus();  // the append will tell
+  const uint64_t reserve = std::min(space->total_bytes / 16, kMostReserved);
+  const uint64_t wanted = reserve + frame_bytes + Segment::kFileHeaderBytes;
+  uint64_t free = space->free_bytes;
+  while (free < wanted && !segments_.empty()) {
+    const SegmentRef victim = Victim();
+    free += victim->file->bytes();
+    GiveUp(victim, /*second_chance=*/false, evicted);
+  }
+  if (free >= wanted) return absl::OkStatus();
+  return absl::ResourceExhaustedError("what is left on the disk is reserved");
+}
+
+// An empty segment if there is one, else the oldest.
+DiskTier::SegmentRef DiskTier::Victim() {
+  const auto empty = std::ranges::find_if(segments_, [this](const SegmentRef& segment) {
+    absl::MutexLock lock(&mutex_);
+    return segment->live == 0;
+  });
+  return empty != segments_.end() ? *empty : segments_.front();
+}
+
+void DiskTier::GiveUp(SegmentRef victim, bool second_chance, std::vector<Eviction>& evicted) {
+  const bool keeps = second_chance && victim != segments_.back();
   uint64_t kept_bytes = 0;
   for (const PlaneKey& key : victim->keys) {
     Location location;
@@ -245,7 +286,7 @@ void DiskTier::GiveUp(SegmentRef victim, std::vector<Eviction>& evicted) {
       if (it == index_.end() || it->second.segment != victim) continue;
       location = it->second;
       const uint64_t frame = Segment::FrameBytes(location.size);
-      if (last || !location.used || kept_bytes + frame > segment_bytes_ / 2) {
+      if (!keeps || !location.used || kept_bytes + frame > segment_bytes_ / 2) {
         Drop(key);
         evicted.push_back({key, location.size, nullptr});
         continue;

@@ -62,6 +62,11 @@ class ServiceLink final {
     absl::MutexLock lock(&mutex_);
     return usage_;
   }
+  // Of session records, as the last probe was told.
+  size_t sessions() const {
+    absl::MutexLock lock(&mutex_);
+    return sessions_;
+  }
 
   absl::Status CheckUp() const {
     return up() ? absl::OkStatus() : absl::UnavailableError("the kvstore service is unreachable");
@@ -95,7 +100,7 @@ class ServiceLink final {
     v1::UsageResponse response;
     const absl::Status status = common::FromGrpc(stub_->Usage(&context, {}, &response));
     if (absl::IsUnavailable(status)) SetUp(false);
-    if (!status.ok()) return;
+    if (!status.ok()) return WarnIfNeverUp(status);
     Usage sum;
     for (const auto& tier : response.tiers()) {
       sum.used_bytes += tier.used_bytes();
@@ -105,8 +110,21 @@ class ServiceLink final {
     {
       absl::MutexLock lock(&mutex_);
       usage_ = sum;
+      sessions_ = response.sessions();
     }
     SetUp(true);
+  }
+
+  // A wrong address looks like a service that is down: say so once, at the start.
+  void WarnIfNeverUp(const absl::Status& why) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (up_ || losses_ > 0 || warned_) return;
+      warned_ = true;
+    }
+    if (log_ == nullptr) return;
+    log_->Warning("kvstore not reached yet; going on without it (is the address right?)",
+                  {{"target", target_}, {"why", why.message()}});
   }
 
   void ProbeLoop(const std::stop_token& stop) {
@@ -132,6 +150,8 @@ class ServiceLink final {
   bool up_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t losses_ ABSL_GUARDED_BY(mutex_) = 0;
   Usage usage_ ABSL_GUARDED_BY(mutex_);
+  size_t sessions_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool warned_ ABSL_GUARDED_BY(mutex_) = false;
   std::jthread prober_;  // last: joined before what it uses goes
 };
 
@@ -336,6 +356,12 @@ class RemoteSessionLog final : public SessionLog {
       request.set_page_token(response.next_page_token());
     } while (!request.page_token().empty());
     return all;
+  }
+
+  // Asks nobody: what the last probe was told.
+  absl::StatusOr<size_t> Count() override {
+    RETURN_IF_ERROR(link_.CheckUp());
+    return link_.sessions();
   }
 
  private:

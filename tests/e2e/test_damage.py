@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from cluster import fails, session_pb2, until
 
 TEXT = "the quick brown fox jumps over the lazy dog, again and again "
 
@@ -149,6 +150,76 @@ def test_a_read_only_disk_is_told_and_nothing_is_lost(make_cluster, small_disk, 
     cluster.up()
     after = cluster.chat("and then?", session=session, max_tokens=16)
     assert (after.index, after.tokens) == (2, expected.tokens)
+
+
+def fill(path):
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass  # full
+
+
+def test_a_full_store_stops_no_conversation(make_cluster, small_disk, tmp_path):
+    """Where only records lie: beside blocks, the blocks would give way."""
+    disk = small_disk(256 * 1024)
+    (tmp_path / "cluster" / "kvstore").mkdir(parents=True)
+    (tmp_path / "cluster" / "kvstore" / "sessions").symlink_to(disk)
+    cluster = make_cluster()
+    session = conversations(cluster, 1)[0]
+    fill(disk / "filler")
+    turn = cluster.chat("still?", session=session, max_tokens=8)
+    assert turn.index == 2
+    assert cluster.chat("hello", max_tokens=8).index == 0
+    assert "the kvstore does not take session records" in cluster.log(turn.worker)
+    (disk / "filler").unlink()
+    until(lambda: "session records brought to the kvstore" in cluster.log(turn.worker))
+    cluster.kill(turn.worker)
+    assert cluster.chat("and now?", session=session, max_tokens=8).index == 3
+
+
+def test_a_stores_blocks_give_way_to_its_records(make_cluster, small_disk, tmp_path):
+    disk = small_disk(1 << 20)
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "kvstore").symlink_to(disk)
+    cluster = make_cluster()
+    sessions = conversations(cluster, 24)
+    for session in sessions:
+        assert cluster.chat("still?", session=session, max_tokens=8).index == 2
+    used = shutil.disk_usage(disk)
+    assert used.total / 32 < used.free < used.total / 2, "full but for the reserve"
+    for worker in ("w1", "w2"):
+        assert "the kvstore does not take session records" not in cluster.log(worker)
+
+
+def test_a_read_only_store_stops_no_conversation(make_cluster):
+    cluster = make_cluster()
+    sessions = conversations(cluster, 2)
+    records = cluster.dir / "kvstore" / "sessions"
+    run = subprocess.run(["mount", "--bind", records, records], capture_output=True, text=True)
+    if run.returncode != 0:
+        pytest.skip(f"SKIPPED LOUDLY: this machine lets nobody mount: {run.stderr.strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", records], check=True)
+        workers = {}
+        for session in sessions:
+            turn = cluster.chat("still?", session=session, max_tokens=8)
+            workers[session] = turn.worker
+            assert turn.index == 2
+            assert "Read-only file system" in cluster.log(turn.worker)
+            assert "kvstore lost" not in cluster.log(turn.worker)
+        assert cluster.chat("hello", max_tokens=8).index == 0
+        # Deleting cannot be promised: the service would bring the session back.
+        error = fails(lambda: cluster.sessions.DeleteSession(
+            session_pb2.DeleteSessionRequest(session_id=sessions[1]), timeout=30))
+        assert (error.code, error.reason) == ("INTERNAL", "INTERNAL")
+    finally:
+        subprocess.run(["umount", records], check=True)
+    for worker in workers.values():
+        until(lambda w=worker: "session records brought to the kvstore" in cluster.log(w))
+    cluster.kill(workers[sessions[0]])
+    assert cluster.chat("and now?", session=sessions[0], max_tokens=8).index == 3
 
 
 @pytest.mark.parametrize("executable", ["loopserve-worker", "loopserve-kvstore"])

@@ -139,10 +139,34 @@ def test_drain_moves_sessions_away(make_cluster):
     until(lambda: any(cluster.chat(f"fresh {i}").worker == drained for i in range(16)))
 
 
-def test_a_session_deleted_is_gone_everywhere(make_cluster):
+def test_a_turn_without_the_shared_store_is_brought_to_it_later(make_cluster):
     cluster = make_cluster()
     session = converse(cluster)
+    cluster.kill("kvstore")
+    worker = cluster.chat("and then?", session=session).worker
+    cluster.revive("kvstore")
+    until(lambda: "session records brought to the kvstore" in cluster.log(worker))
+    cluster.kill(worker)
+    after = cluster.chat("and now?", session=session)
+    assert after.worker != worker
+    assert after.index == 3
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["stayed", "moved"])
+def test_a_session_deleted_is_gone_everywhere(make_cluster, moved):
+    cluster = make_cluster()
+    session = converse(cluster)
+    if moved:
+        before = cluster.chat("and then?", session=session).worker
+        saved(cluster, before)
+        cluster.kill(before)
+        assert cluster.chat("what next?", session=session).worker != before
     cluster.sessions.DeleteSession(session_pb2.DeleteSessionRequest(session_id=session), timeout=30)
     assert fails(lambda: cluster.chat("again", session=session)).reason == "SESSION_NOT_FOUND"
     cluster.restart()
     assert fails(lambda: cluster.chat("again", session=session)).reason == "SESSION_NOT_FOUND"
+    listed = cluster.sessions.ListSessions(session_pb2.ListSessionsRequest(), timeout=30)
+    assert not listed.sessions
+    for worker in ("w1", "w2"):
+        until(lambda w=worker: cluster.metric(w, "loopserve_kv_used_bytes", tier="disk") == 0,
+              what=f"the end of the session's KV on {worker}'s disk")

@@ -29,6 +29,24 @@ absl::Status Stale(const common::Epoch& current) {
                    absl::StrCat("the session is owned under epoch ", current.value()));
 }
 
+// What the log says with a reason is for the client; the rest is its storage, which the client
+// cannot know.
+absl::Status FromLog(const absl::Status& status) {
+  if (status.ok() || common::InfoOf(status).reason != Reason::kNone) return status;
+  if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) {
+    common::ErrorInfo info;
+    info.reason = Reason::kLoading;
+    info.retry_after = absl::Seconds(1);
+    return MakeError(std::move(info),
+                     absl::StrCat("the session's record cannot be reached: ", status.message()));
+  }
+  if (absl::IsDataLoss(status)) {
+    return MakeError(Reason::kKvCorrupt, "the session's record is damaged");
+  }
+  return MakeError(Reason::kInternal,
+                   absl::StrCat("the session's record cannot be kept: ", status.message()));
+}
+
 absl::Status Exists() { return MakeError(Reason::kSessionExists, "the session exists already"); }
 
 size_t TurnIndexOf(const SessionRecord& record, const std::string& turn_id) {
@@ -110,8 +128,8 @@ void SessionCache::Claim::Release() {
 }
 
 absl::Status SessionCache::Claim::Replace(SessionRecord next) {
-  if (absl::Status status = cache_->log_.Put(next); !status.ok()) {
-    // Another worker owns it now: what lies in memory is outdated.
+  if (absl::Status status = FromLog(cache_->log_.Put(next)); !status.ok()) {
+    // Another worker owns it now, or it was deleted: what lies in memory is outdated.
     if (common::HasReason(status, Reason::kStaleEpoch)) cache_->Drop(entry_, false);
     Release();
     return status;
@@ -158,9 +176,11 @@ SessionCache::SessionCache(Options options, kvstore::SessionLog& log, KvCache& k
       active_(SessionGauge(metrics, options_.model_name, "active")),
       idle_(SessionGauge(metrics, options_.model_name, "idle")),
       parked_gauge_(SessionGauge(metrics, options_.model_name, "parked")),
-      scrape_link_(metrics, [this] { Publish(); }) {}
+      scrape_link_(metrics, [this] { Publish(); }) {
+  log_.SetDropListener([this](const SessionRecord& record) { OnDropped(record); });
+}
 
-SessionCache::~SessionCache() = default;
+SessionCache::~SessionCache() { log_.SetDropListener(nullptr); }
 
 absl::Status SessionCache::Busy() const {
   common::ErrorInfo info;
@@ -195,10 +215,18 @@ absl::StatusOr<SessionCache::Claim> SessionCache::Reserve(const SessionRef& ref)
   return Claim(this, std::move(entry));
 }
 
-absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref) {
+absl::StatusOr<SessionRecord> SessionCache::Read(const SessionRef& ref, bool create) {
   absl::StatusOr<SessionRecord> found = log_.Get(ref.id);
-  if (absl::IsNotFound(found.status())) return NotFound();
-  ASSIGN_OR_RETURN(SessionRecord record, std::move(found));
+  if (found.ok()) return found;
+  if (!absl::IsNotFound(found.status())) return FromLog(found.status());
+  // An id may be used again, under an epoch that is newer than the deletion's.
+  const std::optional<uint64_t> erased = common::InfoOf(found.status()).current_epoch;
+  if (create && erased && ref.epoch.value() <= *erased) return Stale(common::Epoch(*erased));
+  return NotFound();
+}
+
+absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref, bool create) {
+  ASSIGN_OR_RETURN(SessionRecord record, Read(ref, create));
   if (ref.epoch < record.epoch) return Stale(record.epoch);
   if (record.model != options_.model) {
     return MakeError(Reason::kModelNotFound, "the session was made with another model");
@@ -206,19 +234,20 @@ absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref) {
   if (Expired(record.used_unix_us, record.ttl_seconds)) return NotFound();
   if (record.epoch < ref.epoch) {
     record.epoch = ref.epoch;
-    RETURN_IF_ERROR(log_.Put(record));
+    RETURN_IF_ERROR(FromLog(log_.Put(record)));
   }
   return record;
 }
 
-absl::StatusOr<SessionCache::Claim> SessionCache::ClaimExisting(const SessionRef& ref) {
+absl::StatusOr<SessionCache::Claim> SessionCache::ClaimExisting(const SessionRef& ref,
+                                                                bool create) {
   ASSIGN_OR_RETURN(Claim claim, Reserve(ref));
   Entry& entry = *claim.entry_;
   if (entry.loaded && Expired(entry.record.used_unix_us, entry.record.ttl_seconds)) {
     return NotFound();
   }
   if (!entry.loaded) {
-    ASSIGN_OR_RETURN(SessionRecord record, Load(ref));
+    ASSIGN_OR_RETURN(SessionRecord record, Load(ref, create));
     SetRecord(entry, std::move(record));
   }
   return claim;
@@ -228,7 +257,7 @@ absl::StatusOr<SessionCache::Claim> SessionCache::ClaimNew(SessionRecord record,
   ASSIGN_OR_RETURN(Claim claim, Reserve({record.id, record.epoch}));
   if (claim.entry_->loaded) return Exists();
   if (look) {
-    const absl::StatusOr<SessionRecord> existing = log_.Get(record.id);
+    const absl::StatusOr<SessionRecord> existing = Read({record.id, record.epoch}, true);
     if (existing.ok() && !Expired(existing->used_unix_us, existing->ttl_seconds)) return Exists();
     if (!existing.ok() && !absl::IsNotFound(existing.status())) return existing.status();
   }
@@ -241,7 +270,7 @@ absl::StatusOr<SessionCache::Claim> SessionCache::ClaimNew(SessionRecord record,
 }
 
 absl::StatusOr<SessionCache::Claim> SessionCache::OpenNew(const OpenRequest& request) {
-  absl::StatusOr<Claim> existing = ClaimExisting(request.ref);
+  absl::StatusOr<Claim> existing = ClaimExisting(request.ref, true);
   if (existing.ok()) {
     // A retry of a first turn that was committed, though its answer got lost on the way.
     if (TurnIndexOf(existing->record(), request.turn_id) != SIZE_MAX) return existing;
@@ -388,11 +417,14 @@ absl::StatusOr<SessionInfo> SessionCache::Get(const SessionRef& ref) {
     if (it != entries_.end() && it->second->exists) {
       const Entry& entry = *it->second;
       if (ref.epoch < entry.epoch) return Stale(entry.epoch);
-      return InfoOf(entry.record, entry.claimed ? SessionState::kActive : SessionState::kIdle,
-                    true);
+      // Under a newer epoch it was elsewhere meanwhile: only the log knows what happened there.
+      if (ref.epoch == entry.epoch) {
+        return InfoOf(entry.record, entry.claimed ? SessionState::kActive : SessionState::kIdle,
+                      true);
+      }
     }
   }
-  ASSIGN_OR_RETURN(SessionRecord record, log_.Get(ref.id));
+  ASSIGN_OR_RETURN(SessionRecord record, Read(ref, false));
   if (ref.epoch < record.epoch) return Stale(record.epoch);
   return InfoOf(record, SessionState::kParked, false);
 }
@@ -409,7 +441,7 @@ absl::StatusOr<SessionInfo> SessionCache::SetTtl(const SessionRef& ref, int64_t 
 absl::Status SessionCache::Delete(const SessionRef& ref) {
   ASSIGN_OR_RETURN(Claim claim, ClaimExisting(ref));
   const SessionRecord& record = claim.record();
-  RETURN_IF_ERROR(log_.Erase(ref));
+  RETURN_IF_ERROR(FromLog(log_.Erase(ref)));
   const absl::Status forgotten = kv_.Forget(RootOf(record), record.tokens, SharedTokens(record));
   if (!forgotten.ok()) {
     logger_.Warning("deleted session left KV behind", {{"error", forgotten.ToString()}});
@@ -428,6 +460,13 @@ absl::StatusOr<SessionInfo> SessionCache::Fork(const SessionRef& ref, const Sess
   KeepTurns(record, at_turn.value_or(record.turns.size()));
   record.id = new_ref.id;
   record.epoch = new_ref.epoch;
+  absl::StatusOr<SessionInfo> made = CreateRecord(record);
+  if (!common::HasReason(made.status(), Reason::kStaleEpoch)) return made;
+  // If the new id was deleted before, the caller would take the refusal for the parent's.
+  const std::optional<uint64_t> erased =
+      common::InfoOf(log_.Get(new_ref.id).status()).current_epoch;
+  if (!erased) return made;
+  record.epoch = common::Epoch(*erased + 1);
   return CreateRecord(std::move(record));
 }
 
@@ -475,7 +514,9 @@ size_t SessionCache::ParkAll() {
 }
 
 absl::StatusOr<std::vector<SessionInfo>> SessionCache::List() {
-  ASSIGN_OR_RETURN(std::vector<kvstore::SessionLog::Summary> logged, log_.List());
+  absl::StatusOr<std::vector<kvstore::SessionLog::Summary>> listed = log_.List();
+  if (!listed.ok()) return FromLog(listed.status());
+  const std::vector<kvstore::SessionLog::Summary> logged = *std::move(listed);
   std::vector<SessionInfo> infos;
   absl::MutexLock lock(&mutex_);
   for (const auto& summary : logged) {
@@ -519,6 +560,21 @@ size_t SessionCache::SweepExpired() {
     ++swept;
   }
   return swept;
+}
+
+void SessionCache::OnDropped(const SessionRecord& record) {
+  {
+    absl::MutexLock lock(&mutex_);
+    parked_.erase(record.id.value());
+    const auto it = entries_.find(record.id.value());
+    // A turn that still runs cannot commit.
+    const bool idle = it != entries_.end() && !it->second->claimed;
+    if (idle && it->second->epoch <= record.epoch) DropLocked(*it->second, false);
+  }
+  const absl::Status forgotten = kv_.Forget(RootOf(record), record.tokens, SharedTokens(record));
+  if (!forgotten.ok()) {
+    logger_.Warning("deleted session left KV behind", {{"error", forgotten.ToString()}});
+  }
 }
 
 void SessionCache::Publish() {

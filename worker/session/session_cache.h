@@ -142,7 +142,8 @@ class SessionCache final {
   };
   // SESSION_EXISTS. Durable when it returns.
   absl::StatusOr<SessionInfo> Create(const CreateRequest& request);
-  // Reads only: no claim, so a running turn does not disturb it. Epoch is checked against memory's.
+  // Reads only: no claim, so a running turn does not disturb it. What lies in memory answers only
+  // under its own epoch.
   absl::StatusOr<SessionInfo> Get(const common::SessionRef& ref);
   absl::StatusOr<SessionInfo> SetTtl(const common::SessionRef& ref, int64_t ttl_seconds);
   // Erases the record, and its KV from every tier, but for the prefix that another resident session
@@ -175,13 +176,15 @@ class SessionCache final {
   friend class Claim;
   // Puts a claimed entry into the table, or claims the resident one. May still have to be loaded.
   absl::StatusOr<Claim> Reserve(const common::SessionRef& ref);
-  // Claims a session that has to exist, reading its record if need be.
-  absl::StatusOr<Claim> ClaimExisting(const common::SessionRef& ref);
+  // Claims a session that has to exist, reading its record if need be. With `create`, one that does
+  // not exist may be made; STALE_EPOCH when one of this id was deleted under this epoch or a newer.
+  absl::StatusOr<Claim> ClaimExisting(const common::SessionRef& ref, bool create = false);
   // Claims an id that must not exist yet. `look` in the log, too.
   absl::StatusOr<Claim> ClaimNew(kvstore::SessionRecord record, bool look);
   absl::StatusOr<Claim> OpenNew(const OpenRequest& request);
   // The record as the log has it, owned by `ref.epoch` from now on.
-  absl::StatusOr<kvstore::SessionRecord> Load(const common::SessionRef& ref);
+  absl::StatusOr<kvstore::SessionRecord> Load(const common::SessionRef& ref, bool create);
+  absl::StatusOr<kvstore::SessionRecord> Read(const common::SessionRef& ref, bool create);
   // A copy of the committed record, without claiming it if it is resident.
   absl::StatusOr<kvstore::SessionRecord> Snapshot(const common::SessionRef& ref);
   absl::StatusOr<SessionInfo> CreateRecord(kvstore::SessionRecord record);
@@ -193,6 +196,8 @@ class SessionCache final {
   void Drop(const std::shared_ptr<Entry>& entry, bool parked) ABSL_LOCKS_EXCLUDED(mutex_);
   void DropLocked(Entry& entry, bool parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TrimLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The log drops a record that lay here: the session was deleted on another worker.
+  void OnDropped(const kvstore::SessionRecord& record);
   void Publish();
   kvstore::BlockKey RootOf(const kvstore::SessionRecord& record) const;
   // The longest prefix of the session that another resident one has, too.

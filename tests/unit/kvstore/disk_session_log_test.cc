@@ -2,6 +2,7 @@
 #include <fstream>
 #include <thread>
 
+#include "kvstore/session_tombstones.h"
 #include "tests/unit/kvstore/session_log_cases.h"
 
 namespace loopserve::kvstore {
@@ -31,6 +32,75 @@ TEST(DiskSessionLog, SurvivesAndStillFences) {
   ASSERT_OK_AND_ASSIGN(const SessionRecord back, log->Get(common::SessionId("a")));
   EXPECT_EQ(back.turns.size(), 2u);
   EXPECT_THAT(log->Put(MakeRecord("a", 4, 1)), testing::ReasonIs(common::Reason::kStaleEpoch));
+}
+
+TEST(DiskSessionLog, ADeletedSessionStaysSoAfterARestart) {
+  const std::string directory = EmptyDirectory("disk_log_erased");
+  {
+    ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+    ASSERT_OK(log->Put(MakeRecord("a", 5, 2)));
+    ASSERT_OK(log->Erase({common::SessionId("a"), common::Epoch(5)}));
+    ASSERT_OK(log->Erase({common::SessionId("b"), common::Epoch(2)}));
+    ASSERT_OK(log->Put(MakeRecord("b", 3, 1)));
+  }
+  {
+    ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+    EXPECT_THAT(log->Put(MakeRecord("a", 5, 2)), testing::ReasonIs(common::Reason::kStaleEpoch));
+    EXPECT_EQ(common::InfoOf(log->Get(common::SessionId("a")).status()).current_epoch, 5u);
+    EXPECT_OK(log->Get(common::SessionId("b"))) << "the id is in use again";
+  }
+  // The last write was cut short: what stood before it counts, and writing goes on.
+  const std::string file = directory + "/erased";
+  std::filesystem::resize_file(file, std::filesystem::file_size(file) - 3);
+  {
+    ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+    EXPECT_THAT(log->Put(MakeRecord("a", 5, 2)), testing::ReasonIs(common::Reason::kStaleEpoch));
+    ASSERT_OK(log->Erase({common::SessionId("c"), common::Epoch(9)}));
+  }
+  ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+  EXPECT_THAT(log->Put(MakeRecord("c", 9, 2)), testing::ReasonIs(common::Reason::kStaleEpoch));
+}
+
+TEST(DiskSessionLog, ACrashBetweenTombstoneAndRecordDeletes) {
+  const std::string directory = EmptyDirectory("disk_log_between");
+  const std::string file = directory + "/" + common::HashString("a").Hex() + ".session";
+  {
+    ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+    ASSERT_OK(log->Put(MakeRecord("a", 5, 2)));
+    std::filesystem::copy_file(file, directory + "/kept");
+    ASSERT_OK(log->Erase({common::SessionId("a"), common::Epoch(5)}));
+  }
+  std::filesystem::rename(directory + "/kept", file);
+  ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+  EXPECT_THAT(log->Get(common::SessionId("a")),
+              testing::ReasonIs(common::Reason::kSessionNotFound));
+  EXPECT_FALSE(std::filesystem::exists(file));
+}
+
+TEST(DiskSessionLog, ManyTombstonesDoNotMakeTheFileGrowForEver) {
+  const std::string directory = EmptyDirectory("disk_log_many_erased");
+  ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+  for (uint64_t epoch = 1; epoch <= 200; ++epoch) {
+    ASSERT_OK(log->Erase({common::SessionId("a"), common::Epoch(epoch)}));
+  }
+  const uint64_t one = EncodeTombstone({common::SessionId("a"), common::Epoch(1), {}}).size();
+  EXPECT_LT(std::filesystem::file_size(directory + "/erased"), 140 * one);
+  EXPECT_THAT(log->Put(MakeRecord("a", 200, 1)), testing::ReasonIs(common::Reason::kStaleEpoch));
+}
+
+TEST(DiskSessionLog, AFileThatWasNotFinishedIsNoSession) {
+  const std::string directory = EmptyDirectory("disk_log_unfinished");
+  const std::string name = common::HashString("a").Hex() + ".session";
+  {
+    ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+    ASSERT_OK(log->Put(MakeRecord("a", 5, 2)));
+  }
+  // Killed between writing it and giving it its name.
+  std::filesystem::rename(directory + "/" + name, directory + "/tmp-" + name);
+  ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+  ASSERT_OK_AND_ASSIGN(const auto all, log->List());
+  EXPECT_TRUE(all.empty());
+  EXPECT_FALSE(std::filesystem::exists(directory + "/tmp-" + name));
 }
 
 TEST(DiskSessionLog, DamageIsToldAndKept) {

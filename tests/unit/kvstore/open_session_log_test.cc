@@ -1,7 +1,10 @@
 #include "kvstore/open_session_log.h"
 
-#include <filesystem>
+#include <atomic>
 
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "common/status_macros.h"
 #include "tests/unit/kvstore/session_log_cases.h"
 
 namespace loopserve::kvstore {
@@ -12,44 +15,87 @@ using common::SessionId;
 using testing::MakeRecord;
 using testing::ReasonIs;
 
-// A log that can be made unreachable.
+constexpr absl::Duration kRetry = absl::Milliseconds(1);
+
+// A way to a log, which can fail as told.
 class SwitchedLog final : public SessionLog {
  public:
-  explicit SwitchedLog(bool& down) : down_(down) {}
+  explicit SwitchedLog(std::shared_ptr<SessionLog> log) : log_(std::move(log)) {}
+  void FailWith(absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    all_ = std::move(status);
+  }
+  void FailPutsWith(absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    puts_ = std::move(status);
+  }
+
   absl::Status Put(const SessionRecord& record) override {
-    return down_ ? Down() : log_->Put(record);
+    RETURN_IF_ERROR(Fault());
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!puts_.ok()) return puts_;
+    }
+    return log_->Put(record);
   }
   absl::StatusOr<SessionRecord> Get(const SessionId& id) override {
-    if (down_) return Down();
+    RETURN_IF_ERROR(Fault());
     return log_->Get(id);
   }
   absl::Status Erase(const common::SessionRef& ref) override {
-    return down_ ? Down() : log_->Erase(ref);
+    RETURN_IF_ERROR(Fault());
+    return log_->Erase(ref);
   }
   absl::StatusOr<std::vector<Summary>> List() override {
-    if (down_) return Down();
+    RETURN_IF_ERROR(Fault());
     return log_->List();
   }
 
  private:
-  static absl::Status Down() { return absl::UnavailableError("down"); }
-  bool& down_;
-  const std::unique_ptr<SessionLog> log_ = CreateMemorySessionLog();
+  absl::Status Fault() const {
+    absl::MutexLock lock(&mutex_);
+    return all_;
+  }
+  const std::shared_ptr<SessionLog> log_;
+  mutable absl::Mutex mutex_;
+  absl::Status all_ ABSL_GUARDED_BY(mutex_);
+  absl::Status puts_ ABSL_GUARDED_BY(mutex_);
 };
 
+// A worker's log over a service and a disk that outlive it.
 struct Combined {
-  bool shared_down = false;
-  SessionLog* shared;
+  std::shared_ptr<SessionLog> service;
+  std::shared_ptr<SessionLog> disk;
+  SwitchedLog* shared;
   SessionLog* local;
   std::unique_ptr<SessionLog> log;
-  Combined() {
-    auto s = std::make_unique<SwitchedLog>(shared_down);
-    auto l = CreateMemorySessionLog();
+  explicit Combined(std::shared_ptr<SessionLog> service_log = CreateMemorySessionLog(),
+                    std::shared_ptr<SessionLog> disk_log = CreateMemorySessionLog())
+      : service(std::move(service_log)), disk(std::move(disk_log)) {
+    auto s = std::make_unique<SwitchedLog>(service);
+    auto l = std::make_unique<SwitchedLog>(disk);
     shared = s.get();
     local = l.get();
-    log = CombineSessionLogs(std::move(s), std::move(l), common::Logger::Null());
+    log = CombineSessionLogs(std::move(s), std::move(l), common::Logger::Null(), kRetry);
   }
+  void Lose() { shared->FailWith(absl::UnavailableError("down")); }
+  void Find() { shared->FailWith(absl::OkStatus()); }
 };
+
+template <typename Condition>
+bool Becomes(Condition condition) {
+  const absl::Time deadline = absl::Now() + absl::Minutes(1);
+  while (!condition()) {
+    if (absl::Now() > deadline) return false;
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  return true;
+}
+
+size_t TurnsIn(SessionLog& log, const std::string& id) {
+  const absl::StatusOr<SessionRecord> record = log.Get(SessionId(id));
+  return record.ok() ? record->turns.size() : 0;
+}
 
 TEST(OpenSessionLog, CombinedBehavesAsSessionLog) {
   Combined c;
@@ -62,13 +108,13 @@ TEST(OpenSessionLog, WritesBothAndGoesOnWithoutTheService) {
   EXPECT_OK(c.shared->Get(SessionId("a")));
   EXPECT_OK(c.local->Get(SessionId("a")));
 
-  c.shared_down = true;
+  c.Lose();
   ASSERT_OK(c.log->Put(MakeRecord("a", 1, 2)));
   ASSERT_OK_AND_ASSIGN(SessionRecord got, c.log->Get(SessionId("a")));
   EXPECT_EQ(got.turns.size(), 2u);
 
   // The service comes back with an older record: the newer copy wins and the next commit heals it.
-  c.shared_down = false;
+  c.Find();
   ASSERT_OK_AND_ASSIGN(got, c.log->Get(SessionId("a")));
   EXPECT_EQ(got.turns.size(), 2u);
   ASSERT_OK(c.log->Put(MakeRecord("a", 1, 3)));
@@ -88,11 +134,11 @@ TEST(OpenSessionLog, TheServiceFences) {
 TEST(OpenSessionLog, ARewindWhileTheServiceIsAwayIsNotUndone) {
   Combined c;
   ASSERT_OK(c.log->Put(MakeRecord("a", 1, 3)));
-  c.shared_down = true;
+  c.Lose();
   SessionRecord rewound = MakeRecord("a", 1, 1);
   rewound.used_unix_us = MakeRecord("a", 1, 3).used_unix_us + 1;
   ASSERT_OK(c.log->Put(rewound));
-  c.shared_down = false;
+  c.Find();
   ASSERT_OK_AND_ASSIGN(const SessionRecord got, c.log->Get(SessionId("a")));
   EXPECT_EQ(got.turns.size(), 1u);
 }
@@ -100,15 +146,128 @@ TEST(OpenSessionLog, ARewindWhileTheServiceIsAwayIsNotUndone) {
 TEST(OpenSessionLog, ANewerEpochHereFencesToo) {
   Combined c;
   ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));
-  c.shared_down = true;
+  c.Lose();
   ASSERT_OK(c.log->Put(MakeRecord("a", 2, 1)));
-  c.shared_down = false;
+  c.Find();
   EXPECT_THAT(c.log->Put(MakeRecord("a", 1, 2)), ReasonIs(Reason::kStaleEpoch));
+}
+
+// Session "a" on w1, then on w2, deleted there.
+void MoveAndDelete(Combined& w1, Combined& w2) {
+  ASSERT_OK(w1.log->Put(MakeRecord("a", 1, 2)));
+  ASSERT_OK(w2.log->Put(MakeRecord("a", 2, 3)));
+  ASSERT_OK(w2.log->Erase({SessionId("a"), common::Epoch(2)}));
+}
+
+TEST(OpenSessionLog, ADeletedSessionIsGoneForItsFormerOwnerToo) {
+  Combined w1;
+  Combined w2(w1.service);
+  MoveAndDelete(w1, w2);
+  EXPECT_THAT(w1.log->Get(SessionId("a")), ReasonIs(Reason::kSessionNotFound));
+  ASSERT_OK_AND_ASSIGN(const auto all, w1.log->List());
+  EXPECT_TRUE(all.empty());
+  EXPECT_THAT(w1.log->Put(MakeRecord("a", 1, 3)), ReasonIs(Reason::kStaleEpoch))
+      << "a commit that comes late";
+  EXPECT_TRUE(w1.service->List()->empty());
+}
+
+TEST(OpenSessionLog, ACopyOfADeletedSessionIsDroppedAndToldOf) {
+  Combined w1;
+  {
+    Combined w2(w1.service);
+    MoveAndDelete(w1, w2);
+  }
+  ASSERT_OK(w1.log->Put(MakeRecord("b", 1, 1)));
+  // w1 starts again.
+  w1.log.reset();
+  Combined again(w1.service, w1.disk);
+  absl::Mutex mutex;
+  std::vector<SessionRecord> dropped;
+  again.log->SetDropListener([&](const SessionRecord& record) {
+    absl::MutexLock lock(&mutex);
+    dropped.push_back(record);
+  });
+  EXPECT_TRUE(Becomes([&] { return again.disk->List()->size() == 1; }));
+  absl::MutexLock lock(&mutex);
+  ASSERT_EQ(dropped.size(), 1u);
+  EXPECT_EQ(dropped[0].id, SessionId("a"));
+  EXPECT_EQ(dropped[0].turns.size(), 2u) << "with what its KV is found by";
+}
+
+TEST(OpenSessionLog, ACopyOfADeletedSessionIsDroppedWhileTheWorkerRuns) {
+  Combined w1;
+  Combined w2(w1.service);
+  std::atomic<int> dropped = 0;
+  w1.log->SetDropListener([&](const SessionRecord&) { ++dropped; });
+  MoveAndDelete(w1, w2);
+  EXPECT_TRUE(Becomes([&] {
+    EXPECT_TRUE(w1.log->List()->empty());  // as housekeeping asks from time to time
+    return w1.disk->List()->empty();
+  }));
+  EXPECT_EQ(dropped, 1);
+}
+
+TEST(OpenSessionLog, AServiceThatLostItsRecordsDeletesNothing) {
+  Combined before;
+  ASSERT_OK(before.log->Put(MakeRecord("a", 1, 2)));
+  before.log.reset();
+  Combined after(CreateMemorySessionLog(), before.disk);
+  EXPECT_EQ(TurnsIn(*after.log, "a"), 2u);
+  EXPECT_TRUE(Becomes([&] { return TurnsIn(*after.service, "a") == 2; })) << "it gets them back";
+}
+
+TEST(OpenSessionLog, WhatTheServiceMissedIsBroughtToIt) {
+  Combined c;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));
+  c.Lose();
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 2)));
+  ASSERT_OK(c.log->Put(MakeRecord("b", 1, 1)));
+  c.Find();
+  EXPECT_TRUE(Becomes([&] {
+    return TurnsIn(*c.service, "a") == 2 && TurnsIn(*c.service, "b") == 1;
+  })) << "without another commit";
+}
+
+TEST(OpenSessionLog, WhatTheServiceMissedIsBroughtToItAfterARestart) {
+  Combined before;
+  ASSERT_OK(before.log->Put(MakeRecord("a", 1, 1)));
+  before.Lose();
+  ASSERT_OK(before.log->Put(MakeRecord("a", 1, 2)));
+  before.log.reset();
+  Combined after(before.service, before.disk);
+  EXPECT_TRUE(Becomes([&] { return TurnsIn(*after.service, "a") == 2; }));
+}
+
+TEST(OpenSessionLog, WhatWasMissedDoesNotUndoANewOwner) {
+  Combined w1;
+  ASSERT_OK(w1.log->Put(MakeRecord("a", 1, 1)));
+  w1.Lose();
+  ASSERT_OK(w1.log->Put(MakeRecord("a", 1, 2)));
+  ASSERT_OK(w1.log->Put(MakeRecord("b", 1, 1)));
+  ASSERT_OK(w1.service->Put(MakeRecord("a", 2, 5)));
+  w1.Find();
+  ASSERT_TRUE(Becomes([&] { return TurnsIn(*w1.service, "b") == 1; }));
+  EXPECT_EQ(TurnsIn(*w1.service, "a"), 5u);
+}
+
+TEST(OpenSessionLog, AServiceThatCannotWriteIsGoneOnWithout) {
+  for (const absl::Status& trouble :
+       {absl::ResourceExhaustedError("write: No space left on device"),
+        absl::InternalError("open: Read-only file system"), absl::NotFoundError("open: gone")}) {
+    Combined c;
+    ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));
+    c.shared->FailPutsWith(trouble);
+    ASSERT_OK(c.log->Put(MakeRecord("a", 1, 2))) << trouble;
+    EXPECT_EQ(TurnsIn(*c.log, "a"), 2u);
+    EXPECT_EQ(TurnsIn(*c.service, "a"), 1u);
+    c.shared->FailPutsWith(absl::OkStatus());
+    EXPECT_TRUE(Becomes([&] { return TurnsIn(*c.service, "a") == 2; }));
+  }
 }
 
 TEST(OpenSessionLog, UnreachableIsNotUnknown) {
   Combined c;
-  c.shared_down = true;
+  c.Lose();
   EXPECT_THAT(c.log->Get(SessionId("x")), testing::StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_THAT(c.log->Erase({SessionId("x"), common::Epoch(1)}),
               testing::StatusIs(absl::StatusCode::kUnavailable));

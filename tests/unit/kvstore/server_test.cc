@@ -7,6 +7,8 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/rpc.h"
 #include "kvstore/block_format.h"
 #include "kvstore/prefix_index.h"
@@ -132,6 +134,39 @@ TEST_F(KvServerTest, SessionsAreListedInPages) {
   EXPECT_EQ(request.page_token(), "");
 }
 
+// A disk that fails, as the service's log sees it.
+class FailingLog final : public SessionLog {
+ public:
+  absl::Status trouble;
+  absl::Status Put(const SessionRecord&) override { return trouble; }
+  absl::StatusOr<SessionRecord> Get(const common::SessionId&) override { return trouble; }
+  absl::Status Erase(const common::SessionRef&) override { return trouble; }
+  absl::StatusOr<std::vector<Summary>> List() override { return std::vector<Summary>(); }
+};
+
+TEST_F(KvServerTest, ADiskThatFailsIsNoServiceThatIsAway) {
+  FailingLog failing;
+  const auto metrics = common::Metrics::Create("kvstore");
+  const auto server = *KvServer::Create("127.0.0.1:0", *chain_, failing, *metrics);
+  const auto log = CreateRemoteSessionLog(absl::StrCat("127.0.0.1:", server->port()));
+  failing.trouble = absl::UnavailableError("open: Read-only file system");
+  EXPECT_THAT(log->Put(testing::MakeRecord("a", 1, 1)), StatusIs(absl::StatusCode::kInternal));
+  EXPECT_THAT(log->Get(common::SessionId("a")), StatusIs(absl::StatusCode::kInternal));
+  failing.trouble = absl::ResourceExhaustedError("write: No space left on device");
+  EXPECT_THAT(log->Put(testing::MakeRecord("a", 1, 1)),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_OK(log->List()) << "the service still counts as there";
+  server->Shutdown(absl::ZeroDuration());
+}
+
+TEST_F(KvServerTest, SessionsAreCounted) {
+  ASSERT_OK(sessions_->Put(testing::MakeRecord("a", 1, 1)));
+  ASSERT_OK(sessions_->Put(testing::MakeRecord("b", 1, 1)));
+  const auto log = CreateRemoteSessionLog(target_);
+  ASSERT_OK_AND_ASSIGN(const size_t count, log->Count());
+  EXPECT_EQ(count, 2u);
+}
+
 TEST_F(KvServerTest, NothingUnsoundIsStored) {
   const auto [key, bytes] = MakeBlock(root_, root_, {1, 2, 3, 4}, 100);
   const auto refused = [&](auto change, const char* field) {
@@ -250,6 +285,34 @@ TEST(RemoteTierTest, AServiceThatNeverWasIsNoErrorAndTakesNothing) {
   EXPECT_FALSE(tier->accepting());
   EXPECT_THAT(tier->Get({}), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_THAT(tier->Lookup({}, {}, 4), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+class CollectingLogger final : public common::Logger {
+ public:
+  void Log(common::LogLevel level, absl::string_view event, Fields fields) override {
+    absl::MutexLock lock(&mutex_);
+    if (level != common::LogLevel::kWarning) return;
+    lines_.emplace_back(event);
+    for (const common::LogField& field : fields) absl::StrAppend(&lines_.back(), " ", field.text);
+  }
+  void SetLevel(common::LogLevel) override {}
+  std::vector<std::string> lines() const {
+    absl::MutexLock lock(&mutex_);
+    return lines_;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  std::vector<std::string> lines_ ABSL_GUARDED_BY(mutex_);
+};
+
+TEST(RemoteTierTest, AServiceThatNeverWasIsToldOfOnce) {
+  CollectingLogger log;
+  const auto tier = CreateRemoteTier("127.0.0.1:1", log);
+  ASSERT_EQ(log.lines().size(), 1u) << "at the first probe";
+  EXPECT_THAT(log.lines()[0], HasSubstr("127.0.0.1:1"));
+  absl::SleepFor(absl::Milliseconds(1500));  // another probe
+  EXPECT_EQ(log.lines().size(), 1u);
 }
 
 // A service whose answers are wrong in every way that the wire allows.

@@ -66,6 +66,27 @@ inline void ExpectBehavesAsSessionLog(kvstore::SessionLog& log) {
   EXPECT_THAT(log.Get(SessionId("a")), ReasonIs(Reason::kSessionNotFound));
   ASSERT_OK_AND_ASSIGN(all, log.List());
   EXPECT_EQ(all.size(), 1u);
+
+  // What was deleted stays so for whoever comes late; a newer epoch may use the id again.
+  EXPECT_EQ(common::InfoOf(log.Get(SessionId("a")).status()).current_epoch, 6u);
+  for (const uint64_t late : {5, 6}) {
+    const absl::Status refused = log.Put(MakeRecord("a", late, 9));
+    EXPECT_THAT(refused, ReasonIs(Reason::kStaleEpoch));
+    EXPECT_EQ(common::InfoOf(refused).current_epoch, 6u);
+  }
+  EXPECT_OK(log.Erase({SessionId("a"), Epoch(5)}));
+  ASSERT_OK(log.Put(MakeRecord("a", 7, 1)));
+  ASSERT_OK_AND_ASSIGN(got, log.Get(SessionId("a")));
+  EXPECT_EQ(got.epoch, Epoch(7));
+
+  ASSERT_OK(log.Put(MakeRecord("c", 1, 1)));
+  ASSERT_OK_AND_ASSIGN(all, log.Page(SessionId(), 2));
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_EQ(all[0].id, SessionId("a"));
+  EXPECT_EQ(all[1].id, SessionId("b"));
+  ASSERT_OK_AND_ASSIGN(all, log.Page(SessionId("b"), 2));
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].id, SessionId("c"));
 }
 
 }  // namespace loopserve::testing

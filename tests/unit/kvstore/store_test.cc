@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 
@@ -303,6 +304,37 @@ TEST_F(FaultyStoreTest, ADiskThatHangsIsGivenUpAndHostLoadsGoOn) {
       << "the disk is known to be slow";
   EXPECT_EQ(Count("loopserve_restore_plans_total", {{"decision", "mixed"}}), 1);
   disk_->Release();
+}
+
+TEST_F(FaultyStoreTest, WhatIsForgottenWhileItIsSavedStaysGone) {
+  const auto other = testing::RandomTokens(8, 99);
+  std::atomic<int> over = 0;
+  absl::Status statuses[3];
+  const auto save = [&](std::span<const TokenId> tokens, int i) {
+    store_->Save({root_, {tokens.begin(), tokens.end()}, kv_.Compute(tokens)},
+                 [&, i](absl::Status status) {
+                   statuses[i] = std::move(status);
+                   ++over;
+                 });
+  };
+  host_->HoldPuts();
+  save(std::span(tokens_).first(10), 0);
+  host_->AwaitWaiting(1);  // its first block is being written
+  save(tokens_, 1);
+  save(other, 2);
+  ASSERT_OK(store_->Forget(root_, tokens_));
+  host_->Release();
+  ASSERT_OK(store_->Flush(kLong));
+  EXPECT_EQ(over, 3);
+  EXPECT_THAT(statuses[0], StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(statuses[1], StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_OK(statuses[2]);
+  EXPECT_EQ(store_->usage()[static_cast<size_t>(Place::kHost)].entries, 2u);
+  EXPECT_EQ(store_->usage()[static_cast<size_t>(Place::kDisk)].entries, 2u);
+  EXPECT_EQ(store_->Lookup(root_, tokens_, 0), 0);
+  EXPECT_EQ(store_->Lookup(root_, other, 0), 8) << "another session's";
+  ASSERT_OK(Save(tokens_));
+  EXPECT_EQ(store_->Lookup(root_, tokens_, 0), 30) << "a later save counts again";
 }
 
 TEST_F(FaultyStoreTest, EverythingSlowIsComputed) {

@@ -1,4 +1,5 @@
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -165,6 +166,62 @@ TEST(DiskTierTest, AFullDiskLosesNothingAndIsTriedAgain) {
   ASSERT_OK_AND_ASSIGN(const Entry entry, tier->Get(KeyOf(2)));
   EXPECT_EQ(*entry.bytes, *EntryOf(2));
   EXPECT_OK(tier->Get(KeyOf(1)));
+}
+
+// A file system of its own, so that it can be full.
+class SmallDisk {
+ public:
+  explicit SmallDisk(const std::string& path) : path_(path) {
+    std::filesystem::create_directories(path);
+    mounted_ = mount("tmpfs", path.c_str(), "tmpfs", 0, "size=1m") == 0;
+  }
+  ~SmallDisk() {
+    if (mounted_) umount2(path_.c_str(), MNT_DETACH);
+  }
+  bool mounted() const { return mounted_; }
+
+ private:
+  const std::string path_;
+  bool mounted_ = false;
+};
+
+TEST(DiskTierTest, RoomIsLeftForTheSessionsRecords) {
+  testing::TempDir dir;
+  const SmallDisk disk(dir / "disk");
+  if (!disk.mounted()) GTEST_SKIP() << "SKIPPED LOUDLY: nobody may mount a tmpfs here";
+  const std::string blocks = dir / "disk/blocks";
+  const auto tier = MakeDiskTier(blocks, 4 << 20);
+  uint64_t n = 0;
+  const auto fill = [&](int entries) {
+    for (int i = 0; i < entries; ++i, ++n) {
+      ASSERT_OK(tier->Put(KeyOf(n), EntryOf(n)));
+      ASSERT_GE(SpaceOf(blocks)->free_bytes, (1 << 20) / 16 - 8192u) << n;
+    }
+  };
+  fill(3000);
+  EXPECT_GT(tier->usage().entries, 500u) << "the rest of the disk is used";
+  EXPECT_TRUE(tier->Contains(KeyOf(n - 1)));
+  // Somebody else takes what was left: the cache gives way.
+  ASSERT_OK(ReplaceFile(dir / "disk", "record", std::vector<std::byte>(50'000)));
+  fill(1);
+  ASSERT_OK(ReplaceFile(dir / "disk", "another", std::vector<std::byte>(50'000)));
+  fill(1);
+  EXPECT_GT(tier->usage().entries, 400u);
+}
+
+TEST(DiskTierTest, AQuotaMakesRoomToo) {
+  testing::TempDir dir;
+  testing::ManualClock clock;
+  const auto tier = MakeDiskTier(dir.path(), 64'000, &clock);  // segments of 2,000 bytes
+  for (uint64_t i = 0; i < 6; ++i) ASSERT_OK(tier->Put(KeyOf(i), EntryOf(i)));
+  const uint64_t before = BytesIn(dir.path());
+  {
+    const FileSizeLimit full(500);
+    EXPECT_THAT(tier->Put(KeyOf(9), EntryOf(9)), StatusIs(absl::StatusCode::kResourceExhausted));
+  }
+  EXPECT_LT(BytesIn(dir.path()), before);
+  EXPECT_FALSE(tier->Contains(KeyOf(0)));
+  EXPECT_TRUE(tier->Contains(KeyOf(5)));
 }
 
 TEST(DiskTierTest, AFullDiskAtTheStartIsToldClearly) {

@@ -591,7 +591,7 @@ TEST(Engine, ACommitThatFailsIsTheTurnsError) {
     return false;
   };
   const Answer answer = worker.Start(SpecOf("s", Text(5)), nullptr, sink)->Wait();
-  EXPECT_THAT(answer.status, StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(answer.status, StatusIs(absl::StatusCode::kInternal));
   worker.own_log.FailWith(absl::OkStatus());
   EXPECT_EQ(worker.own_log.Get(common::SessionId("s"))->turns.size(), 1u);
   EXPECT_OK(worker.Turn("s", Text(5)).status);

@@ -25,6 +25,8 @@ class FakeSessionLog final : public kvstore::SessionLog {
     if (!fail_.ok()) return fail_;
     auto it = records_.find(record.id.value());
     if (it != records_.end() && record.epoch < it->second.epoch) return Stale(it->second.epoch);
+    const auto erased = erased_.find(record.id.value());
+    if (erased != erased_.end() && record.epoch <= erased->second) return Stale(erased->second);
     records_[record.id.value()] = record;
     return absl::OkStatus();
   }
@@ -33,16 +35,22 @@ class FakeSessionLog final : public kvstore::SessionLog {
     ++gets_;
     if (!fail_.ok()) return fail_;
     auto it = records_.find(id.value());
-    if (it == records_.end()) return common::MakeError(common::Reason::kSessionNotFound, "none");
+    if (it == records_.end()) {
+      common::ErrorInfo info;
+      info.reason = common::Reason::kSessionNotFound;
+      const auto erased = erased_.find(id.value());
+      if (erased != erased_.end()) info.current_epoch = erased->second.value();
+      return common::MakeError(info, "none");
+    }
     return it->second;
   }
   absl::Status Erase(const common::SessionRef& ref) override {
     absl::MutexLock lock(&mutex_);
     if (!fail_.ok()) return fail_;
     auto it = records_.find(ref.id.value());
-    if (it == records_.end()) return absl::OkStatus();
-    if (ref.epoch < it->second.epoch) return Stale(it->second.epoch);
-    records_.erase(it);
+    if (it != records_.end() && ref.epoch < it->second.epoch) return Stale(it->second.epoch);
+    if (it != records_.end()) records_.erase(it);
+    erased_[ref.id.value()] = std::max(erased_[ref.id.value()], ref.epoch);
     return absl::OkStatus();
   }
   absl::StatusOr<std::vector<Summary>> List() override {
@@ -54,6 +62,21 @@ class FakeSessionLog final : public kvstore::SessionLog {
                      r.tenant});
     }
     return all;
+  }
+
+  void SetDropListener(DropListener listener) override {
+    absl::MutexLock lock(&mutex_);
+    listener_ = std::move(listener);
+  }
+  // As when the session proves to be deleted elsewhere.
+  void DropCopy(const kvstore::SessionRecord& record) {
+    DropListener listener;
+    {
+      absl::MutexLock lock(&mutex_);
+      listener = listener_;
+      records_.erase(record.id.value());
+    }
+    if (listener) listener(record);
   }
 
   // Every later call fails with this; OkStatus ends it.
@@ -80,6 +103,8 @@ class FakeSessionLog final : public kvstore::SessionLog {
 
   mutable absl::Mutex mutex_;
   std::map<std::string, kvstore::SessionRecord> records_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, common::Epoch> erased_ ABSL_GUARDED_BY(mutex_);
+  DropListener listener_ ABSL_GUARDED_BY(mutex_);
   absl::Status fail_ ABSL_GUARDED_BY(mutex_);
   int puts_ ABSL_GUARDED_BY(mutex_) = 0;
   int gets_ ABSL_GUARDED_BY(mutex_) = 0;

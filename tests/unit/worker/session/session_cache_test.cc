@@ -88,7 +88,53 @@ TEST_F(SessionCacheTest, AnUnknownSessionIsNotFound) {
 TEST_F(SessionCacheTest, WhileTheLogCannotBeAskedOnlyFreshSessionsOpen) {
   log_.FailWith(absl::UnavailableError("unreachable"));
   EXPECT_OK(worker_.OpenNew(Ref("fresh")));
-  EXPECT_THAT(worker_.Open(Ref("old")), testing::StatusIs(absl::StatusCode::kUnavailable));
+  const auto old = worker_.Open(Ref("old"));
+  EXPECT_THAT(old, testing::StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(old, ReasonIs(Reason::kLoading));
+  EXPECT_TRUE(common::InfoOf(old.status()).retry_after);
+  EXPECT_THAT(worker_.sessions.Get(Ref("old")), ReasonIs(Reason::kLoading));
+  EXPECT_THAT(worker_.sessions.List(), ReasonIs(Reason::kLoading));
+}
+
+TEST_F(SessionCacheTest, ASessionThatMovedAwayAndBackIsReadAgain) {
+  Worker other(log_, clock_);
+  ASSERT_OK(worker_.Turn(Ref("s", 1), {1}, {2}, "", true));
+  ASSERT_OK(other.Turn(Ref("s", 2), {3}, {4}));
+  ASSERT_OK_AND_ASSIGN(const SessionInfo info, worker_.sessions.Get(Ref("s", 3)));
+  EXPECT_EQ(info.turns, 2u) << "not what lies in memory from before";
+  EXPECT_EQ(info.tokens, 4u);
+  EXPECT_EQ(worker_.sessions.Get(Ref("s", 1))->turns, 1u) << "its owner under the old epoch";
+}
+
+TEST_F(SessionCacheTest, ASessionDeletedElsewhereIsForgottenHere) {
+  ASSERT_OK(worker_.Turn(Ref("s"), {1, 2, 3, 4}, {5}, "", true));
+  const std::vector<common::TokenId> kept = {1, 2, 3, 4};
+  ASSERT_OK_AND_ASSIGN(auto acquired,
+                       worker_.kv.Acquire(worker_.kv.Root("tenant/acme"), kept, true, 0));
+  worker_.kv.Keep(worker_.kv.Root("tenant/acme"), kept, std::move(acquired->blocks), true);
+  ASSERT_EQ(worker_.store.size(), 1u);
+  log_.DropCopy(*log_.Get(common::SessionId("s")));
+  EXPECT_EQ(worker_.store.size(), 0u);
+  EXPECT_EQ(worker_.sessions.counts().idle, 0u);
+  EXPECT_THAT(worker_.Open(Ref("s")), ReasonIs(Reason::kSessionNotFound));
+}
+
+TEST_F(SessionCacheTest, ADeletedIdIsUsedAgainOnlyUnderANewerEpoch) {
+  ASSERT_OK(worker_.Turn(Ref("s", 4), {1}, {2}, "", true));
+  ASSERT_OK(worker_.sessions.Delete(Ref("s", 4)));
+  EXPECT_THAT(worker_.Open(Ref("s", 1)), ReasonIs(Reason::kSessionNotFound));
+  const auto refused = worker_.OpenNew(Ref("s", 1));
+  EXPECT_THAT(refused, ReasonIs(Reason::kStaleEpoch)) << "before anything was computed";
+  EXPECT_EQ(common::InfoOf(refused.status()).current_epoch, 4u);
+  EXPECT_THAT(worker_.sessions.Create({.ref = Ref("s", 1)}), ReasonIs(Reason::kStaleEpoch));
+  ASSERT_OK(worker_.Turn(Ref("s", 5), {1}, {2}, "", true));
+
+  // A fork's new epoch is always 1.
+  ASSERT_OK(worker_.Turn(Ref("child", 2), {1}, {2}, "", true));
+  ASSERT_OK(worker_.sessions.Delete(Ref("child", 2)));
+  ASSERT_OK_AND_ASSIGN(const SessionInfo fork,
+                       worker_.sessions.Fork(Ref("s", 5), Ref("child", 1), std::nullopt));
+  EXPECT_EQ(fork.ref.epoch, common::Epoch(3));
 }
 
 TEST_F(SessionCacheTest, ACommittedTurnIsInTheLogAndInMemory) {
@@ -223,8 +269,8 @@ TEST_F(SessionCacheTest, AFailedCommitChangesNothing) {
   log_.FailWith(absl::ResourceExhaustedError("disk full"));
   TurnCommit commit;
   commit.prompt = {3};
-  EXPECT_THAT(claim.Commit(std::move(commit)),
-              testing::StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(claim.Commit(std::move(commit)), ReasonIs(Reason::kInternal))
+      << "a reason that a client can be told";
   log_.FailWith(absl::OkStatus());
   ASSERT_OK_AND_ASSIGN(auto again, worker_.Open(Ref("s")));
   EXPECT_EQ(again.record().tokens.size(), 2u);
