@@ -170,3 +170,6 @@ def test_a_session_deleted_is_gone_everywhere(make_cluster, moved):
     for worker in ("w1", "w2"):
         until(lambda w=worker: cluster.metric(w, "loopserve_kv_used_bytes", tier="disk") == 0,
               what=f"the end of the session's KV on {worker}'s disk")
+    # The id may be used again.
+    cluster.sessions.CreateSession(session_pb2.CreateSessionRequest(session_id=session), timeout=30)
+    assert cluster.chat("hello again", session=session).index == 0
