@@ -90,6 +90,7 @@ class CollectingSink final : public worker::TokenSink {
     return answer_;
   }
   bool done() { return done_.told(); }
+  bool started() { return started_.told(); }
   void WaitStarted() { started_.Wait(); }
   void WaitTokens(size_t count) {
     absl::MutexLock lock(&mutex_);
