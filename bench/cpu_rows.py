@@ -22,8 +22,8 @@ SMALL_ROWS = {
     "decode_b1_d7k_kv_int8": Row("decode", 64, depth=7168, kv="int8"),
 }
 # Where other weights may make llama.cpp faster: one row of each kind.
-VERSUS_ROWS = ("prefill_512", "prefill_2k", "prefill_7k", "decode_b1_d0", "decode_b8_d0", "decode_b16_d0",
-               "extend_64_on_2k")
+VERSUS_ROWS = ("prefill_512", "prefill_2k", "prefill_7k", "decode_b1_d0", "decode_b8_d0",
+               "decode_b16_d0", "extend_64_on_2k")
 LARGE_ROWS = {
     "prefill_128": Row("prefill", 128),
     "prefill_512": Row("prefill", 512),
