@@ -190,6 +190,18 @@ def test_the_grace_period_covers_the_drain(values):
 
 
 @ALL
+def test_liveness_asks_for_the_process_and_readiness_for_the_service(values):
+    """"" is SERVING while the process lives. Were a router restarted for want of a ready worker, its
+    clients would get refused connections instead of NO_WORKER and the time to come back."""
+    for workload in workloads(render(values)):
+        box = container(workload)
+        assert not box["livenessProbe"]["grpc"].get("service")
+        assert box["readinessProbe"]["grpc"]["service"].startswith("loopserve.")
+        if component(workload) == "router":
+            assert not box["startupProbe"]["grpc"].get("service")
+
+
+@ALL
 def test_probed_services_exist_in_the_contract(values):
     for workload in workloads(render(values)):
         for probe in ("startupProbe", "readinessProbe"):
