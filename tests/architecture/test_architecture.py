@@ -4,6 +4,7 @@ import pathlib
 import re
 import subprocess
 
+import pytest
 import rules
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -117,6 +118,32 @@ def test_readmes_are_short():
         if path.startswith(("common/", "kvstore/", "worker/", "router/")):
             lines = (ROOT / path).read_text().count("\n")
             assert lines <= 15, f"{path}: {lines} lines, at most 15"
+
+
+FUNCTION = re.compile(r"`([\w./]+\.(?:cc|h)): (\w+)`")
+
+
+def wrong_references(text):
+    """The files with a folder, and the functions in `file: Function`, that there are not."""
+    wrong = [f"{path}: no such file" for path in re.findall(r"`(\w[\w/]*/[\w.]+\.(?:cc|h|md))[`:]", text)
+             if not (ROOT / path).is_file()]
+    for path, function in FUNCTION.findall(text):
+        if (ROOT / path).is_file() and not re.search(rf"\b{function}\(", (ROOT / path).read_text()):
+            wrong.append(f"{path} has no {function}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", ["docs/life_of_a_turn.md", "README.md"])
+def test_what_the_maps_point_to_exists(page):
+    text = (ROOT / page).read_text()
+    assert FUNCTION.search(text), f"{page} names no function; is its form another one by now?"
+    assert not wrong_references(text)
+
+
+def test_the_maps_can_be_wrong():
+    assert wrong_references("`worker/session/session_cache.cc: Close`")
+    assert wrong_references("see `router/nothing.cc`")
+    assert not wrong_references("`worker/engine/turn_io.cc: Close`")
 
 
 def test_no_private_paths():
