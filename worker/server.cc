@@ -16,6 +16,7 @@
 #include "common/version.h"
 #include "loopserve/worker/v1/worker.grpc.pb.h"
 #include "worker/server_messages.h"
+#include "worker/server_report.h"
 #include "worker/server_turn.h"
 
 namespace loopserve::worker {
@@ -40,6 +41,11 @@ class FailedStream final : public ServerWriteReactor<Response> {
   explicit FailedStream(const absl::Status& status) { this->Finish(common::ToGrpc(status)); }
   void OnDone() override { delete this; }
 };
+
+absl::Status IsStopping() {
+  return MakeError({.reason = Reason::kDraining, .retry_after = absl::Seconds(1)},
+                   "the worker is stopping");
+}
 
 SessionRef RefFromProto(const types::v1::SessionRef& proto) {
   return {common::SessionId(proto.id()), common::Epoch(proto.epoch())};
@@ -74,9 +80,8 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
                                  v1::DetokenizeResponse* response) override;
   ServerUnaryReactor* GetInfo(CallbackServerContext* context, const v1::GetInfoRequest* request,
                               v1::GetInfoResponse* response) override;
-  ServerUnaryReactor* ReportSessions(CallbackServerContext* context,
-                                     const v1::ReportSessionsRequest* request,
-                                     v1::ReportSessionsResponse* response) override;
+  ServerWriteReactor<v1::ReportSessionsResponse>* ReportSessions(
+      CallbackServerContext* context, const v1::ReportSessionsRequest* request) override;
   ServerUnaryReactor* CreateSession(CallbackServerContext* context,
                                     const v1::CreateSessionRequest* request,
                                     v1::CreateSessionResponse* response) override;
@@ -209,10 +214,7 @@ ServerUnaryReactor* Server::OnPool(CallbackServerContext* context, Work work) {
   ServerUnaryReactor* reactor = context->DefaultReactor();
   const bool taken = io_.Submit(
       [reactor, work = std::move(work)]() mutable { reactor->Finish(common::ToGrpc(work())); });
-  if (!taken) {
-    reactor->Finish(common::ToGrpc(MakeError(
-        {.reason = Reason::kDraining, .retry_after = absl::Seconds(1)}, "the worker is stopping")));
-  }
+  if (!taken) reactor->Finish(common::ToGrpc(IsStopping()));
   return reactor;
 }
 
@@ -401,19 +403,17 @@ ServerUnaryReactor* Server::GetInfo(CallbackServerContext* context, const v1::Ge
   return reactor;
 }
 
-ServerUnaryReactor* Server::ReportSessions(CallbackServerContext* context,
-                                           const v1::ReportSessionsRequest*,
-                                           v1::ReportSessionsResponse* response) {
-  return OnPool(context, [this, response]() -> absl::Status {
-    ASSIGN_OR_RETURN(const std::vector<SessionInfo> sessions, parts_.sessions.List());
-    for (const SessionInfo& info : sessions) {
-      v1::SessionReport* report = response->add_sessions();
-      SessionToProto(info, options_.model_name, options_.worker_id, report->mutable_session());
-      report->set_epoch(info.ref.epoch.value());
-      report->set_resident(info.resident);
-    }
-    return absl::OkStatus();
+ServerWriteReactor<v1::ReportSessionsResponse>* Server::ReportSessions(
+    CallbackServerContext*, const v1::ReportSessionsRequest* request) {
+  auto* stream = new ReportStream;  // deletes itself when the call is over
+  const bool taken = io_.Submit([this, stream, request = *request] {
+    absl::StatusOr<std::vector<SessionInfo>> sessions = parts_.sessions.List();
+    if (!sessions.ok()) return stream->Fail(sessions.status());
+    stream->Send(
+        SessionReports(*std::move(sessions), request, options_.model_name, options_.worker_id));
   });
+  if (!taken) stream->Fail(IsStopping());
+  return stream;
 }
 
 ServerUnaryReactor* Server::CreateSession(CallbackServerContext* context,

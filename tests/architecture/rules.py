@@ -45,7 +45,7 @@ ROWS = {
         ["turn_", "worker_rpc."],
         ["wire.", "routing."],
         ["admission.", "placement."],
-        ["worker_pool."],
+        ["worker_pool.", "session_report."],
         ["worker_table.", "directory/"],
         ["router_metrics."],
     ],

@@ -263,10 +263,14 @@ TEST_F(WorkerServerTest, SessionsLiveAndEnd) {
   }
   {
     grpc::ClientContext context;
+    const auto reader = stub_->ReportSessions(&context, {});
     v1::ReportSessionsResponse response;
-    ASSERT_TRUE(stub_->ReportSessions(&context, {}, &response).ok());
-    EXPECT_EQ(response.sessions_size(), 2);
+    ASSERT_TRUE(reader->Read(&response));
+    ASSERT_EQ(response.sessions_size(), 2);
+    EXPECT_EQ(response.sessions(0).session().id(), "a");
     EXPECT_EQ(response.sessions(0).epoch(), 1u);
+    EXPECT_FALSE(reader->Read(&response));
+    EXPECT_TRUE(reader->Finish().ok());
   }
   {
     grpc::ClientContext context;
