@@ -261,7 +261,7 @@ class SessionService final : public RawService {
     RouteState state = Start(*call, request.session_id());
     Forward<pb::ParkSessionResponse, wk::ParkSessionRequest, wk::ParkSessionResponse>(
         std::move(call), std::move(state), &WorkerAsync::ParkSession,
-        [request](wk::ParkSessionRequest& out) { out.set_place(request.place()); });
+        [](wk::ParkSessionRequest&) {});
   }
 
   void Resume(ExchangePtr call, const pb::ResumeSessionRequest& request) {
