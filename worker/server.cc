@@ -119,6 +119,10 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
                                   std::function<absl::StatusOr<SessionInfo>()> work);
 
   absl::Status CheckModel(const std::string& model) const;
+  // Of a new session, in seconds; 0: until deleted.
+  int64_t DefaultTtl() const {
+    return absl::ToInt64Seconds(absl::Ceil(options_.session_ttl, absl::Seconds(1)));
+  }
   absl::StatusOr<TurnSpec> SpecOf(const CallbackServerContext& context,
                                   const v1::RunTurnRequest& request) const;
   absl::StatusOr<TurnSpec> SpecOf(const CallbackServerContext& context,
@@ -248,6 +252,7 @@ absl::StatusOr<TurnSpec> Server::SpecOf(const CallbackServerContext& context,
   ASSIGN_OR_RETURN(spec.sampling, SamplingFromProto(turn.sampling()));
   spec.session = RefFromProto(request.session());
   spec.create = request.create();
+  spec.ttl_seconds = DefaultTtl();
   spec.tenant = request.tenant();
   spec.turn_id = turn.turn_id();
   if (turn.has_base_turn()) spec.base_turn = turn.base_turn();
@@ -421,7 +426,10 @@ ServerUnaryReactor* Server::CreateSession(CallbackServerContext* context,
                                           v1::CreateSessionResponse* response) {
   return SessionCall(context, response, [this, request]() -> absl::StatusOr<SessionInfo> {
     RETURN_IF_ERROR(CheckModel(request->create().model()));
-    ASSIGN_OR_RETURN(const int64_t ttl_seconds, TtlFromProto(request->create().ttl()));
+    int64_t ttl_seconds = DefaultTtl();
+    if (request->create().has_ttl()) {
+      ASSIGN_OR_RETURN(ttl_seconds, TtlFromProto(request->create().ttl()));
+    }
     return parts_.sessions.Create({.ref = RefFromProto(request->session()),
                                    .tenant = request->tenant(),
                                    .cache_namespace = request->create().cache_namespace(),

@@ -234,6 +234,7 @@ def test_a_new_configuration_restarts_the_pods():
     (["workerDefaults.kv.hostBytes=8GB"], "'8GB' does not match pattern"),
     (["workerDefaults.kv.codec=fp4"], "value must be one of 'bf16', 'int8'"),
     (["workerDefaults.model.file=model.safetensors"], "does not match pattern"),
+    (["workerDefaults.sessionTtl=a month"], "does not match pattern"),
     (["workers[0].name=Main"], "does not match pattern"),
     (["workers[0].replicas=2"], "missing property 'name'"),
     (["router.extraArgs[0]=log-level"], "does not match pattern"),

@@ -43,6 +43,14 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.pin_threads = "maybe"; }, "--pin-threads");
   expect([](auto& c) { c.max_step_time = -absl::Seconds(1); }, "--max-step-time");
   expect([](auto& c) { c.speculative_ngram = "yes"; }, "--speculative-ngram");
+  expect([](auto& c) { c.listen = "garbage"; }, "--listen");
+  expect([](auto& c) { c.metrics_listen = "garbage"; }, "--metrics-listen");
+  expect([](auto& c) { c.kvstore = "nonsense"; }, "--kvstore");
+  expect([](auto& c) { c.kvstore = "host:0"; }, "--kvstore");
+  expect([](auto& c) { c.backend = "cuda"; }, "--backend");
+  expect([](auto& c) { c.kv_codec = "foo"; }, "there are bf16, int8");
+  expect([](auto& c) { c.session_ttl = -absl::Seconds(1); }, "--session-ttl");
+  expect([](auto& c) { c.session_ttl = absl::InfiniteDuration(); }, "--session-ttl");
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
   expect([](auto& c) { c.log_level = "loud"; }, "log level");
   expect([](auto& c) { c.id = ""; }, "--id");
