@@ -64,13 +64,14 @@ format: setup ## Format all C++ sources
 reference:
 	@.ci/reference
 
-bench: build-all model reference ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json
+# ARGS goes to the script: make bench ARGS="--rows decode_b1_d0 --rounds 3".
+bench: build-all model reference ## Prefill and decode beside llama.cpp, interleaved; writes bench/results/engine.json (ARGS=--help)
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
-	  build/reference-venv/bin/python bench/engine_bench.py
+	  build/reference-venv/bin/python bench/engine_bench.py $(ARGS)
 
 bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at length (75 min); writes bench/results/cpu.json (QUICK=1: a few rows)
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
-	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick)
+	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick) $(ARGS)
 
 bench-kernels: build-all ## Each CPU kernel against its roofline
 	@$(BIN)/kernels_bench

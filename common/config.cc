@@ -10,6 +10,8 @@
 #include <numeric>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -40,6 +42,23 @@ std::string EnvName(absl::string_view flag) {
 }
 
 }  // namespace
+
+absl::Status CheckAddress(absl::string_view flag, absl::string_view address, int min_port) {
+  const size_t colon = address.rfind(':');
+  const absl::string_view host = address.substr(0, colon);
+  int port = 0;
+  // A colon in the host is one of [::1], or of a scheme such as dns:///name.
+  const bool host_ok =
+      colon != absl::string_view::npos && !host.empty() &&
+      host.find_first_of(" \t\r\n") == absl::string_view::npos &&
+      (!absl::StrContains(host, ":") || host.back() == ']' || absl::StrContains(host, "://"));
+  if (host_ok && absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= min_port &&
+      port <= 65535) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--", flag, " is '", address, "'; write host:port with a port of ", min_port, " to 65535"));
+}
 
 struct FlagSet::Impl {
   struct Flag {
@@ -239,6 +258,9 @@ bool FlagSet::Parse(int argc, char** argv) {
     const std::vector<std::string> unknown = impl_->app.remaining();
     const std::string name = unknown.empty() ? "" : unknown.front();
     const std::string bare = name.substr(0, name.find('='));
+    if (bare.rfind('-', 0) != 0) {
+      return fail(absl::StrCat("takes flags only; what does '", name, "' mean?"));
+    }
     return fail(absl::StrCat(
         "unknown flag ", bare,
         impl_->Nearest(absl::string_view(bare).substr(std::min<size_t>(2, bare.size())))));

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -80,7 +81,8 @@ absl::Status MakeError(Reason reason, absl::string_view message) {
 
 absl::Status InvalidField(absl::string_view field, absl::string_view message) {
   return MakeError(ErrorInfo{.reason = Reason::kInvalidField, .field = std::string(field)},
-                   message);
+                   absl::StrContains(message, field) ? std::string(message)
+                                                     : absl::StrCat(field, ": ", message));
 }
 
 ErrorInfo InfoOf(const absl::Status& status) {

@@ -58,7 +58,7 @@ std::optional<Reason> ReasonFromName(absl::string_view name);
 
 absl::Status MakeError(Reason reason, absl::string_view message);
 absl::Status MakeError(ErrorInfo info, absl::string_view message);
-// Shorthand for a bad request field.
+// Of a bad request field; the text names it, whether `message` does or not.
 absl::Status InvalidField(absl::string_view field, absl::string_view message);
 
 // What MakeError attached; a default ErrorInfo when nothing was.

@@ -1,6 +1,7 @@
 #include "kvstore/config.h"
 
 #include "common/log.h"
+#include "common/status_macros.h"
 
 namespace loopserve::kvstore {
 
@@ -21,6 +22,8 @@ void KvStoreConfig::Declare(common::FlagSet& flags) {
 }
 
 absl::Status KvStoreConfig::Check() const {
+  RETURN_IF_ERROR(common::CheckAddress("listen", listen));
+  RETURN_IF_ERROR(common::CheckAddress("metrics-listen", metrics_listen));
   if (host_bytes == 0) return absl::InvalidArgumentError("--host-bytes must be more than 0");
   if (log_format != "text" && log_format != "json") {
     return absl::InvalidArgumentError("--log-format must be text or json");

@@ -4,6 +4,7 @@
 #include "common/lifecycle.h"
 #include "common/log.h"
 #include "common/metrics.h"
+#include "common/status_macros.h"
 #include "common/version.h"
 #include "router/config.h"
 #include "router/server.h"
@@ -43,6 +44,9 @@ int Run(const RouterConfig& config) {
 }
 
 absl::Status CheckConfig(const RouterConfig& config) {
+  RETURN_IF_ERROR(common::CheckAddress("listen", config.listen));
+  RETURN_IF_ERROR(common::CheckAddress("metrics-listen", config.metrics_listen));
+  RETURN_IF_ERROR(common::CheckAddress("admin-listen", config.admin_listen));
   if (const auto workers = ParseWorkerList(config.workers); !workers.ok()) return workers.status();
   if (const auto level = common::ParseLogLevel(config.log_level); !level.ok()) {
     return level.status();

@@ -32,6 +32,7 @@ namespace {
 
 constexpr absl::string_view kHealthNames[] = {"loopserve.chat.v1.Chat",
                                               "loopserve.session.v1.Sessions"};
+constexpr char kAdminName[] = "loopserve.admin.v1.Admin";
 constexpr absl::Duration kGoodbye = absl::Milliseconds(500);
 constexpr int kMaxConcurrentStreams = 16384;
 
@@ -174,14 +175,18 @@ class GrpcRouterServer final : public RouterServer {
 
   void UpdateHealth() {
     if (!started_) return;
-    const bool serving = !draining_ && table_.AnyReady();
+    // "" says that the process lives, and nothing of the workers: whoever restarts a router that
+    // waits for its first worker takes away the only one who can tell the clients to come back.
+    const bool ready = !draining_ && table_.AnyReady();
     for (grpc::Server* server : {server_.get(), admin_server_.get()}) {
       grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
-      health->SetServingStatus("", serving);
+      health->SetServingStatus("", true);
       for (const absl::string_view name : kHealthNames) {
-        health->SetServingStatus(std::string(name), serving);
+        health->SetServingStatus(std::string(name), ready);
       }
     }
+    // The operator's service is of use just when nothing else works.
+    admin_server_->GetHealthCheckService()->SetServingStatus(kAdminName, !draining_);
   }
 
   void EndServers(absl::Duration grace) {

@@ -13,6 +13,7 @@
 #include "common/status_macros.h"
 #include "loopserve/session/v1/session.pb.h"
 #include "router/admission.h"
+#include "router/session_report.h"
 #include "router/turn_proxy.h"
 
 namespace loopserve::router {
@@ -68,12 +69,6 @@ struct Listing {
       if (rank(row) > rank(it->second)) it->second = row;
     }
   }
-};
-
-struct ListCall {
-  grpc::ClientContext context;
-  wk::ReportSessionsRequest request;
-  wk::ReportSessionsResponse response;
 };
 
 class SessionService final : public RawService {
@@ -266,7 +261,7 @@ class SessionService final : public RawService {
     RouteState state = Start(*call, request.session_id());
     Forward<pb::ParkSessionResponse, wk::ParkSessionRequest, wk::ParkSessionResponse>(
         std::move(call), std::move(state), &WorkerAsync::ParkSession,
-        [request](wk::ParkSessionRequest& out) { out.set_place(request.place()); });
+        [](wk::ParkSessionRequest&) {});
   }
 
   void Resume(ExchangePtr call, const pb::ResumeSessionRequest& request) {
@@ -303,23 +298,28 @@ class SessionService final : public RawService {
       absl::MutexLock lock(&listing->mutex);
       listing->open = static_cast<int>(up.size());
     }
-    for (const common::WorkerId& worker : up) AskForSessions(worker, *call, listing, finish);
+    wk::ReportSessionsRequest ask;
+    ask.set_after_id(*after);
+    ask.set_limit(page + 1);  // one more tells whether there is a next page
+    for (const common::WorkerId& worker : up) AskForSessions(worker, ask, *call, listing, finish);
   }
 
-  void AskForSessions(const common::WorkerId& worker, const Exchange& call,
-                      const std::shared_ptr<Listing>& listing,
+  void AskForSessions(const common::WorkerId& worker, const wk::ReportSessionsRequest& ask,
+                      const Exchange& call, const std::shared_ptr<Listing>& listing,
                       const std::function<void()>& finish) {
-    auto ask = std::make_shared<ListCall>();
-    common::SetDeadline(ask->context, TimeLeft(call));
-    deps_.worker.pool.stub(worker)->async()->ReportSessions(
-        &ask->context, &ask->request, &ask->response,
-        [ask, listing, finish](const grpc::Status& status) {
+    auto context = std::make_shared<grpc::ClientContext>();  // shared with the end of the call
+    common::SetDeadline(*context, TimeLeft(call));
+    ReadSessionReports(
+        *deps_.worker.pool.stub(worker), context.get(), ask,
+        [listing](const wk::ReportSessionsResponse& rows) {
+          absl::MutexLock lock(&listing->mutex);
+          listing->Merge(rows);
+        },
+        [context, listing, finish](const grpc::Status& status) {
           bool last;
           {
             absl::MutexLock lock(&listing->mutex);
-            if (status.ok()) {
-              listing->Merge(ask->response);
-            } else {
+            if (!status.ok()) {
               const absl::Status error = common::FromGrpc(status);
               listing->error = IsWorkerLost(error) ? LostWhileListing() : error;
             }

@@ -10,13 +10,15 @@
 #include "absl/synchronization/mutex.h"
 #include "common/rpc.h"
 #include "common/thread.h"
+#include "router/session_report.h"
 
 namespace loopserve::router {
 namespace {
 
 using common::WorkerId;
 
-constexpr int kMaxReportBytes = 64 << 20;
+// Logprobs of a long answer in one message need more than gRPC's default.
+constexpr int kMaxMessageBytes = 64 << 20;
 
 // One check in flight: GetInfo, and ReportSessions behind it when the worker is new.
 struct Check {
@@ -24,8 +26,7 @@ struct Check {
   worker::v1::GetInfoRequest info_request;
   worker::v1::GetInfoResponse info;
   grpc::ClientContext report_context;
-  worker::v1::ReportSessionsRequest report_request;
-  worker::v1::ReportSessionsResponse report;
+  size_t sessions = 0;
 };
 
 struct Peer {
@@ -34,6 +35,7 @@ struct Peer {
   std::shared_ptr<Check> check;  // shared with the callback of the call in flight; null: none
   worker::v1::GetInfoResponse info;
   bool answered = false;
+  absl::string_view warned_of;  // what failed last, and has not worked since
 };
 
 class GrpcWorkerPool final : public WorkerPool {
@@ -50,7 +52,7 @@ class GrpcWorkerPool final : public WorkerPool {
     for (const WorkerAddress& worker : workers) {
       Peer& peer = peers_[worker.id];
       peer.id = worker.id;
-      peer.stub = worker::v1::Worker::NewStub(common::MakeChannel(worker.target, kMaxReportBytes));
+      peer.stub = worker::v1::Worker::NewStub(common::MakeChannel(worker.target, kMaxMessageBytes));
     }
     thread_ = common::NamedThread("worker-checks", [this](std::stop_token stop) { Loop(stop); });
   }
@@ -111,7 +113,7 @@ class GrpcWorkerPool final : public WorkerPool {
   }
 
   void OnInfo(Peer& peer, Check& check, const grpc::Status& status) {
-    if (!status.ok()) return EndWithError(peer, status);
+    if (!status.ok()) return EndWithError(peer, "check", status);
     {
       absl::MutexLock lock(&mutex_);
       peer.info = check.info;
@@ -121,7 +123,10 @@ class GrpcWorkerPool final : public WorkerPool {
     const bool is_new = table_.OnInfo(peer.id, {.instance_id = check.info.instance_id(),
                                                 .model = check.info.model().id(),
                                                 .draining = check.info.draining()});
-    if (!is_new) return End(peer);
+    if (!is_new) {
+      peer.warned_of = "";
+      return End(peer);
+    }
     std::shared_ptr<Check> self;
     {
       absl::MutexLock lock(&mutex_);
@@ -129,25 +134,33 @@ class GrpcWorkerPool final : public WorkerPool {
       if (stopping_) self->report_context.TryCancel();
     }
     common::SetDeadline(check.report_context, options_.report_timeout);
-    peer.stub->async()->ReportSessions(
-        &check.report_context, &check.report_request, &check.report,
-        [this, &peer, self](const grpc::Status& result) { OnReport(peer, *self, result); });
+    ReadSessionReports(
+        *peer.stub, &check.report_context, {},
+        [this, &peer, self](const worker::v1::ReportSessionsResponse& rows) {
+          OnRows(peer, *self, rows);
+        },
+        [this, &peer, self](const grpc::Status& result) { OnReported(peer, *self, result); });
   }
 
-  void OnReport(Peer& peer, const Check& check, const grpc::Status& status) {
-    if (!status.ok()) return EndWithError(peer, status);
+  void OnRows(const Peer& peer, Check& check, const worker::v1::ReportSessionsResponse& rows) {
     std::vector<SessionSighting> sightings;
-    for (const worker::v1::SessionReport& report : check.report.sessions()) {
+    for (const worker::v1::SessionReport& report : rows.sessions()) {
       if (report.session().state() == session::v1::SESSION_STATE_EXPIRED) continue;
       sightings.push_back({common::SessionId(report.session().id()), common::Epoch(report.epoch()),
                            report.resident(), LifetimeOf(report.session())});
     }
     directory_.Learn(peer.id, sightings);
+    check.sessions += sightings.size();
+  }
+
+  void OnReported(Peer& peer, const Check& check, const grpc::Status& status) {
+    if (!status.ok()) return EndWithError(peer, "report of its sessions", status);
+    peer.warned_of = "";
     table_.OnLearned(peer.id, check.info.instance_id());
     log_.Info("worker up", {{"worker", peer.id.value()},
                             {"model", check.info.model().id()},
                             {"instance", check.info.instance_id()},
-                            {"sessions", sightings.size()}});
+                            {"sessions", check.sessions}});
     if (check.info.worker_id() != peer.id.value()) {
       log_.Warning("worker calls itself otherwise",
                    {{"worker", peer.id.value()}, {"its_id", check.info.worker_id()}});
@@ -155,7 +168,7 @@ class GrpcWorkerPool final : public WorkerPool {
     End(peer);
   }
 
-  void EndWithError(Peer& peer, const grpc::Status& status) {
+  void EndWithError(Peer& peer, absl::string_view what, const grpc::Status& status) {
     {
       absl::MutexLock lock(&mutex_);
       if (stopping_) return EndLocked(peer);
@@ -164,8 +177,10 @@ class GrpcWorkerPool final : public WorkerPool {
     if (WorkerSeries* series = metrics_.ForWorker(peer.id); series != nullptr) {
       series->errors->Increment();
     }
-    log_.Debug("worker check failed",
-               {{"worker", peer.id.value()}, {"error", status.error_message()}});
+    // A warning once, not at every check of a worker that stays away.
+    const bool known = std::exchange(peer.warned_of, what) == what;
+    log_.Log(known ? common::LogLevel::kDebug : common::LogLevel::kWarning, "worker cannot be used",
+             {{"worker", peer.id.value()}, {"failed", what}, {"error", status.error_message()}});
     End(peer);
   }
 

@@ -1,8 +1,8 @@
 // WorkerPool: the channels to the workers, and the health checks that keep the WorkerTable true.
 //
 // Every worker is asked GetInfo at an interval. One that appears, or has restarted, is asked for
-// its sessions first (ReportSessions), and the directory learns their epochs before the worker gets
-// work.
+// its sessions first (ReportSessions, a stream), and the directory learns their epochs before the
+// worker gets work. A worker that cannot tell them gets none, and the log warns of it.
 //
 // Thread rule: all calls are safe from any thread. `on_change` is called from threads of gRPC and
 // must not block.
@@ -33,7 +33,8 @@ class WorkerPool {
   struct Options {
     absl::Duration check_interval = absl::Milliseconds(500);
     absl::Duration check_timeout = absl::Seconds(2);
-    absl::Duration report_timeout = absl::Seconds(10);
+    // Enough for a store of hundreds of thousands of sessions.
+    absl::Duration report_timeout = absl::Minutes(2);
   };
 
   // Starts checking at once. The references must outlive the pool.

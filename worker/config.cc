@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/cpus.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 #include "kvstore/codec/codec.h"
 #include "worker/engine/speculation.h"
 
@@ -41,6 +42,9 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("speculative-ngram", &speculative_ngram,
             "Guess tokens from repetitions of the text: auto, off, or how many at once");
   flags.Add("max-sessions", &max_sessions, "Session records kept in memory");
+  flags.AddDuration("session-ttl", &session_ttl,
+                    "How long a session is kept after its last turn when its client did not say "
+                    "(0s: until it is deleted)");
   flags.AddDuration("drain-settle", &drain_settle,
                     "How long routers get to notice that this worker stops");
   flags.AddDuration("drain-timeout", &drain_timeout, "How long running turns may take at stop");
@@ -71,6 +75,12 @@ absl::Status WorkerConfig::CheckKv() const {
   return absl::OkStatus();
 }
 
+namespace {
+
+constexpr absl::Duration kMaxSessionTtl = absl::Hours(100 * 365 * 24);
+
+}  // namespace
+
 absl::Status WorkerConfig::Check() const {
   const auto positive = [](absl::string_view flag, int value) {
     return value > 0 ? absl::OkStatus()
@@ -82,6 +92,15 @@ absl::Status WorkerConfig::Check() const {
         "--model is missing: name a GGUF file ('make model' gets one)");
   }
   if (id.empty()) return absl::InvalidArgumentError("--id is empty");
+  RETURN_IF_ERROR(common::CheckAddress("listen", listen));
+  RETURN_IF_ERROR(common::CheckAddress("metrics-listen", metrics_listen));
+  if (!kvstore.empty()) {
+    RETURN_IF_ERROR(common::CheckAddress("kvstore", kvstore, /*min_port=*/1));
+  }
+  if (backend != "auto" && backend != "cpu" && backend != "reference") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--backend is '", backend, "'; use auto, cpu or reference"));
+  }
   for (const auto& [flag, value] : {std::pair<absl::string_view, int>{"tp", tp},
                                     {"max-batch", max_batch},
                                     {"max-queue", max_queue},
@@ -100,6 +119,11 @@ absl::Status WorkerConfig::Check() const {
   }
   if (max_step_time < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--max-step-time must be at least 0s");
+  }
+  if (session_ttl < absl::ZeroDuration() || session_ttl > kMaxSessionTtl) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--session-ttl is ", absl::FormatDuration(session_ttl),
+                     "; it must lie between 0s and ", absl::FormatDuration(kMaxSessionTtl)));
   }
   if (absl::Status status = SpeculationOptions::Parse(speculative_ngram).status(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--speculative-ngram: ", status.message()));

@@ -37,6 +37,7 @@ struct WorkerConfig {
   absl::Duration max_step_time = absl::Milliseconds(50);
   std::string speculative_ngram = "auto";
   int max_sessions = 4096;
+  absl::Duration session_ttl = absl::Hours(30 * 24);
   // Life cycle and logs.
   absl::Duration drain_settle = absl::ZeroDuration();
   absl::Duration drain_timeout = absl::Seconds(30);

@@ -120,6 +120,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
                         .listen = config.listen,
                         .model_name = ModelName(config),
                         .max_queue = config.max_queue,
+                        .session_ttl = config.session_ttl,
                         .drain_timeout = config.drain_timeout},
                        {*engine, sessions, *ranks, kv, store.get(), *tokenizer, chat.get(), log}));
   ASSIGN_OR_RETURN(const int metrics_port, metrics->Serve(config.metrics_listen));

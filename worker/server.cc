@@ -16,6 +16,7 @@
 #include "common/version.h"
 #include "loopserve/worker/v1/worker.grpc.pb.h"
 #include "worker/server_messages.h"
+#include "worker/server_report.h"
 #include "worker/server_turn.h"
 
 namespace loopserve::worker {
@@ -40,6 +41,11 @@ class FailedStream final : public ServerWriteReactor<Response> {
   explicit FailedStream(const absl::Status& status) { this->Finish(common::ToGrpc(status)); }
   void OnDone() override { delete this; }
 };
+
+absl::Status IsStopping() {
+  return MakeError({.reason = Reason::kDraining, .retry_after = absl::Seconds(1)},
+                   "the worker is stopping");
+}
 
 SessionRef RefFromProto(const types::v1::SessionRef& proto) {
   return {common::SessionId(proto.id()), common::Epoch(proto.epoch())};
@@ -74,9 +80,8 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
                                  v1::DetokenizeResponse* response) override;
   ServerUnaryReactor* GetInfo(CallbackServerContext* context, const v1::GetInfoRequest* request,
                               v1::GetInfoResponse* response) override;
-  ServerUnaryReactor* ReportSessions(CallbackServerContext* context,
-                                     const v1::ReportSessionsRequest* request,
-                                     v1::ReportSessionsResponse* response) override;
+  ServerWriteReactor<v1::ReportSessionsResponse>* ReportSessions(
+      CallbackServerContext* context, const v1::ReportSessionsRequest* request) override;
   ServerUnaryReactor* CreateSession(CallbackServerContext* context,
                                     const v1::CreateSessionRequest* request,
                                     v1::CreateSessionResponse* response) override;
@@ -114,6 +119,10 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
                                   std::function<absl::StatusOr<SessionInfo>()> work);
 
   absl::Status CheckModel(const std::string& model) const;
+  // Of a new session, in seconds; 0: until deleted.
+  int64_t DefaultTtl() const {
+    return absl::ToInt64Seconds(absl::Ceil(options_.session_ttl, absl::Seconds(1)));
+  }
   absl::StatusOr<TurnSpec> SpecOf(const CallbackServerContext& context,
                                   const v1::RunTurnRequest& request) const;
   absl::StatusOr<TurnSpec> SpecOf(const CallbackServerContext& context,
@@ -209,10 +218,7 @@ ServerUnaryReactor* Server::OnPool(CallbackServerContext* context, Work work) {
   ServerUnaryReactor* reactor = context->DefaultReactor();
   const bool taken = io_.Submit(
       [reactor, work = std::move(work)]() mutable { reactor->Finish(common::ToGrpc(work())); });
-  if (!taken) {
-    reactor->Finish(common::ToGrpc(MakeError(
-        {.reason = Reason::kDraining, .retry_after = absl::Seconds(1)}, "the worker is stopping")));
-  }
+  if (!taken) reactor->Finish(common::ToGrpc(IsStopping()));
   return reactor;
 }
 
@@ -246,6 +252,7 @@ absl::StatusOr<TurnSpec> Server::SpecOf(const CallbackServerContext& context,
   ASSIGN_OR_RETURN(spec.sampling, SamplingFromProto(turn.sampling()));
   spec.session = RefFromProto(request.session());
   spec.create = request.create();
+  spec.ttl_seconds = DefaultTtl();
   spec.tenant = request.tenant();
   spec.turn_id = turn.turn_id();
   if (turn.has_base_turn()) spec.base_turn = turn.base_turn();
@@ -401,19 +408,17 @@ ServerUnaryReactor* Server::GetInfo(CallbackServerContext* context, const v1::Ge
   return reactor;
 }
 
-ServerUnaryReactor* Server::ReportSessions(CallbackServerContext* context,
-                                           const v1::ReportSessionsRequest*,
-                                           v1::ReportSessionsResponse* response) {
-  return OnPool(context, [this, response]() -> absl::Status {
-    ASSIGN_OR_RETURN(const std::vector<SessionInfo> sessions, parts_.sessions.List());
-    for (const SessionInfo& info : sessions) {
-      v1::SessionReport* report = response->add_sessions();
-      SessionToProto(info, options_.model_name, options_.worker_id, report->mutable_session());
-      report->set_epoch(info.ref.epoch.value());
-      report->set_resident(info.resident);
-    }
-    return absl::OkStatus();
+ServerWriteReactor<v1::ReportSessionsResponse>* Server::ReportSessions(
+    CallbackServerContext*, const v1::ReportSessionsRequest* request) {
+  auto* stream = new ReportStream;  // deletes itself when the call is over
+  const bool taken = io_.Submit([this, stream, request = *request] {
+    absl::StatusOr<std::vector<SessionInfo>> sessions = parts_.sessions.List();
+    if (!sessions.ok()) return stream->Fail(sessions.status());
+    stream->Send(
+        SessionReports(*std::move(sessions), request, options_.model_name, options_.worker_id));
   });
+  if (!taken) stream->Fail(IsStopping());
+  return stream;
 }
 
 ServerUnaryReactor* Server::CreateSession(CallbackServerContext* context,
@@ -421,7 +426,10 @@ ServerUnaryReactor* Server::CreateSession(CallbackServerContext* context,
                                           v1::CreateSessionResponse* response) {
   return SessionCall(context, response, [this, request]() -> absl::StatusOr<SessionInfo> {
     RETURN_IF_ERROR(CheckModel(request->create().model()));
-    ASSIGN_OR_RETURN(const int64_t ttl_seconds, TtlFromProto(request->create().ttl()));
+    int64_t ttl_seconds = DefaultTtl();
+    if (request->create().has_ttl()) {
+      ASSIGN_OR_RETURN(ttl_seconds, TtlFromProto(request->create().ttl()));
+    }
     return parts_.sessions.Create({.ref = RefFromProto(request->session()),
                                    .tenant = request->tenant(),
                                    .cache_namespace = request->create().cache_namespace(),

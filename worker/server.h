@@ -28,6 +28,8 @@ struct ServerOptions {
   std::string listen;
   std::string model_name;
   int max_queue = 64;
+  // Of sessions whose client named none; zero: until deleted.
+  absl::Duration session_ttl = absl::ZeroDuration();
   absl::Duration drain_timeout = absl::Seconds(30);
 };
 

@@ -34,6 +34,10 @@ session::v1::SessionState StateToProto(SessionState state) {
   return session::v1::SESSION_STATE_UNSPECIFIED;
 }
 
+absl::Status TokenIdTooLarge(absl::string_view field, uint32_t id) {
+  return InvalidField(field, absl::StrCat("token id ", id, " is outside of any vocabulary"));
+}
+
 }  // namespace
 
 absl::StatusOr<SamplingParams> SamplingFromProto(const types::v1::SamplingParams& proto) {
@@ -48,7 +52,7 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const types::v1::SamplingParams
   if (proto.has_frequency_penalty()) out.frequency_penalty = proto.frequency_penalty();
   if (proto.has_seed()) out.seed = proto.seed();
   for (const auto& [id, bias] : proto.logit_bias()) {
-    if (id > INT32_MAX) return InvalidField("sampling.logit_bias", absl::StrCat("token id ", id));
+    if (id > INT32_MAX) return TokenIdTooLarge("sampling.logit_bias", id);
     out.logit_bias.emplace_back(static_cast<common::TokenId>(id), bias);
   }
   for (const std::string& stop : proto.stop()) {
@@ -57,7 +61,7 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const types::v1::SamplingParams
   }
   for (const uint32_t id : proto.stop_token_ids()) {
     if (id > INT32_MAX) {
-      return InvalidField("sampling.stop_token_ids", absl::StrCat("token id ", id));
+      return TokenIdTooLarge("sampling.stop_token_ids", id);
     }
     out.stop_token_ids.push_back(static_cast<common::TokenId>(id));
   }

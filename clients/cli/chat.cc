@@ -27,7 +27,7 @@ constexpr char kReplHelp[] =
     "/session        show this session's id\n"
     "/fork           continue in a copy of this session\n"
     "/rewind N       drop the turns from N on\n"
-    "/park [place]   move its KV to host, disk or remote\n"
+    "/park           move its KV off the worker's memory\n"
     "/quit           leave (also Ctrl-D, or Ctrl-C twice)\n";
 
 struct ChatOptions {
@@ -165,14 +165,10 @@ absl::Status RunSlash(const std::string& line, Client& client, Conversation& con
     const auto rewound = client.RewindSession(conversation.session(), turn);
     if (!rewound.ok()) return rewound.status();
     err << "(" << rewound->turns() << " turns are left)" << std::endl;
-  } else if (words[0] == "/park") {
-    types::v1::Place place = types::v1::PLACE_DISK;
-    for (const auto candidate : {types::v1::PLACE_HOST, types::v1::PLACE_REMOTE}) {
-      if (words.size() > 1 && words[1] == PlaceName(candidate)) place = candidate;
-    }
-    return client.ParkSession(conversation.session(), place).status();
+  } else if (words[0] == "/park" && words.size() == 1) {
+    return client.ParkSession(conversation.session()).status();
   } else {
-    err << "no such command; there are\n" << kReplHelp << std::flush;
+    err << "no such command: " << line << "; there are\n" << kReplHelp << std::flush;
   }
   return absl::OkStatus();
 }

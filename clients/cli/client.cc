@@ -205,11 +205,9 @@ absl::StatusOr<session::v1::Session> Client::RewindSession(const std::string& id
   return response.session();
 }
 
-absl::StatusOr<session::v1::Session> Client::ParkSession(const std::string& id,
-                                                         types::v1::Place place) {
+absl::StatusOr<session::v1::Session> Client::ParkSession(const std::string& id) {
   session::v1::ParkSessionRequest request;
   request.set_session_id(id);
-  request.set_place(place);
   session::v1::ParkSessionResponse response;
   LOOPSERVE_CALL_(sessions_, ParkSession, target_.chat, request, response);
   return response.session();

@@ -79,7 +79,7 @@ class Client final {
   absl::Status DeleteSession(const std::string& id);
   absl::StatusOr<session::v1::Session> ForkSession(const session::v1::ForkSessionRequest& request);
   absl::StatusOr<session::v1::Session> RewindSession(const std::string& id, uint64_t to_turn);
-  absl::StatusOr<session::v1::Session> ParkSession(const std::string& id, types::v1::Place place);
+  absl::StatusOr<session::v1::Session> ParkSession(const std::string& id);
   absl::Status ResumeSession(const std::string& id);
 
   absl::StatusOr<admin::v1::GetClusterStateResponse> ClusterState();

@@ -155,7 +155,7 @@ class Demo {
   absl::Status CompareWithReprefill() {
     const auto turns_before = static_cast<uint32_t>(result_.turns.size());
     Tell("The user goes away; the session is parked: its KV leaves the worker's KV pool.");
-    RETURN_IF_ERROR(client_->ParkSession(session_, types::v1::PLACE_HOST).status());
+    RETURN_IF_ERROR(client_->ParkSession(session_).status());
     RETURN_IF_ERROR(Say(kDemoBackQuestion, "normal", true, true));
     result_.restored_ttft_ms = result_.turns.back().outcome.ttft_ms;
     Tell("For comparison, the same turn in a copy of the session, ignoring every cache:");

@@ -15,7 +15,6 @@ struct SessionOptions {
   std::string id;
   std::string new_id;
   std::optional<uint64_t> turn;
-  std::string place = "disk";
 };
 using Options = std::shared_ptr<SessionOptions>;
 
@@ -75,12 +74,7 @@ int RunRewind(const SessionOptions& options, Context& context) {
 }
 
 int RunPark(const SessionOptions& options, Context& context) {
-  types::v1::Place place = types::v1::PLACE_UNSPECIFIED;
-  for (const types::v1::Place candidate :
-       {types::v1::PLACE_HOST, types::v1::PLACE_DISK, types::v1::PLACE_REMOTE}) {
-    if (PlaceName(candidate) == options.place) place = candidate;
-  }
-  return Tell(context, Client(ResolveTarget(context)).ParkSession(options.id, place), "parked");
+  return Tell(context, Client(ResolveTarget(context)).ParkSession(options.id), "parked");
 }
 
 int RunShow(const SessionOptions& options, Context& context) {
@@ -124,10 +118,10 @@ void command_sessions(CLI::App& app, Context& context) {
   AddAction(*sessions, context, "rewind", "Drop the turns from one on", options, RunRewind)
       ->add_option("--to-turn", options->turn, "The first turn to drop, from 0")
       ->required();
-  AddAction(*sessions, context, "park", "Move its KV off the device", options, RunPark)
-      ->add_option("--place", options->place, "host, disk or remote")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"host", "disk", "remote"}));
+  AddAction(
+      *sessions, context, "park",
+      "Move its KV off the device and out of host memory: to the disk, or to the shared store",
+      options, RunPark);
 }
 
 }  // namespace loopserve::clients

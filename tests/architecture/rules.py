@@ -45,7 +45,7 @@ ROWS = {
         ["turn_", "worker_rpc."],
         ["wire.", "routing."],
         ["admission.", "placement."],
-        ["worker_pool."],
+        ["worker_pool.", "session_report."],
         ["worker_table.", "directory/"],
         ["router_metrics."],
     ],
@@ -76,3 +76,25 @@ NO_MIRROR = {
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "registry.cc": "the conformance suite of its table",
 }
+
+# Headers without a source of their own that hold at least so many functions are tested, too: by a
+# mirrored test, or by the suite named here. A prefix stands for a folder.
+CODE_BODIES = 5
+HEADER_SUITES = {
+    "common/queue.h": "tests/unit/common/thread_test.cc",
+    "kvstore/byte_io.h": "tests/fuzz/kv_records_fuzz_test.cc",
+    "kvstore/kv_shape.h": "tests/unit/kvstore/block_pool_test.cc",
+    "kvstore/codec/vectors.h": "tests/conformance/codec_test.cc",
+    "router/turn_kinds.h": "tests/unit/router/turn_proxy_test.cc",
+    "router/worker_rpc.h": "tests/unit/router/session_service_test.cc",
+    # Kernels are compiled per instruction set; each set has a suite that runs all of them.
+    "worker/backend/cpu/": "tests/unit/worker/backend/cpu/**/kernels_*_test.cc",
+}
+
+# Each says what belongs there, what does not, what it may include and how to add one more.
+README_FOLDERS = (
+    "proto", "common", "kvstore", "worker", "router", "tests", "bench", "clients", "deploy", "helm",
+    "kvstore/codec", "kvstore/tier", "router/directory", "tests/e2e", "clients/cli",
+    "worker/backend", "worker/comm", "worker/engine", "worker/model", "worker/policy",
+    "worker/session", "worker/text",
+)

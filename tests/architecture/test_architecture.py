@@ -2,22 +2,14 @@
 
 import pathlib
 import re
-import subprocess
 
+import pytest
 import rules
+import sizes
+from sizes import longer_than, sources, tracked
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.M)
-
-
-def tracked(*suffixes):
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-                           cwd=ROOT, capture_output=True, text=True, check=True)
-    return [n for n in names.stdout.split("\n") if n.endswith(suffixes) and (ROOT / n).is_file()]
-
-
-def sources():
-    return [n for n in tracked(".h", ".cc", ".cu", ".cuh") if n.split("/")[0] in rules.MODULES]
 
 
 def row_of(module, path):
@@ -82,14 +74,20 @@ def test_leaf_rules():
 
 
 def test_file_sizes():
-    too_long = []
-    for path in sources():
-        lines = (ROOT / path).read_text().count("\n")
-        if lines > rules.WARN_LINES:
-            print(f"{path} has {lines} lines (aim: {rules.WARN_LINES})")
-        if lines > rules.FAIL_LINES and path not in rules.LONG_FILES:
-            too_long.append(f"{path}: {lines} lines")
+    too_long = [f"{path}: {count} lines" for path, count in longer_than(rules.FAIL_LINES)
+                if path not in rules.LONG_FILES]
     assert not too_long, "\n".join(too_long)
+
+
+def test_lint_names_the_files_beyond_the_aim(monkeypatch, capsys):
+    monkeypatch.setattr(rules, "WARN_LINES", 10)
+    sizes.main()
+    assert "warning: common/clock.h has" in capsys.readouterr().err
+    assert "tests/architecture/sizes.py" in (ROOT / ".ci/lint").read_text()
+
+
+def mirror_of(path):
+    return "tests/unit/" + path.rsplit(".", 1)[0] + "_test.cc"
 
 
 def test_every_source_has_its_mirrored_test():
@@ -100,9 +98,33 @@ def test_every_source_has_its_mirrored_test():
             continue
         if name in rules.NO_MIRROR or path in rules.NO_MIRROR:
             continue
-        if not (ROOT / "tests/unit" / (path[:-3] + "_test.cc")).is_file():
+        if not (ROOT / mirror_of(path)).is_file():
             missing.append(path)
     assert not missing, "no mirrored test, and not in rules.NO_MIRROR: " + ", ".join(missing)
+
+
+# A line that ends the head of a function and begins its body.
+BODY = re.compile(r"^[^\n/]*\)\s*(?:const|noexcept|override|final|ABSL_\w+\([^)]*\)|\s|->\s*[\w:<>*& ]+)*\{", re.M)
+
+
+def test_every_header_with_code_and_no_source_has_its_mirrored_test():
+    missing = []
+    for path in sources():
+        if path.split("/")[0] not in ("common", "kvstore", "worker", "router") or not path.endswith(".h"):
+            continue
+        if (ROOT / (path[:-2] + ".cc")).is_file() or (ROOT / mirror_of(path)).is_file():
+            continue
+        if len(BODY.findall((ROOT / path).read_text())) < rules.CODE_BODIES:
+            continue
+        if not any(path.startswith(prefix) for prefix in rules.HEADER_SUITES):
+            missing.append(path)
+    assert not missing, "code without a mirrored test, and not in rules.HEADER_SUITES: " + ", ".join(missing)
+
+
+def test_the_suites_that_headers_are_tested_by_exist():
+    for header, suite in rules.HEADER_SUITES.items():
+        assert (ROOT / header).exists(), header
+        assert list(ROOT.glob(suite)), suite
 
 
 def test_every_table_entry_has_a_source():
@@ -112,11 +134,42 @@ def test_every_table_entry_has_a_source():
             assert (folder / f"{entry}.cc").is_file(), f"{table} lists {entry}; no {entry}.cc"
 
 
+def test_folders_say_what_belongs_there():
+    missing = [folder for folder in rules.README_FOLDERS if not (ROOT / folder / "README.md").is_file()]
+    assert not missing, "no README.md in " + ", ".join(missing)
+
+
 def test_readmes_are_short():
     for path in tracked("README.md"):
-        if path.startswith(("common/", "kvstore/", "worker/", "router/")):
+        if path.startswith(("proto/", "common/", "kvstore/", "worker/", "router/", "tests/")):
             lines = (ROOT / path).read_text().count("\n")
             assert lines <= 15, f"{path}: {lines} lines, at most 15"
+
+
+FUNCTION = re.compile(r"`([\w./]+\.(?:cc|h)): (\w+)`")
+
+
+def wrong_references(text):
+    """The files with a folder, and the functions in `file: Function`, that there are not."""
+    wrong = [f"{path}: no such file" for path in re.findall(r"`(\w[\w/]*/[\w.]+\.(?:cc|h|md))[`:]", text)
+             if not (ROOT / path).is_file()]
+    for path, function in FUNCTION.findall(text):
+        if (ROOT / path).is_file() and not re.search(rf"\b{function}\(", (ROOT / path).read_text()):
+            wrong.append(f"{path} has no {function}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", ["docs/life_of_a_turn.md", "README.md"])
+def test_what_the_maps_point_to_exists(page):
+    text = (ROOT / page).read_text()
+    assert FUNCTION.search(text), f"{page} names no function; is its form another one by now?"
+    assert not wrong_references(text)
+
+
+def test_the_maps_can_be_wrong():
+    assert wrong_references("`worker/session/session_cache.cc: Close`")
+    assert wrong_references("see `router/nothing.cc`")
+    assert not wrong_references("`worker/engine/turn_io.cc: Close`")
 
 
 def test_no_private_paths():

@@ -253,10 +253,8 @@ class Cluster:
         request = session_pb2.ForkSessionRequest(session_id=session, **fields)
         return self.sessions.ForkSession(request, timeout=30).session.id
 
-    def park(self, session, place="disk"):
-        request = session_pb2.ParkSessionRequest(
-            session_id=session, place=types_pb2.Place.Value(f"PLACE_{place.upper()}"))
-        return self.sessions.ParkSession(request, timeout=60).session
+    def park(self, session):
+        return self.sessions.ParkSession(session_pb2.ParkSessionRequest(session_id=session), timeout=60).session
 
     def cluster_state(self):
         return self.admin.GetClusterState(admin_pb2.GetClusterStateRequest(), timeout=10)

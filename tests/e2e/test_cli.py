@@ -32,6 +32,23 @@ def test_help_everywhere(bin_dir):
     assert re.match(r"loopserve \d+\.\d+\.\d+ \(\w+\)", cli(bin_dir, "--version").stdout)
 
 
+@pytest.mark.parametrize("program, flag, named", [
+    ("router", "--listen=garbage", "--listen"), ("router", "--metrics-listen=garbage", "--metrics-listen"),
+    ("router", "--admin-listen=127.0.0.1", "--admin-listen"), ("worker", "--listen=garbage", "--listen"),
+    ("worker", "--kvstore=nonsense", "--kvstore"), ("worker", "--kv-codec=foo", "--kv-codec"),
+    ("worker", "--backend=cuda", "--backend"), ("worker", "--session-ttl=-1s", "--session-ttl"),
+    ("kvstore", "--listen=garbage", "--listen"), ("kvstore", "extra", "'extra'"),
+])
+def test_bad_flags_of_the_services_are_two(bin_dir, program, flag, named):
+    needed = {"router": ["--workers=w1=h:1"], "worker": ["--model=m.gguf"], "kvstore": []}[program]
+    for check in (["--check-config"], []):
+        run = subprocess.run([bin_dir / f"loopserve-{program}", *needed, flag, *check], capture_output=True,
+                             text=True, timeout=60)
+        assert run.returncode == 2, run.stderr
+        assert named in run.stderr and "valid" not in run.stdout
+        assert len(run.stderr.splitlines()) == 2, "the reason, and where to look; nothing of gRPC's"
+
+
 @pytest.mark.parametrize("args", [["--nonsense"], ["status", "--nonsense"], ["nonsense"], [], ["drain"],
                                   ["up", "--workers", "none"], ["completion", "tcsh"]], ids=" ".join)
 def test_bad_usage_is_two(bin_dir, args):

@@ -103,15 +103,19 @@ def test_a_restarted_router_learns_where_sessions_are(make_cluster):
     assert after.restored["device"] > 0
 
 
-@pytest.mark.parametrize("place", ["host", "disk", "remote"])
-def test_parked_sessions_go_on_the_same(make_cluster, place):
+def test_parked_sessions_go_on_the_same(make_cluster):
+    """Off the device and out of host memory, to the disk."""
     cluster = make_cluster()
     session = converse(cluster)
     twin = cluster.fork(session)
     expected = cluster.chat("and then?", session=twin, max_tokens=16)
-    cluster.park(session, place)
+    cluster.park(twin)  # or the history that they share would stay for it
+    assert cluster.park(session).state == session_pb2.SESSION_STATE_PARKED
     after = cluster.chat("and then?", session=session, max_tokens=16)
     assert (after.worker, after.tokens) == (expected.worker, expected.tokens)
+    nearer = after.restored["device"] + after.restored["host"]
+    # With a model as tiny, computing may seem cheaper at times.
+    assert after.restored["disk"] > nearer or after.usage.recompute_reason == "cheaper"
     fresh = cluster.chat("and then?", session=cluster.fork(session, at_turn=2), max_tokens=16,
                          bypass_cache=True)
     assert fresh.tokens == expected.tokens

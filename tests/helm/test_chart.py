@@ -190,6 +190,18 @@ def test_the_grace_period_covers_the_drain(values):
 
 
 @ALL
+def test_liveness_asks_for_the_process_and_readiness_for_the_service(values):
+    """"" is SERVING while the process lives. Were a router restarted for want of a ready worker, its
+    clients would get refused connections instead of NO_WORKER and the time to come back."""
+    for workload in workloads(render(values)):
+        box = container(workload)
+        assert not box["livenessProbe"]["grpc"].get("service")
+        assert box["readinessProbe"]["grpc"]["service"].startswith("loopserve.")
+        if component(workload) == "router":
+            assert not box["startupProbe"]["grpc"].get("service")
+
+
+@ALL
 def test_probed_services_exist_in_the_contract(values):
     for workload in workloads(render(values)):
         for probe in ("startupProbe", "readinessProbe"):
@@ -223,6 +235,7 @@ def test_a_new_configuration_restarts_the_pods():
     (["workerDefaults.kv.codec=fp4"], "value must be one of 'auto', 'bf16', 'int8'"),
     (["workerDefaults.kv.dtype=fp4"], "value must be one of 'bf16', 'int8'"),
     (["workerDefaults.model.file=model.safetensors"], "does not match pattern"),
+    (["workerDefaults.sessionTtl=a month"], "does not match pattern"),
     (["workers[0].name=Main"], "does not match pattern"),
     (["workers[0].replicas=2"], "missing property 'name'"),
     (["router.extraArgs[0]=log-level"], "does not match pattern"),

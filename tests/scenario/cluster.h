@@ -59,6 +59,7 @@ class Cluster final {
   std::unique_ptr<session::v1::Sessions::Stub> sessions() const;
   std::unique_ptr<admin::v1::Admin::Stub> admin() const;
   std::shared_ptr<grpc::Channel> channel() const { return channel_; }
+  std::shared_ptr<grpc::Channel> admin_channel() const { return admin_channel_; }
 
   ManualClock clock;
 

@@ -157,6 +157,16 @@ void FakeWorker::FailChecks(bool fail) {
   fail_checks_ = fail;
 }
 
+void FakeWorker::FailReports(bool fail) {
+  absl::MutexLock lock(&mutex_);
+  fail_reports_ = fail;
+}
+
+uint32_t FakeWorker::last_report_limit() const {
+  absl::MutexLock lock(&mutex_);
+  return last_report_limit_;
+}
+
 TurnPlan FakeWorker::TakePlan() {
   absl::MutexLock lock(&mutex_);
   ++turns_;
@@ -273,6 +283,51 @@ grpc::ServerWriteReactor<wk::RunCompletionResponse>* FakeWorker::RunCompletion(
 }
 
 namespace {
+class FakeReport final : public grpc::ServerWriteReactor<wk::ReportSessionsResponse> {
+ public:
+  FakeReport(std::vector<wk::ReportSessionsResponse> messages, absl::Status end)
+      : messages_(std::move(messages)), end_(std::move(end)) {
+    OnWriteDone(true);
+  }
+  void OnWriteDone(bool ok) override {
+    if (ok && next_ < messages_.size()) return StartWrite(&messages_[next_++]);
+    Finish(common::ToGrpc(ok ? end_ : absl::CancelledError()));
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  const std::vector<wk::ReportSessionsResponse> messages_;
+  const absl::Status end_;
+  size_t next_ = 0;
+};
+}  // namespace
+
+grpc::ServerWriteReactor<wk::ReportSessionsResponse>* FakeWorker::ReportSessions(
+    grpc::CallbackServerContext*, const wk::ReportSessionsRequest* request) {
+  bool fail;
+  {
+    absl::MutexLock lock(&mutex_);
+    last_report_limit_ = request->limit();
+    fail = fail_reports_;
+  }
+  std::vector<wk::ReportSessionsResponse> messages;
+  uint32_t count = 0;
+  absl::MutexLock lock(&store_->mutex);
+  for (const auto& [id, record] : store_->sessions) {
+    if (!request->after_id().empty() && id <= request->after_id()) continue;
+    if (request->limit() != 0 && count == request->limit()) break;
+    if (count++ % 2 == 0) messages.emplace_back();
+    wk::SessionReport& report = *messages.back().add_sessions();
+    Fill(id, record, report.mutable_session());
+    report.set_epoch(record.epoch);
+    report.set_resident(record.holder == id_);
+  }
+  if (!fail) return new FakeReport(std::move(messages), absl::OkStatus());
+  messages.resize(std::min<size_t>(messages.size(), 1));
+  return new FakeReport(std::move(messages), absl::InternalError("the log is broken"));
+}
+
+namespace {
 grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context,
                                  const absl::Status& status = absl::OkStatus()) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -305,18 +360,6 @@ DEFINE_UNARY(GetInfo) {
   response->set_draining(draining_);
   response->mutable_model()->set_id(kModel);
   response->mutable_model()->set_context_tokens(1024);
-  return Answer(context);
-}
-
-DEFINE_UNARY(ReportSessions) {
-  (void)request;
-  absl::MutexLock lock(&store_->mutex);
-  for (const auto& [id, record] : store_->sessions) {
-    wk::SessionReport& report = *response->add_sessions();
-    Fill(id, record, report.mutable_session());
-    report.set_epoch(record.epoch);
-    report.set_resident(record.holder == id_);
-  }
   return Answer(context);
 }
 

@@ -67,6 +67,8 @@ class FakeWorker final : public worker::v1::Worker::CallbackService {
   void Next(TurnPlan plan);  // for the next turn or completion; plans queue up
   void SetDraining(bool draining);
   void FailChecks(bool fail);
+  void FailReports(bool fail);  // of sessions, after the first message
+  uint32_t last_report_limit() const;
 
   // What came. The waits are bounded, and false when the bound passed.
   bool AwaitTurns(int count);
@@ -82,6 +84,11 @@ class FakeWorker final : public worker::v1::Worker::CallbackService {
       grpc::CallbackServerContext* context,
       const worker::v1::RunCompletionRequest* request) override;
 
+  // By id, two sessions in a message.
+  grpc::ServerWriteReactor<worker::v1::ReportSessionsResponse>* ReportSessions(
+      grpc::CallbackServerContext* context,
+      const worker::v1::ReportSessionsRequest* request) override;
+
 #define UNARY(Method)                                                          \
   grpc::ServerUnaryReactor* Method(grpc::CallbackServerContext* context,       \
                                    const worker::v1::Method##Request* request, \
@@ -89,7 +96,6 @@ class FakeWorker final : public worker::v1::Worker::CallbackService {
   UNARY(Tokenize)
   UNARY(Detokenize)
   UNARY(GetInfo)
-  UNARY(ReportSessions)
   UNARY(CreateSession)
   UNARY(GetSession)
   UNARY(UpdateSession)
@@ -123,6 +129,8 @@ class FakeWorker final : public worker::v1::Worker::CallbackService {
   std::deque<TurnPlan> plans_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool fail_checks_ ABSL_GUARDED_BY(mutex_) = false;
+  bool fail_reports_ ABSL_GUARDED_BY(mutex_) = false;
+  uint32_t last_report_limit_ ABSL_GUARDED_BY(mutex_) = 0;
   int turns_ ABSL_GUARDED_BY(mutex_) = 0;
   int cancelled_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t tokens_written_ ABSL_GUARDED_BY(mutex_) = 0;

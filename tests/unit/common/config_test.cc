@@ -100,6 +100,28 @@ TEST(Config, BadValuesAreErrors) {
   }
 }
 
+TEST(Config, AWordThatIsNoFlagIsNotTakenForOne) {
+  Settings s;
+  const Outcome o = Parse(s, {"extra"});
+  EXPECT_EQ(o.code, 2);
+  EXPECT_THAT(o.err, HasSubstr("takes flags only; what does 'extra' mean?"));
+  EXPECT_THAT(o.err, ::testing::Not(HasSubstr("did you mean")));
+}
+
+TEST(Config, AnAddressIsAHostAndAPort) {
+  for (const char* good : {"127.0.0.1:8101", "localhost:0", "[::1]:65535", "dns:///store:8201"}) {
+    EXPECT_OK(CheckAddress("listen", good)) << good;
+  }
+  for (const char* bad : {"garbage", "", ":8101", "host:", "host:x", "host:-1", "host:65536",
+                          "::1:80", "two words:80", "host:80/path"}) {
+    EXPECT_THAT(CheckAddress("listen", bad),
+                testing::StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--listen")))
+        << bad;
+  }
+  EXPECT_THAT(CheckAddress("kvstore", "host:0", 1),
+              testing::StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1 to 65535")));
+}
+
 TEST(Config, HelpPrintAndCheckDoNotRun) {
   Settings s;
   Outcome o = Parse(s, {"--help"});

@@ -28,6 +28,13 @@ TEST(Error, DetailsSurvive) {
   EXPECT_EQ(status.message(), "epoch 5 is older than 7");
 }
 
+TEST(Error, TheTextOfABadFieldNamesIt) {
+  EXPECT_EQ(InvalidField("sampling.top_p", "must be in (0, 1], got 9").message(),
+            "sampling.top_p: must be in (0, 1], got 9");
+  EXPECT_EQ(InvalidField("page_size", "page_size is 1001; at most 1000").message(),
+            "page_size is 1001; at most 1000");
+}
+
 TEST(Error, FieldMayHoldAnything) {
   EXPECT_EQ(InfoOf(InvalidField("a\nb\n\nc", "bad")).field, "a\nb\n\nc");
 }

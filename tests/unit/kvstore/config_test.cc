@@ -12,6 +12,10 @@ TEST(KvStoreConfig, NamesTheFlagThatIsWrong) {
   EXPECT_THAT(config.Check(), testing::StatusIs(absl::StatusCode::kInvalidArgument,
                                                 ::testing::HasSubstr("--host-bytes")));
   config = {};
+  config.listen = "garbage";
+  EXPECT_THAT(config.Check(), testing::StatusIs(absl::StatusCode::kInvalidArgument,
+                                                ::testing::HasSubstr("--listen")));
+  config = {};
   config.log_format = "xml";
   EXPECT_THAT(config.Check(), testing::StatusIs(absl::StatusCode::kInvalidArgument,
                                                 ::testing::HasSubstr("--log-format")));

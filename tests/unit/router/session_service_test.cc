@@ -129,6 +129,8 @@ TEST_F(SessionServiceTest, ListsEverySessionOncePageByPage) {
   } while (!request.page_token().empty() && pages < 10);
   EXPECT_EQ(pages, 3);
   EXPECT_EQ(seen, std::vector<std::string>(expected.begin(), expected.end()));
+  // Whatever the store holds, a page asks for little more than itself.
+  EXPECT_EQ(cluster_.worker(1).last_report_limit(), 11u);
 }
 
 TEST_F(SessionServiceTest, RefusesBadFields) {

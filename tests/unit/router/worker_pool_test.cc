@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "tests/scenario/fake_worker.h"
 #include "tests/support/status_matchers.h"
 
@@ -16,6 +17,26 @@ using common::SessionId;
 using common::WorkerId;
 using testing::FakeStore;
 using testing::FakeWorker;
+
+// Keeps the warnings.
+class WarningLog final : public common::Logger {
+ public:
+  void Log(common::LogLevel level, absl::string_view, Fields fields) override {
+    if (level < common::LogLevel::kWarning) return;
+    absl::MutexLock lock(&mutex_);
+    std::string& line = lines_.emplace_back();
+    for (const common::LogField& field : fields) absl::StrAppend(&line, field.text, ";");
+  }
+  void SetLevel(common::LogLevel) override {}
+  std::vector<std::string> lines() {
+    absl::MutexLock lock(&mutex_);
+    return lines_;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::vector<std::string> lines_ ABSL_GUARDED_BY(mutex_);
+};
 
 const WorkerId kId("w1");
 constexpr absl::Duration kPatience = absl::Seconds(20);
@@ -29,10 +50,9 @@ class WorkerPoolTest : public ::testing::Test {
     addresses_ = {{kId, absl::StrCat("127.0.0.1:", port_)}};
     table_ = std::make_unique<WorkerTable>(addresses_);
   }
-  void Start() {
+  void Start(common::Logger& log = common::Logger::Null()) {
     pool_ = WorkerPool::Create(addresses_, {.check_interval = absl::Milliseconds(5)}, *table_,
-                               *directory_, router_metrics_, common::Logger::Null(),
-                               [this] { ++changes_; });
+                               *directory_, router_metrics_, log, [this] { ++changes_; });
   }
   bool Await(WorkerHealth health) { return table_->AwaitHealth(kId, health, kPatience); }
   void Remember(const std::string& id, uint64_t epoch) {
@@ -84,6 +104,30 @@ TEST_F(WorkerPoolTest, ASickWorkerGoesDownAndComesBack) {
   ASSERT_TRUE(Await(WorkerHealth::kDown));
   worker_->FailChecks(false);
   ASSERT_TRUE(Await(WorkerHealth::kReady));
+}
+
+TEST_F(WorkerPoolTest, LearnsMoreSessionsThanOneMessageHolds) {
+  for (int i = 0; i < 501; ++i) Remember(absl::StrCat("s", i), i + 1);
+  Start();
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  EXPECT_EQ(directory_->counts().sessions, 501u);
+  EXPECT_EQ(*directory_->Find(SessionId("s500")), (Pin{kId, Epoch(501)}));
+}
+
+TEST_F(WorkerPoolTest, WarnsOnceOfAWorkerThatCannotTellItsSessions) {
+  Remember("s", 1);
+  worker_->FailReports(true);
+  WarningLog log;
+  Start(log);
+  for (int round = 0; round < 3; ++round) {  // each ends at least one more check
+    const int before = changes_;
+    while (changes_ == before) absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_FALSE(table_->AnyReady());
+  EXPECT_THAT(log.lines(), ::testing::ElementsAre("w1;report of its sessions;the log is broken;"));
+  worker_->FailReports(false);
+  ASSERT_TRUE(Await(WorkerHealth::kReady));
+  pool_.reset();
 }
 
 TEST_F(WorkerPoolTest, FollowsDraining) {

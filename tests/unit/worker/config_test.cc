@@ -63,6 +63,13 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.speculative_ngram = "yes"; }, "--speculative-ngram");
   expect([](auto& c) { c.kv_dtype = "f32"; }, "--kv-dtype");
   expect([](auto& c) { c.kv_codec = "fp4"; }, "--kv-codec");
+  expect([](auto& c) { c.listen = "garbage"; }, "--listen");
+  expect([](auto& c) { c.metrics_listen = "garbage"; }, "--metrics-listen");
+  expect([](auto& c) { c.kvstore = "nonsense"; }, "--kvstore");
+  expect([](auto& c) { c.kvstore = "host:0"; }, "--kvstore");
+  expect([](auto& c) { c.backend = "cuda"; }, "--backend");
+  expect([](auto& c) { c.session_ttl = -absl::Seconds(1); }, "--session-ttl");
+  expect([](auto& c) { c.session_ttl = absl::InfiniteDuration(); }, "--session-ttl");
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
   expect([](auto& c) { c.log_level = "loud"; }, "log level");
   expect([](auto& c) { c.id = ""; }, "--id");

@@ -33,7 +33,10 @@ class WorkerServerTest : public ::testing::Test {
     tokenizer_ = *LoadTokenizer(*worker_.file);
     chat_ = *LoadChatTemplate(*worker_.file, *tokenizer_);
     server_ =
-        *WorkerServer::Create({.worker_id = "w1", .listen = "127.0.0.1:0", .model_name = "tiny"},
+        *WorkerServer::Create({.worker_id = "w1",
+                               .listen = "127.0.0.1:0",
+                               .model_name = "tiny",
+                               .session_ttl = absl::Hours(2)},
                               {*worker_.engine, *worker_.sessions, *worker_.ranks, *worker_.kv,
                                nullptr, *tokenizer_, chat_.get(), common::Logger::Null()});
     stub_ = v1::Worker::NewStub(common::MakeChannel(absl::StrCat("127.0.0.1:", server_->port())));
@@ -263,10 +266,14 @@ TEST_F(WorkerServerTest, SessionsLiveAndEnd) {
   }
   {
     grpc::ClientContext context;
+    const auto reader = stub_->ReportSessions(&context, {});
     v1::ReportSessionsResponse response;
-    ASSERT_TRUE(stub_->ReportSessions(&context, {}, &response).ok());
-    EXPECT_EQ(response.sessions_size(), 2);
+    ASSERT_TRUE(reader->Read(&response));
+    ASSERT_EQ(response.sessions_size(), 2);
+    EXPECT_EQ(response.sessions(0).session().id(), "a");
     EXPECT_EQ(response.sessions(0).epoch(), 1u);
+    EXPECT_FALSE(reader->Read(&response));
+    EXPECT_TRUE(reader->Finish().ok());
   }
   {
     grpc::ClientContext context;
@@ -277,6 +284,31 @@ TEST_F(WorkerServerTest, SessionsLiveAndEnd) {
   }
   EXPECT_THAT(Run(Request("a", "hello", false)).status, ReasonIs(Reason::kSessionNotFound));
   EXPECT_OK(Run(Request("b", "hello", false)).status);
+}
+
+TEST_F(WorkerServerTest, SessionsEndAfterTheDefaultTtlUnlessTheClientNamesOne) {
+  const auto ttl_of = [this](const std::string& id) {
+    return worker_.own_log.Get(common::SessionId(id))->ttl_seconds;
+  };
+  ASSERT_OK(Run(Request("by-turn", "hello", true)).status);
+  EXPECT_EQ(ttl_of("by-turn"), 7200);
+  const auto create = [this](const std::string& id, std::optional<int64_t> ttl_seconds) {
+    grpc::ClientContext context;
+    v1::CreateSessionRequest request;
+    request.mutable_session()->set_id(id);
+    request.mutable_session()->set_epoch(1);
+    if (ttl_seconds) request.mutable_create()->mutable_ttl()->set_seconds(*ttl_seconds);
+    v1::CreateSessionResponse response;
+    EXPECT_TRUE(stub_->CreateSession(&context, request, &response).ok());
+  };
+  create("default", std::nullopt);
+  EXPECT_EQ(ttl_of("default"), 7200);
+  create("named", 60);
+  EXPECT_EQ(ttl_of("named"), 60);
+  ASSERT_OK(Run(Request("named", "hello", false)).status);
+  EXPECT_EQ(ttl_of("named"), 60);
+  create("forever", 0);
+  EXPECT_EQ(ttl_of("forever"), 0);
 }
 
 TEST_F(WorkerServerTest, InfoSaysWhatRuns) {

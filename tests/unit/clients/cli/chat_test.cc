@@ -60,12 +60,18 @@ TEST_F(ChatTest, LinesOfTheReplShareASession) {
 
 TEST_F(ChatTest, SlashCommandsAct) {
   const CliResult chat =
-      Chat({}, "hello\n/fork\nin the copy\n/rewind 0\n/park remote\n/new\nfresh\n/what\n");
+      Chat({}, "hello\n/fork\nin the copy\n/rewind 0\n/park\n/new\nfresh\n/what\n");
   EXPECT_EQ(chat.code, kDone) << chat.err;
   EXPECT_EQ(router_.requests()[1].session_id(), "forked");
   EXPECT_EQ(router_.requests()[2].session_id(), "");
-  EXPECT_EQ(router_.parked(), types::v1::PLACE_REMOTE);
-  EXPECT_THAT(chat.err, HasSubstr("no such command"));
+  EXPECT_EQ(router_.parked(), "forked");
+  EXPECT_THAT(chat.err, HasSubstr("no such command: /what"));
+}
+
+TEST_F(ChatTest, ParkTakesNoPlace) {
+  const CliResult chat = Chat({}, "hello\n/park moon\n");
+  EXPECT_EQ(router_.parked(), "");
+  EXPECT_THAT(chat.err, HasSubstr("no such command: /park moon"));
 }
 
 TEST_F(ChatTest, EphemeralTurnsLeaveNoSessionBehind) {

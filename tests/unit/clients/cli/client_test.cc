@@ -87,8 +87,8 @@ TEST_F(ClientTest, SessionCallsCarryTheirReasons) {
       common::HasReason(client_.GetSession("none").status(), common::Reason::kSessionNotFound));
   ASSERT_OK(client_.CreateSession("mine").status());
   ASSERT_OK(client_.GetSession("mine").status());
-  ASSERT_OK(client_.ParkSession("mine", types::v1::PLACE_DISK).status());
-  EXPECT_EQ(router_.parked(), types::v1::PLACE_DISK);
+  ASSERT_OK(client_.ParkSession("mine").status());
+  EXPECT_EQ(router_.parked(), "mine");
   ASSERT_OK(client_.DeleteSession("mine"));
   EXPECT_FALSE(router_.HasSession("mine"));
 }

@@ -167,10 +167,10 @@ class FakeRouter final : public chat::v1::Chat::Service,
                            session::v1::ParkSessionResponse* response) override {
     Fill(request->session_id(), response->mutable_session());
     absl::MutexLock lock(&mutex_);
-    parked_ = request->place();
+    parked_ = request->session_id();
     return grpc::Status::OK;
   }
-  types::v1::Place parked() const {
+  std::string parked() const {
     absl::MutexLock lock(&mutex_);
     return parked_;
   }
@@ -220,7 +220,7 @@ class FakeRouter final : public chat::v1::Chat::Service,
   std::vector<absl::Status> errors_ ABSL_GUARDED_BY(mutex_);
   std::vector<chat::v1::TurnRequest> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, uint64_t> turns_ ABSL_GUARDED_BY(mutex_);
-  types::v1::Place parked_ ABSL_GUARDED_BY(mutex_) = types::v1::PLACE_UNSPECIFIED;
+  std::string parked_ ABSL_GUARDED_BY(mutex_);
   int ready_workers_ ABSL_GUARDED_BY(mutex_) = 1;
   int made_ ABSL_GUARDED_BY(mutex_) = 0;
   bool hang_ ABSL_GUARDED_BY(mutex_) = false;

@@ -32,15 +32,17 @@ TEST_F(SessionsTest, EachActionCallsTheRouter) {
   EXPECT_EQ(Sessions({"fork", "a", "--as", "b", "--at-turn", "1", "--json"}).json()["turns"], 1);
   EXPECT_TRUE(router_.HasSession("b"));
   EXPECT_EQ(Sessions({"rewind", "a", "--to-turn", "3", "--json"}).json()["turns"], 3);
-  EXPECT_EQ(Sessions({"park", "a", "--place", "host"}).code, kDone);
-  EXPECT_EQ(router_.parked(), types::v1::PLACE_HOST);
+  EXPECT_EQ(Sessions({"park", "a"}).code, kDone);
+  EXPECT_EQ(router_.parked(), "a");
   EXPECT_EQ(Sessions({"delete", "a"}).code, kDone);
   EXPECT_FALSE(router_.HasSession("a"));
   EXPECT_THAT(Sessions({"delete", "a"}).err, HasSubstr("SESSION_NOT_FOUND"));
 }
 
 TEST_F(SessionsTest, BadUsageIsTwo) {
-  EXPECT_EQ(Sessions({"rewind", "a"}).code, kBadUsage);
+  const CliResult rewind = Sessions({"rewind", "a"});
+  EXPECT_EQ(rewind.code, kBadUsage);
+  EXPECT_THAT(rewind.err, HasSubstr("'loopserve sessions rewind --help'"));
   EXPECT_EQ(Sessions({"park", "a", "--place", "moon"}).code, kBadUsage);
   EXPECT_EQ(Sessions({"explode"}).code, kBadUsage);
 }
