@@ -74,8 +74,10 @@ int TellParseError(const CLI::App& app, const CLI::ParseError& error, Context& c
     const std::string nearest = Nearest(active, rest[0]);
     if (!nearest.empty()) absl::StrAppend(&message, "; did you mean ", nearest, "?");
   }
-  const std::string command =
-      &active == &app ? "loopserve" : absl::StrCat("loopserve ", active.get_name());
+  std::string command = active.get_name();
+  for (const CLI::App* above = active.get_parent(); above != nullptr; above = above->get_parent()) {
+    command = absl::StrCat(above->get_name(), " ", command);
+  }
   *context.err << "loopserve: " << message << "\nSee '" << command << " --help'." << std::endl;
   return kBadUsage;
 }

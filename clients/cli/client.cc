@@ -4,6 +4,7 @@
 #include <random>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -54,11 +55,19 @@ Client::Client(Target target) : target_(std::move(target)) {
 }
 
 absl::Status Client::Convert(const grpc::Status& status, const std::string& address) const {
-  absl::Status converted = common::FromGrpc(status);
+  const absl::Status converted = common::FromGrpc(status);
   if (!IsUnreachable(converted)) return converted;
-  return absl::UnavailableError(absl::StrCat(
-      "no router answers at ", address,
-      "; start one with 'loopserve up' or name it with --endpoint (", converted.message(), ")"));
+  const absl::string_view why =
+      absl::StrContains(converted.message(), "DNS resolution failed") ? ": no such host" : "";
+  if (address == target_.admin && address != target_.chat) {
+    return absl::UnavailableError(absl::StrCat(
+        "no router answers at its admin port ", address, why,
+        " (by default two above that of --endpoint); start one with 'loopserve up' or name the "
+        "port with --admin-endpoint"));
+  }
+  return absl::UnavailableError(
+      absl::StrCat("no router answers at ", address, why,
+                   "; start one with 'loopserve up' or name it with --endpoint"));
 }
 
 std::string NewTurnId() {

@@ -1,4 +1,5 @@
 #include <atomic>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -59,8 +60,13 @@ int RunLogs(const LogsOptions& options, Context& context) {
   const std::string dir = ClusterDir(context);
   const absl::StatusOr<ClusterState> state = LoadClusterState(dir);
   if (!state.ok()) {
-    return Fail(context, absl::NotFoundError(absl::StrCat("nothing is up in ", dir,
-                                                          "; older logs are in ", dir, "/logs")));
+    std::error_code ignored;
+    const bool older = std::filesystem::is_directory(dir + "/logs", ignored);
+    return Fail(context,
+                absl::NotFoundError(absl::StrCat(
+                    "nothing is up in ", dir,
+                    older ? absl::StrCat("; older logs are in ", dir, "/logs")
+                          : "; 'loopserve up' starts a cluster, --dir names its directory")));
   }
   std::vector<const Member*> members;
   std::vector<std::string> known;

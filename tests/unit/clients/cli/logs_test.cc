@@ -41,8 +41,13 @@ TEST_F(LogsTest, NamesTheKnownForAnUnknown) {
   EXPECT_THAT(logs.err, HasSubstr("w1, router"));
 }
 
-TEST(LogsWithoutClusterTest, SaysWhereOlderOnesAre) {
+TEST(LogsWithoutClusterTest, SaysWhereOlderOnesAreIfThereAreAny) {
   const TempDir dir;
+  const CliResult none = RunCli({"logs", "--dir", dir.path()});
+  EXPECT_EQ(none.code, kFailed);
+  EXPECT_THAT(none.err, HasSubstr("nothing is up in " + dir.path()));
+  EXPECT_THAT(none.err, ::testing::Not(HasSubstr("/logs")));
+  dir.Write("logs/w1.log", "a\n");
   const CliResult logs = RunCli({"logs", "--dir", dir.path()});
   EXPECT_EQ(logs.code, kFailed);
   EXPECT_THAT(logs.err, HasSubstr(dir.path() + "/logs"));

@@ -30,6 +30,9 @@ TEST(StatusTest, NobodyThereIsFour) {
   const CliResult status = RunCli({"status", "--endpoint", "127.0.0.1:1", "--json"});
   EXPECT_EQ(status.code, kUnreachable);
   EXPECT_EQ(status.out, "");
+  EXPECT_THAT(status.err, HasSubstr("admin port 127.0.0.1:3"));
+  EXPECT_THAT(status.err, HasSubstr("--admin-endpoint"));
+  EXPECT_THAT(status.err, ::testing::Not(HasSubstr("Failed to connect")));
 }
 
 }  // namespace
