@@ -324,10 +324,11 @@ TEST_P(AttentionTest, PeakedAndHugeScoresStayFinite) {
     for (float& q : in.q) q *= 128;
     const auto got = RunInChunks(*backend_, shape, in, 100);
     for (const float v : got) ASSERT_TRUE(std::isfinite(v));
-    // Scores in the thousands, in float32: their last bits are as large as 1e-4. Beside int8 such a
-    // query is rounded to steps of 384 / 2^15, which makes 0.003 in a score.
-    const double sums = dtype == KvDtype::kInt8 ? 6e-3 : 1e-3;
-    ExpectClose(got, RunInChunks(*reference_, shape, in, 100), "peaked", Tolerance(shape, sums));
+    // Scores in the thousands, in float32: their last bits are as large as 1e-4. Where queries
+    // become steps of 1 / 32639 of their largest, 1000 here, a score may be off by some 1e-2.
+    const bool steps = dtype == KvDtype::kInt8 && absl::EndsWith(backend_->name(), "-bf16");
+    ExpectClose(got, RunInChunks(*reference_, shape, in, 100), "peaked",
+                Tolerance(shape, steps ? 1e-2 : 1e-3));
   }
 }
 
