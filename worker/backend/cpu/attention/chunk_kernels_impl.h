@@ -24,6 +24,32 @@ namespace loopserve::worker::cpu_attention {
 
 using kvstore::KvDtype;
 
+// Calls run.operator()<rows>() for 1 ... 6 rows, and nothing for none: tiles have a size that the
+// compiler knows.
+template <class Run>
+LOOPSERVE_INLINE void ForRows(int rows, Run run) {
+  switch (rows) {
+    case 6:
+      return run.template operator()<6>();
+    case 5:
+      return run.template operator()<5>();
+    case 4:
+      return run.template operator()<4>();
+    case 3:
+      return run.template operator()<3>();
+    case 2:
+      return run.template operator()<2>();
+    case 1:
+      return run.template operator()<1>();
+    default:
+      return;
+  }
+}
+
+// Keys up to the last of those that any row sees (not none): those after it weigh nothing, so
+// leaving them out is exact.
+LOOPSERVE_INLINE int KeysOf(uint64_t seen) { return 64 - __builtin_clzll(seen); }
+
 template <class S>
 struct ChunkKernelsFor {
   using F = typename S::F;
@@ -201,8 +227,7 @@ struct ChunkKernelsFor {
     }
   }
 
-  // `keys` are those that any of the rows sees. Keys after the last of them weigh nothing, so
-  // leaving them out is exact.
+  // `keys` are those that any of the rows sees.
   template <int MR, int NV>
   LOOPSERVE_INLINE void WeightedSum(const ChunkStep& a, float* state, int dim, uint64_t keys,
                                     const float (*weights)[kKeyChunk], const float* shrink) {
@@ -218,7 +243,7 @@ struct ChunkKernelsFor {
       }
     }
     const float* values = a.values + dim;
-    const int count = 64 - __builtin_clzll(keys);
+    const int count = KeysOf(keys);
     for (int j = 0; j < count; ++j, values += a.padded_dim) {
       AddValue<MR, NV>(values, weights, j, acc);
     }
@@ -276,7 +301,7 @@ struct ChunkKernelsFor {
         acc[r][v] = S::Mul(S::Load(sum + size_t(r) * stride + v * kW), factor);
       }
     }
-    const int count = 64 - __builtin_clzll(keys);
+    const int count = KeysOf(keys);
     for (int j = 0; j < count; ++j) {
       const auto* at = reinterpret_cast<const uint16_t*>(from.at[j]) + dim;
       if (from.next != nullptr) {
@@ -321,20 +346,7 @@ struct ChunkKernelsFor {
   }
 
   static void Stream(const ChunkStep& a, const ChunkSource& keys, const ChunkSource& values) {
-    switch (a.rows) {
-      case 6:
-        return StreamRows<6>(a, keys, values);
-      case 5:
-        return StreamRows<5>(a, keys, values);
-      case 4:
-        return StreamRows<4>(a, keys, values);
-      case 3:
-        return StreamRows<3>(a, keys, values);
-      case 2:
-        return StreamRows<2>(a, keys, values);
-      default:
-        return StreamRows<1>(a, keys, values);
-    }
+    ForRows(a.rows, [&]<int MR>() { StreamRows<MR>(a, keys, values); });
   }
 
   template <int MR>
@@ -364,20 +376,7 @@ struct ChunkKernelsFor {
   static void Attend(const ChunkStep& a) {
     int row = 0;
     for (; row + kTileRows <= a.rows; row += kTileRows) AttendRows<kTileRows>(a, row);
-    switch (a.rows - row) {
-      case 5:
-        return AttendRows<5>(a, row);
-      case 4:
-        return AttendRows<4>(a, row);
-      case 3:
-        return AttendRows<3>(a, row);
-      case 2:
-        return AttendRows<2>(a, row);
-      case 1:
-        return AttendRows<1>(a, row);
-      default:
-        return;
-    }
+    ForRows(a.rows - row, [&]<int MR>() { AttendRows<MR>(a, row); });
   }
 
   template <KvDtype kDtype>

@@ -5,22 +5,13 @@
 // [kKeyChunk / 2, padded_dim] pairs of keys; within 32 dimensions first those of the low halves of
 // each 128 bits, then those of the high halves, as unpacking leaves them, and sums in that order
 // too, until `finish`.
-#include "worker/backend/cpu/attention/chunk_kernels_impl.h"
-#include "worker/backend/cpu/attention/simd_avx512.h"
+#include "worker/backend/cpu/attention/dot_rows_avx512.h"
 
 namespace loopserve::worker::cpu_attention {
 namespace {
 
-using F = __m512;
-using I = __m512i;
-using S = Avx512;
-using Float = ChunkKernelsFor<Avx512>;
-
-constexpr int kW = 16;
-constexpr int kTileRows = 6;
 constexpr int kChunkVectors = kKeyChunk / kW;
 constexpr int kGroup = 32;  // dimensions that are unpacked together
-constexpr float kNever = Float::kNever;
 
 LOOPSERVE_INLINE F Dot(F sum, I a, I b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -39,11 +30,7 @@ LOOPSERVE_INLINE const int* Pairs(const float* laid_out) {
 void LoadQuery(const float* from, int head_dim, int padded_dim, float, float* q) {
   auto* to = reinterpret_cast<uint16_t*>(q);
   for (int i = 0; i < padded_dim; i += kW) {
-    const int left = head_dim - i;
-    const __mmask16 mask = static_cast<__mmask16>(left >= kW  ? 0xffff
-                                                  : left <= 0 ? 0
-                                                              : (1 << left) - 1);
-    const F x = _mm512_maskz_loadu_ps(mask, from + i);
+    const F x = _mm512_maskz_loadu_ps(FirstLanes(head_dim - i), from + i);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
   }
@@ -118,30 +105,18 @@ LOOPSERVE_INLINE void Scores(const ChunkStep& a, int row0, float (*scores)[kKeyC
 template <int MR>
 LOOPSERVE_INLINE void Softmax(float (*scores)[kKeyChunk], float factor, const uint64_t* visible,
                               float* lanes, size_t stride, uint16_t (*weights)[kKeyChunk],
-                              float* shrink) {
-  alignas(64) float fall[kW];
-  float shift[MR];
+                              float (&shrink)[MR]) {
+  float factor_of[MR];
 #pragma GCC unroll 6
-  for (int r = 0; r < MR; ++r) {
-    float* highest = lanes + size_t(r) * stride + kLanes;
-    if (visible[r] != ~uint64_t{0}) Float::Hide(scores[r], visible[r]);
-    F top = S::Max(S::Max(S::Load(scores[r]), S::Load(scores[r] + kW)),
-                   S::Max(S::Load(scores[r] + 2 * kW), S::Load(scores[r] + 3 * kW)));
-    const float of_chunk = S::ReduceMax(top) * factor;
-    const float new_highest = of_chunk > *highest ? of_chunk : *highest;
-    shift[r] = new_highest == kNever ? 0.0f : new_highest;
-    fall[r] = *highest - shift[r];
-    *highest = new_highest;
-  }
-  for (int r = MR; r < kW; ++r) fall[r] = 0.0f;
-  S::Store(fall, S::Exp2(S::Load(fall)));
+  for (int r = 0; r < MR; ++r) factor_of[r] = factor;
+  float shift[MR];
+  Raise<MR>(scores, factor_of, visible, lanes, stride, shift, shrink);
   const F factors = S::Set1(factor);
   const I ones = _mm512_set1_epi32(0x3f803f80);
 #pragma GCC unroll 6
   for (int r = 0; r < MR; ++r) {
-    shrink[r] = fall[r];
     const F shifts = S::Set1(-shift[r]);
-    F sum = S::Mul(S::Load(lanes + size_t(r) * stride), S::Set1(fall[r]));
+    F sum = S::Mul(S::Load(lanes + size_t(r) * stride), S::Set1(shrink[r]));
 #pragma GCC unroll 2
     for (int i = 0; i < kKeyChunk; i += 2 * kW) {
       const F low = S::RoughExp2(S::Fma(S::Load(scores[r] + i), factors, shifts));
@@ -188,9 +163,6 @@ LOOPSERVE_INLINE void AddPair(const I (&value)[NV], const uint16_t (*weights)[kK
   }
 }
 
-// Pairs of keys up to the last one that any row sees: those after it weigh nothing.
-LOOPSERVE_INLINE int KeysOf(uint64_t seen) { return 64 - __builtin_clzll(seen); }
-
 template <int MR, int NV>
 LOOPSERVE_INLINE void WeightedSum(const ChunkStep& a, float* state, int dim, uint64_t seen,
                                   const uint16_t (*weights)[kKeyChunk], const float* shrink) {
@@ -210,21 +182,14 @@ LOOPSERVE_INLINE void WeightedSum(const ChunkStep& a, float* state, int dim, uin
 
 template <int MR>
 [[gnu::noinline]] void AttendRows(const ChunkStep& a, int row0) {
-  uint64_t seen = 0;
-  for (int r = 0; r < MR; ++r) seen |= a.visible[row0 + r];
+  const uint64_t seen = SeenBy<MR>(a.visible + row0);
   if (seen == 0) return;
   alignas(64) float scores[MR][kKeyChunk];
   alignas(64) uint16_t weights[MR][kKeyChunk];
   float shrink[MR];
   const size_t stride = size_t(StateStride(a.padded_dim));
   float* state = a.state + size_t(row0) * stride;
-  if (row0 + MR < a.rows) {
-    Float::PrefetchFloats(state + MR * stride, MR * stride);
-    for (int r = 0; r < MR; ++r) {
-      const auto* next = reinterpret_cast<const float*>(QueryPairs(a, row0 + MR + r));
-      Float::PrefetchFloats(next, size_t(a.padded_dim) / 2);
-    }
-  }
+  PrefetchNextRows<MR>(a, row0, size_t(a.padded_dim) / 2);
   Scores<MR>(a, row0, scores);
   Softmax<MR>(scores, a.factor, a.visible + row0, state + a.padded_dim, stride, weights, shrink);
   int dim = 0;
@@ -237,20 +202,7 @@ template <int MR>
 void Attend(const ChunkStep& a) {
   int row = 0;
   for (; row + kTileRows <= a.rows; row += kTileRows) AttendRows<kTileRows>(a, row);
-  switch (a.rows - row) {
-    case 5:
-      return AttendRows<5>(a, row);
-    case 4:
-      return AttendRows<4>(a, row);
-    case 3:
-      return AttendRows<3>(a, row);
-    case 2:
-      return AttendRows<2>(a, row);
-    case 1:
-      return AttendRows<1>(a, row);
-    default:
-      return;
-  }
+  ForRows(a.rows - row, [&]<int MR>() { AttendRows<MR>(a, row); });
 }
 
 // As Scores, with blocks of 16 keys by 32 dimensions transposed in registers. Blocks of different
@@ -316,8 +268,7 @@ template <int MR>
   alignas(64) float scores[MR][kKeyChunk];
   alignas(64) uint16_t weights[MR][kKeyChunk];
   float shrink[MR];
-  uint64_t seen = 0;
-  for (int r = 0; r < MR; ++r) seen |= a.visible[r];
+  const uint64_t seen = SeenBy<MR>(a.visible);
   StreamScores<MR>(a, keys, scores);
   Softmax<MR>(scores, a.factor, a.visible, a.state + a.padded_dim,
               size_t(StateStride(a.padded_dim)), weights, shrink);
@@ -330,20 +281,7 @@ template <int MR>
 }
 
 void Stream(const ChunkStep& a, const ChunkSource& keys, const ChunkSource& values) {
-  switch (a.rows) {
-    case 6:
-      return StreamRows<6>(a, keys, values);
-    case 5:
-      return StreamRows<5>(a, keys, values);
-    case 4:
-      return StreamRows<4>(a, keys, values);
-    case 3:
-      return StreamRows<3>(a, keys, values);
-    case 2:
-      return StreamRows<2>(a, keys, values);
-    default:
-      return StreamRows<1>(a, keys, values);
-  }
+  ForRows(a.rows, [&]<int MR>() { StreamRows<MR>(a, keys, values); });
 }
 
 LOOPSERVE_INLINE float GatherScore(const GatherStep& a, int j) {
@@ -360,11 +298,11 @@ void Gather(const GatherStep& a) {
   for (int j = 0; j < a.count; ++j) scores[0][j] = GatherScore(a, j);
   for (int j = a.count; j < kKeyChunk; ++j) scores[0][j] = kNever;
   const uint64_t all = ~uint64_t{0};
-  float shrink;
-  Softmax<1>(scores, a.factor, &all, a.state + a.padded_dim, 0, weights, &shrink);
+  float shrink[1];
+  Softmax<1>(scores, a.factor, &all, a.state + a.padded_dim, 0, weights, shrink);
   for (int dim = 0; dim < a.padded_dim; dim += kGroup) {
     F acc[1][2];
-    LoadSums<1, 2>(a.state + dim, 0, &shrink, acc);
+    LoadSums<1, 2>(a.state + dim, 0, shrink, acc);
     for (int j = 0; j < a.count; j += 2) {
       const I even = LoadGroup(a.values[j], dim, a.head_dim);
       const I odd =
@@ -397,9 +335,7 @@ void Finish(const float* state, int head_dim, int padded_dim, float* out) {
     const F sum = _mm512_permutex2var_ps(S::Load(group), places, S::Load(group + kW));
     // Adding zero makes -0 into 0: which of the two a sum ends at may depend on unseen keys.
     const F mean = none ? zero : S::Add(_mm512_div_ps(sum, S::Set1(total)), zero);
-    const int left = head_dim - d;
-    _mm512_mask_storeu_ps(out + d, static_cast<__mmask16>(left >= kW ? 0xffff : (1 << left) - 1),
-                          mean);
+    _mm512_mask_storeu_ps(out + d, FirstLanes(head_dim - d), mean);
   }
 }
 

@@ -9,21 +9,12 @@
 // Values [kKeyChunk / 4, padded_dim] words of four keys; within 64 dimensions first the leading
 // four of each 16, then the next four, as unpacking leaves them, and sums in that order too, until
 // `finish`.
-#include "worker/backend/cpu/attention/chunk_kernels_impl.h"
-#include "worker/backend/cpu/attention/simd_avx512.h"
+#include "worker/backend/cpu/attention/dot_rows_avx512.h"
 
 namespace loopserve::worker::cpu_attention {
 namespace {
 
-using F = __m512;
-using I = __m512i;
-using S = Avx512;
-using Float = ChunkKernelsFor<Avx512>;
-
-constexpr int kW = 16;
-constexpr int kTileRows = 6;
-constexpr int kGroup = 64;  // codes in a vector
-constexpr float kNever = Float::kNever;
+constexpr int kGroup = 64;       // codes in a vector
 constexpr float kTiny = 1e-30f;  // what is below is zero, so that inverses are finite
 constexpr float kWeightSteps = 65535;
 static_assert(kInt8DimAlign == kGroup && kKeyChunk == 4 * kW);
@@ -66,10 +57,6 @@ struct Query {
   float step;  // by scale * log2(e)
   int surplus;
 };
-
-LOOPSERVE_INLINE __mmask16 FirstLanes(int count) {
-  return static_cast<__mmask16>(count >= kW ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
-}
 
 LOOPSERVE_INLINE float LargestMagnitude(const float* from, int dim) {
   I top = _mm512_setzero_si512();  // bits of magnitudes order like magnitudes, NaN above all
@@ -276,29 +263,6 @@ struct Weights {
   float shrink[MR];
 };
 
-// The highest scores so far, and what older sums shrink by.
-template <int MR>
-LOOPSERVE_INLINE void Raise(float (*scores)[kKeyChunk], const float (&factor)[MR],
-                            const uint64_t* visible, float* lanes, size_t stride,
-                            float (&shift)[MR], float (&shrink)[MR]) {
-  alignas(64) float fall[kW] = {};
-#pragma GCC unroll 6
-  for (int r = 0; r < MR; ++r) {
-    float* highest = lanes + size_t(r) * stride + kLanes;
-    if (visible[r] != ~uint64_t{0}) Float::Hide(scores[r], visible[r]);
-    const F top = S::Max(S::Max(S::Load(scores[r]), S::Load(scores[r] + kW)),
-                         S::Max(S::Load(scores[r] + 2 * kW), S::Load(scores[r] + 3 * kW)));
-    const float of_chunk = S::ReduceMax(top) * factor[r];
-    const float new_highest = of_chunk > *highest ? of_chunk : *highest;
-    shift[r] = new_highest == kNever ? 0.0f : new_highest;
-    fall[r] = *highest - shift[r];
-    *highest = new_highest;
-  }
-  S::Store(fall, S::Exp2(S::Load(fall)));
-#pragma GCC unroll 6
-  for (int r = 0; r < MR; ++r) shrink[r] = fall[r];
-}
-
 // Rounds a row's weights, none of them negative; returns the step.
 LOOPSERVE_INLINE float RoundWeights(const F (&weights)[4], uint8_t* high, uint8_t* low) {
   I bits[4];
@@ -375,9 +339,6 @@ LOOPSERVE_INLINE void AddToState(const Sums<MR, NV>& sums, const Weights<MR>& we
   }
 }
 
-// Keys up to the last one that any row sees: those after it weigh nothing.
-LOOPSERVE_INLINE int KeysOf(uint64_t seen) { return 64 - __builtin_clzll(seen); }
-
 template <int MR, int NV>
 LOOPSERVE_INLINE void WeightedSum(const ChunkStep& a, float* state, int dim, int count,
                                   const Weights<MR>& weights) {
@@ -416,20 +377,13 @@ LOOPSERVE_INLINE void StreamWeightedSum(const ChunkStep& a, const ChunkSource& f
 
 template <int MR>
 [[gnu::noinline]] void AttendRows(const ChunkStep& a, int row0) {
-  uint64_t seen = 0;
-  for (int r = 0; r < MR; ++r) seen |= a.visible[row0 + r];
+  const uint64_t seen = SeenBy<MR>(a.visible + row0);
   if (seen == 0) return;
   alignas(64) float scores[MR][kKeyChunk];
   Weights<MR> weights;
   const size_t stride = size_t(StateStride(a.padded_dim));
   float* state = a.state + size_t(row0) * stride;
-  if (row0 + MR < a.rows) {
-    Float::PrefetchFloats(state + MR * stride, MR * stride);
-    for (int r = 0; r < MR; ++r) {
-      const float* next = a.q + size_t(row0 + MR + r) * size_t(a.padded_dim);
-      Float::PrefetchFloats(next, size_t(a.padded_dim) / 2 + 2);
-    }
-  }
+  PrefetchNextRows<MR>(a, row0, size_t(a.padded_dim) / 2 + 2);
   const Queries<MR> queries(a, row0);
   Scores<MR>(a, queries, scores);
   Softmax<MR>(scores, queries.factor, a.visible + row0, a.value_scales, state + a.padded_dim,
@@ -442,8 +396,7 @@ template <int MR>
 template <int MR>
 [[gnu::noinline]] void StreamRows(const ChunkStep& a, const ChunkSource& keys,
                                   const ChunkSource& values) {
-  uint64_t seen = 0;
-  for (int r = 0; r < MR; ++r) seen |= a.visible[r];
+  const uint64_t seen = SeenBy<MR>(a.visible);
   if (seen == 0) return;
   alignas(64) float scores[MR][kKeyChunk];
   Weights<MR> weights;
@@ -457,35 +410,15 @@ template <int MR>
   }
 }
 
-// Calls run<n>() for the n rows, 1 ... 6.
-#define LOOPSERVE_FOR_ROWS(rows, run, ...) \
-  switch (rows) {                          \
-    case 6:                                \
-      return run<6>(__VA_ARGS__);          \
-    case 5:                                \
-      return run<5>(__VA_ARGS__);          \
-    case 4:                                \
-      return run<4>(__VA_ARGS__);          \
-    case 3:                                \
-      return run<3>(__VA_ARGS__);          \
-    case 2:                                \
-      return run<2>(__VA_ARGS__);          \
-    case 1:                                \
-      return run<1>(__VA_ARGS__);          \
-    default:                               \
-      return;                              \
-  }
-
 void Attend(const ChunkStep& a) {
   int row = 0;
   for (; row + kTileRows <= a.rows; row += kTileRows) AttendRows<kTileRows>(a, row);
-  LOOPSERVE_FOR_ROWS(a.rows - row, AttendRows, a, row)
+  ForRows(a.rows - row, [&]<int MR>() { AttendRows<MR>(a, row); });
 }
 
 void Stream(const ChunkStep& a, const ChunkSource& keys, const ChunkSource& values) {
-  LOOPSERVE_FOR_ROWS(a.rows, StreamRows, a, keys, values)
+  ForRows(a.rows, [&]<int MR>() { StreamRows<MR>(a, keys, values); });
 }
-#undef LOOPSERVE_FOR_ROWS
 
 // By the key's scale, but for the step of the query.
 LOOPSERVE_INLINE float GatherScore(const GatherStep& a, const Query& query, int j) {
