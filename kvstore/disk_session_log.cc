@@ -47,7 +47,7 @@ class DiskSessionLog final : public SessionLog {
       if (!absl::EndsWith(name, kSuffix)) continue;
       const absl::StatusOr<SessionRecord> record = ReadFile(name);
       if (!record.ok()) continue;
-      if (const auto erased = erased_.Find(record->id); erased && record->epoch <= *erased) {
+      if (!erased_.Fence({record->id, record->epoch}).ok()) {
         RemoveFile(directory_.Path(name)).IgnoreError();  // a crash came in between
         continue;
       }
@@ -61,8 +61,9 @@ class DiskSessionLog final : public SessionLog {
     const std::vector<std::byte> bytes = EncodeSessionRecord(record);
     absl::MutexLock writer(&WriterOf(record.id));
     RETURN_IF_ERROR(Fence({record.id, record.epoch}));
-    if (const auto erased = ErasedUnder(record.id); erased && record.epoch <= *erased) {
-      return StaleEpoch(record.epoch, *erased);
+    {
+      absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
     }
     RETURN_IF_ERROR(CheckName(record.id));
     RETURN_IF_ERROR(ReplaceFile(directory_.path(), FileName(record.id), bytes));
@@ -162,9 +163,7 @@ class DiskSessionLog final : public SessionLog {
     size_t count = 0;
     {
       absl::MutexLock lock(&mutex_);
-      if (const auto erased = erased_.Find(ref.id); erased && ref.epoch <= *erased) {
-        return absl::OkStatus();
-      }
+      if (!erased_.Fence(ref).ok()) return absl::OkStatus();  // it is remembered
       count = erased_.size();
     }
     if (erased_written_ > 2 * count + kErasedSlack) RETURN_IF_ERROR(RewriteErased());

@@ -15,9 +15,7 @@ class MemorySessionLog final : public SessionLog {
   absl::Status Put(const SessionRecord& record) override {
     absl::MutexLock lock(&mutex_);
     RETURN_IF_ERROR(Fence({record.id, record.epoch}));
-    if (const auto erased = erased_.Find(record.id); erased && record.epoch <= *erased) {
-      return StaleEpoch(record.epoch, *erased);
-    }
+    RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
     records_[record.id.value()] = record;
     erased_.Remove(record.id);
     return absl::OkStatus();

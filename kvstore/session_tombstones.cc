@@ -1,5 +1,7 @@
 #include "kvstore/session_tombstones.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,28 +19,32 @@ std::optional<common::Epoch> Tombstones::Find(const common::SessionId& id) const
   return it->second.epoch;
 }
 
+absl::Status Tombstones::Fence(const common::SessionRef& ref) const {
+  const std::optional<common::Epoch> erased = Find(ref.id);
+  return erased && ref.epoch <= *erased ? StaleEpoch(ref.epoch, *erased) : absl::OkStatus();
+}
+
+bool Tombstones::Counts(const Tombstone& arrival) const {
+  const auto it = stones_.find(arrival.id.value());
+  return it != stones_.end() && it->second.erased == arrival.erased &&
+         it->second.epoch == arrival.epoch;
+}
+
 void Tombstones::Add(Tombstone stone, absl::Time now) {
   Tombstone& slot = stones_.try_emplace(stone.id.value(), stone).first->second;
   if (slot.epoch > stone.epoch) return;
   slot = stone;
   order_.push_back(std::move(stone));
   while (order_.size() > most_ || (!order_.empty() && order_.front().erased + kKept < now)) {
-    const auto it = stones_.find(order_.front().id.value());
-    const bool same = it != stones_.end() && it->second.erased == order_.front().erased &&
-                      it->second.epoch == order_.front().epoch;
-    if (same) stones_.erase(it);
+    if (Counts(order_.front())) Remove(order_.front().id);
     order_.pop_front();
   }
 }
 
 std::vector<Tombstone> Tombstones::All() const {
   std::vector<Tombstone> all;
-  for (const Tombstone& stone : order_) {
-    const auto it = stones_.find(stone.id.value());
-    const bool same =
-        it != stones_.end() && it->second.erased == stone.erased && it->second.epoch == stone.epoch;
-    if (same) all.push_back(stone);
-  }
+  std::ranges::copy_if(order_, std::back_inserter(all),
+                       [this](const Tombstone& stone) { return Counts(stone); });
   return all;
 }
 

@@ -36,6 +36,8 @@ class Tombstones final {
 
   // The epoch that the session was deleted under.
   std::optional<common::Epoch> Find(const common::SessionId& id) const;
+  // STALE_EPOCH when the session was deleted under this epoch or a newer one.
+  absl::Status Fence(const common::SessionRef& ref) const;
   // Of two of one session the higher epoch counts. Forgets what is too old at `now`.
   void Add(Tombstone stone, absl::Time now);
   void Remove(const common::SessionId& id) { stones_.erase(id.value()); }
@@ -43,6 +45,9 @@ class Tombstones final {
   std::vector<Tombstone> All() const;  // oldest first
 
  private:
+  // Whether an arrival is the one that counts for its session.
+  bool Counts(const Tombstone& arrival) const;
+
   const size_t most_;
   absl::flat_hash_map<std::string, Tombstone> stones_;
   std::deque<Tombstone> order_;  // of arrival; some were removed or replaced since
