@@ -10,6 +10,25 @@ constexpr int64_t kPartsPerThread = 8;
 // That one thread prepares at a time.
 constexpr int kPreparedRows = 24;
 
+const PackedMatrix& Packed(const Matrix* matrix) {
+  return static_cast<const PackedMatrix&>(*matrix);
+}
+
+struct PanelPlace {
+  size_t weight;
+  int64_t panel;
+};
+
+// Panel `index` of those that are at home on a node, one matrix after the other.
+PanelPlace PanelAtHome(const WorkCrew& crew, std::span<const Matrix* const> weights, int node,
+                       int64_t index) {
+  for (size_t w = 0;; ++w) {
+    const WorkCrew::Range home = crew.HomeOf(Packed(weights[w]).panels(), node);
+    if (index < home.size()) return {w, home.begin + index};
+    index -= home.size();
+  }
+}
+
 }  // namespace
 
 // As few tiles as there can be, of equal height: eight rows are better two fours than a six and a
@@ -65,19 +84,17 @@ void MatMulRunner::RunPanel(TensorView x, const PackedMatrix& weight, TensorView
 
 void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
                        std::span<const TensorView> outs) {
-  const auto matrix = [&](size_t w) -> const PackedMatrix& {
-    return static_cast<const PackedMatrix&>(*weights[w]);
-  };
   const auto nodes = static_cast<size_t>(crew_.nodes());
   int64_t panels = 0;
-  int64_t counts[WorkCrew::kMaxNodes] = {};  // of the panels that are at home on each node
+  int64_t home_panels[WorkCrew::kMaxNodes] = {};  // by node
   bool quantised = false;
-  for (size_t w = 0; w < weights.size(); ++w) {
-    panels += matrix(w).panels();
+  for (const Matrix* weight : weights) {
+    const PackedMatrix& matrix = Packed(weight);
+    panels += matrix.panels();
     for (size_t node = 0; node < nodes; ++node) {
-      counts[node] += crew_.HomeOf(matrix(w).panels(), static_cast<int>(node)).size();
+      home_panels[node] += crew_.HomeOf(matrix.panels(), static_cast<int>(node)).size();
     }
-    quantised = quantised || matrix(w).quantised();
+    quantised = quantised || matrix.quantised();
   }
   if (x.rows == 0 || panels == 0) return;
   CutRows(x.rows);
@@ -87,20 +104,13 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
   const int64_t parts = panels * row_parts;
   const int64_t grain = std::max<int64_t>(1, parts / (kPartsPerThread * crew_.threads()));
   int64_t home_parts[WorkCrew::kMaxNodes];
-  for (size_t node = 0; node < nodes; ++node) home_parts[node] = counts[node] * row_parts;
+  for (size_t node = 0; node < nodes; ++node) home_parts[node] = home_panels[node] * row_parts;
   crew_.ForHomes({home_parts, nodes}, grain, [&](int node, int64_t begin, int64_t end, int thread) {
-    const int64_t home_panels = counts[node];
     for (int64_t p = begin; p < end; ++p) {
       // All panels for the first rows, then for the next: the rows stay in the cache.
-      int64_t panel = p % home_panels;
-      size_t w = 0;
-      WorkCrew::Range home = crew_.HomeOf(matrix(w).panels(), node);
-      while (panel >= home.size()) {
-        panel -= home.size();
-        home = crew_.HomeOf(matrix(++w).panels(), node);
-      }
-      const int64_t first_tile = p / home_panels * tiles_per_part;
-      RunPanel(x, matrix(w), outs[w], home.begin + panel, first_tile,
+      const auto [w, panel] = PanelAtHome(crew_, weights, node, p % home_panels[node]);
+      const int64_t first_tile = p / home_panels[node] * tiles_per_part;
+      RunPanel(x, Packed(weights[w]), outs[w], panel, first_tile,
                std::min(first_tile + tiles_per_part, row_tiles_), thread);
     }
   });
