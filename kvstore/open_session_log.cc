@@ -1,6 +1,8 @@
 #include "kvstore/open_session_log.h"
 
+#include <algorithm>
 #include <array>
+#include <set>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -11,6 +13,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/hash/hash.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/error.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
@@ -38,11 +41,12 @@ bool SaysDeleted(const absl::Status& shared, const common::Epoch& epoch) {
 
 // Of two copies written under one epoch, that is by one owner, the later one counts, also when it
 // has fewer turns: a rewind takes some away.
-template <typename T>
-bool Newer(const T& a, size_t a_turns, const T& b, size_t b_turns) {
-  return std::tuple(a.epoch, a.used_unix_us, a_turns) >
-         std::tuple(b.epoch, b.used_unix_us, b_turns);
+bool Newer(const SessionLog::Summary& a, const SessionLog::Summary& b) {
+  return std::tie(a.epoch, a.used_unix_us, a.turns) > std::tie(b.epoch, b.used_unix_us, b.turns);
 }
+
+// While the service takes nothing, pushing is tried again after twice the time, up to this.
+constexpr absl::Duration kMostPause = absl::Seconds(5);
 
 // Two duties in the background, on a thread of its own: what the service lacks is pushed, and what
 // it knows as deleted is dropped. A pass over both lists finds it, at the start and whenever the
@@ -73,7 +77,7 @@ class CombinedSessionLog final : public SessionLog {
       return absl::OkStatus();
     }
     if (IsVerdict(status)) {
-      WantPass();  // the local copy may be of a session that was deleted
+      Suspect(record.id);  // the local copy may be of a session that was deleted
       return status;
     }
     TellOnce(status);
@@ -86,20 +90,13 @@ class CombinedSessionLog final : public SessionLog {
     absl::StatusOr<SessionRecord> shared = shared_->Get(id);
     absl::StatusOr<SessionRecord> local = local_->Get(id);
     if (shared.ok() && local.ok()) {
-      if (!Newer(*local, local->turns.size(), *shared, shared->turns.size())) return shared;
-      SetBehind(id, true);
-      return local;
+      return LocalWins(SummaryOf(*local), SummaryOf(*shared)) ? local : shared;
     }
     if (shared.ok()) return shared;
     // Nobody knows whether the service, which cannot be asked, has what is not here.
     if (absl::IsNotFound(local.status())) return shared;
     if (!local.ok()) return local;
-    if (SaysDeleted(shared.status(), local->epoch)) {
-      WantPass();
-      return shared;
-    }
-    if (LacksSession(shared.status())) SetBehind(id, true);
-    return local;
+    return WasDeleted(SummaryOf(*local), shared.status()) ? shared : local;
   }
 
   absl::Status Erase(const common::SessionRef& ref) override {
@@ -122,8 +119,10 @@ class CombinedSessionLog final : public SessionLog {
     for (Summary& summary : all) {
       const auto it = merged.find(summary.id.value());
       if (it == merged.end()) {
-        if (!WasDeleted(summary)) merged.emplace(summary.id.value(), std::move(summary));
-      } else if (Newer(summary, summary.turns, it->second, it->second.turns)) {
+        const bool deleted =
+            !IsBehind(summary.id) && WasDeleted(summary, shared_->Get(summary.id).status());
+        if (!deleted) merged.emplace(summary.id.value(), std::move(summary));
+      } else if (LocalWins(summary, it->second)) {
         it->second = std::move(summary);
       }
     }
@@ -164,6 +163,12 @@ class CombinedSessionLog final : public SessionLog {
     absl::MutexLock lock(&mutex_);
     want_pass_ = woken_ = true;
   }
+  // The service is to be asked whether the session was deleted.
+  void Suspect(const common::SessionId& id) {
+    absl::MutexLock lock(&mutex_);
+    suspects_.insert(id.value());
+    woken_ = true;
+  }
   void TellOnce(const absl::Status& status) {
     {
       absl::MutexLock lock(&mutex_);
@@ -174,19 +179,33 @@ class CombinedSessionLog final : public SessionLog {
                  {{"status", status.ToString()}});
   }
 
-  // A session that lies here and is not in the service's list.
-  bool WasDeleted(const Summary& summary) {
-    if (IsBehind(summary.id)) return false;
-    if (!SaysDeleted(shared_->Get(summary.id).status(), summary.epoch)) return false;
-    WantPass();
+  // Whether the copy here counts; then the service lacks it.
+  bool LocalWins(const Summary& local, const Summary& shared) {
+    if (!Newer(local, shared)) return false;
+    SetBehind(local.id, true);
     return true;
+  }
+  // Of a session that lies here, of which the service answers `missing`: deleted, or lost there?
+  bool WasDeleted(const Summary& local, const absl::Status& missing) {
+    const bool deleted = SaysDeleted(missing, local.epoch);
+    if (deleted) {
+      Suspect(local.id);
+    } else if (LacksSession(missing)) {
+      SetBehind(local.id, true);
+    }
+    return deleted;
   }
 
   void Run(const std::stop_token& stop);
   bool Wakes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || woken_; }
+  bool Stopping() const {
+    absl::MutexLock lock(&mutex_);
+    return stopping_;
+  }
   absl::Status Pass();
+  void DropDeleted();
   void Drop(const common::SessionId& id, const common::Epoch& erased);
-  void Push();
+  bool Push();
 
   const std::unique_ptr<SessionLog> shared_;
   const std::unique_ptr<SessionLog> local_;
@@ -198,12 +217,14 @@ class CombinedSessionLog final : public SessionLog {
   absl::Mutex listener_mutex_;  // held while the listener runs
   DropListener listener_ ABSL_GUARDED_BY(listener_mutex_);
   mutable absl::Mutex mutex_;
-  absl::flat_hash_set<std::string> behind_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> behind_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<std::string> suspects_ ABSL_GUARDED_BY(mutex_);
   bool told_ ABSL_GUARDED_BY(mutex_) = false;
   bool want_pass_ ABSL_GUARDED_BY(mutex_) = true;
   bool woken_ ABSL_GUARDED_BY(mutex_) = true;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::jthread thread_;  // last: joined before what it uses goes
+  std::string not_taken_;  // the thread's own: where the last push ended early
+  std::jthread thread_;    // last: joined before what it uses goes
 };
 
 void CombinedSessionLog::Run(const std::stop_token& stop) {
@@ -211,6 +232,8 @@ void CombinedSessionLog::Run(const std::stop_token& stop) {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
   });
+  absl::Time next_push = absl::InfinitePast();
+  absl::Duration pause = retry_every_;
   for (;;) {
     bool pass = false;
     {
@@ -224,12 +247,19 @@ void CombinedSessionLog::Run(const std::stop_token& stop) {
       absl::MutexLock lock(&mutex_);
       pass = std::exchange(want_pass_, !reachable);
     }
-    if (!reachable) continue;
-    if (pass && !Pass().ok()) {
-      absl::MutexLock lock(&mutex_);
-      want_pass_ = true;
+    if (!reachable) {
+      next_push = absl::InfinitePast();  // as soon as it is back
+      continue;
     }
-    Push();
+    if (pass && !Pass().ok()) WantPass();
+    DropDeleted();
+    if (absl::Now() < next_push) continue;
+    if (Push()) {
+      pause = retry_every_;
+    } else {
+      pause = std::min(2 * pause, std::max(kMostPause, retry_every_));
+      next_push = absl::Now() + pause;
+    }
   }
 }
 
@@ -239,22 +269,35 @@ absl::Status CombinedSessionLog::Pass() {
   absl::flat_hash_map<std::string, const Summary*> known;
   for (const Summary& summary : shared) known.emplace(summary.id.value(), &summary);
   for (const Summary& summary : local) {
+    if (Stopping()) break;
     const auto it = known.find(summary.id.value());
     if (it != known.end()) {
-      const Summary& other = *it->second;
-      if (Newer(summary, summary.turns, other, other.turns)) SetBehind(summary.id, true);
+      LocalWins(summary, *it->second);
       continue;
     }
-    const absl::Status got = shared_->Get(summary.id).status();
-    if (SaysDeleted(got, summary.epoch)) {
-      Drop(summary.id, common::Epoch(*common::InfoOf(got).current_epoch));
-    } else if (LacksSession(got)) {
-      SetBehind(summary.id, true);
-    } else if (absl::IsUnavailable(got)) {
-      return got;
-    }
+    const absl::Status missing = shared_->Get(summary.id).status();
+    if (absl::IsUnavailable(missing)) return missing;
+    WasDeleted(summary, missing);
   }
   return absl::OkStatus();
+}
+
+void CombinedSessionLog::DropDeleted() {
+  absl::flat_hash_set<std::string> suspects;
+  {
+    absl::MutexLock lock(&mutex_);
+    suspects.swap(suspects_);
+  }
+  for (const std::string& text : suspects) {
+    if (Stopping()) return;
+    const common::SessionId id(text);
+    const absl::Status missing = shared_->Get(id).status();
+    const common::ErrorInfo info = common::InfoOf(missing);
+    if (LacksSession(missing) && info.current_epoch) Drop(id, common::Epoch(*info.current_epoch));
+    if (!absl::IsUnavailable(missing)) continue;
+    absl::MutexLock lock(&mutex_);
+    suspects_.insert(text);
+  }
 }
 
 // Its KV goes before the record does: who dies in between begins again.
@@ -276,14 +319,19 @@ void CombinedSessionLog::Drop(const common::SessionId& id, const common::Epoch& 
   }
 }
 
-void CombinedSessionLog::Push() {
+// Ends at the first record that is not taken, and returns false: the others would hardly be. The
+// next push begins behind it, in case it is this record's fault.
+bool CombinedSessionLog::Push() {
   std::vector<std::string> ids;
   {
     absl::MutexLock lock(&mutex_);
     ids.assign(behind_.begin(), behind_.end());
   }
+  std::ranges::rotate(ids, std::ranges::upper_bound(ids, not_taken_));
   size_t pushed = 0;
+  bool taken = true;
   for (const std::string& text : ids) {
+    if (Stopping()) break;
     const common::SessionId id(text);
     absl::MutexLock writer(&WriterOf(id));
     if (!IsBehind(id)) continue;
@@ -291,13 +339,16 @@ void CombinedSessionLog::Push() {
     const absl::Status status = record.ok() ? shared_->Put(*record) : record.status();
     if (record.ok() && !status.ok() && !IsVerdict(status)) {
       TellOnce(status);
-      continue;
+      not_taken_ = text;
+      taken = false;
+      break;
     }
     if (status.ok()) ++pushed;
     SetBehind(id, false);
-    if (common::HasReason(status, common::Reason::kStaleEpoch)) WantPass();  // deleted, maybe
+    if (common::HasReason(status, common::Reason::kStaleEpoch)) Suspect(id);  // deleted, maybe
   }
   if (pushed > 0) log_.Info("session records brought to the kvstore", {{"sessions", pushed}});
+  return taken;
 }
 
 }  // namespace

@@ -29,37 +29,56 @@ class SwitchedLog final : public SessionLog {
     absl::MutexLock lock(&mutex_);
     puts_ = std::move(status);
   }
+  // Puts of this session only.
+  void FailPutsOf(const std::string& id, absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    only_ = id;
+    puts_ = std::move(status);
+  }
+  // It lost all it had, and nobody saw it go.
+  void Replace(std::shared_ptr<SessionLog> log) {
+    absl::MutexLock lock(&mutex_);
+    log_ = std::move(log);
+  }
+  int puts() const { return put_count_; }
 
   absl::Status Put(const SessionRecord& record) override {
+    ++put_count_;
     RETURN_IF_ERROR(Fault());
     {
       absl::MutexLock lock(&mutex_);
-      if (!puts_.ok()) return puts_;
+      if (!puts_.ok() && (only_.empty() || only_ == record.id.value())) return puts_;
     }
-    return log_->Put(record);
+    return Log()->Put(record);
   }
   absl::StatusOr<SessionRecord> Get(const SessionId& id) override {
     RETURN_IF_ERROR(Fault());
-    return log_->Get(id);
+    return Log()->Get(id);
   }
   absl::Status Erase(const common::SessionRef& ref) override {
     RETURN_IF_ERROR(Fault());
-    return log_->Erase(ref);
+    return Log()->Erase(ref);
   }
   absl::StatusOr<std::vector<Summary>> List() override {
     RETURN_IF_ERROR(Fault());
-    return log_->List();
+    return Log()->List();
   }
 
  private:
+  std::shared_ptr<SessionLog> Log() const {
+    absl::MutexLock lock(&mutex_);
+    return log_;
+  }
   absl::Status Fault() const {
     absl::MutexLock lock(&mutex_);
     return all_;
   }
-  const std::shared_ptr<SessionLog> log_;
+  std::atomic<int> put_count_ = 0;
   mutable absl::Mutex mutex_;
+  std::shared_ptr<SessionLog> log_ ABSL_GUARDED_BY(mutex_);
   absl::Status all_ ABSL_GUARDED_BY(mutex_);
   absl::Status puts_ ABSL_GUARDED_BY(mutex_);
+  std::string only_ ABSL_GUARDED_BY(mutex_);
 };
 
 // A worker's log over a service and a disk that outlive it.
@@ -263,6 +282,41 @@ TEST(OpenSessionLog, AServiceThatCannotWriteIsGoneOnWithout) {
     c.shared->FailPutsWith(absl::OkStatus());
     EXPECT_TRUE(Becomes([&] { return TurnsIn(*c.service, "a") == 2; }));
   }
+}
+
+TEST(OpenSessionLog, AServiceThatTakesNothingIsNotFlooded) {
+  Combined c;
+  c.shared->FailPutsWith(absl::ResourceExhaustedError("write: No space left on device"));
+  for (int i = 0; i < 200; ++i) ASSERT_OK(c.log->Put(MakeRecord(absl::StrCat("s", i), 1, 1)));
+  const int before = c.shared->puts();
+  absl::SleepFor(kRetry * 300);
+  EXPECT_LT(c.shared->puts() - before, 40) << "one at a time, after longer and longer pauses";
+}
+
+TEST(OpenSessionLog, ARecordThatIsNotTakenHoldsUpNoOther) {
+  Combined c;
+  c.Lose();
+  for (const char* id : {"a", "b", "c"}) ASSERT_OK(c.log->Put(MakeRecord(id, 1, 1)));
+  c.shared->FailPutsOf("b", absl::ResourceExhaustedError("larger than a message may be"));
+  c.Find();
+  EXPECT_TRUE(Becomes([&] { return TurnsIn(*c.service, "a") + TurnsIn(*c.service, "c") == 2; }));
+  EXPECT_EQ(TurnsIn(*c.service, "b"), 0u);
+  EXPECT_EQ(TurnsIn(*c.log, "b"), 1u);
+}
+
+TEST(OpenSessionLog, AListingBringsBackWhatTheServiceLostUnseen) {
+  Combined c;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 2)));
+  // Past the first pass, which would find it, too.
+  c.Lose();
+  ASSERT_OK(c.log->Put(MakeRecord("b", 1, 1)));
+  c.Find();
+  ASSERT_TRUE(Becomes([&] { return TurnsIn(*c.service, "b") == 1; }));
+  const std::shared_ptr<SessionLog> emptied = CreateMemorySessionLog();
+  c.shared->Replace(emptied);
+  ASSERT_OK_AND_ASSIGN(const auto listed, c.log->List());
+  EXPECT_EQ(listed.size(), 2u);
+  EXPECT_TRUE(Becomes([&] { return TurnsIn(*emptied, "a") == 2; }));
 }
 
 TEST(OpenSessionLog, UnreachableIsNotUnknown) {
