@@ -57,45 +57,18 @@ class DiskSessionLog final : public SessionLog {
     return absl::OkStatus();
   }
 
-  absl::Status Put(const SessionRecord& record) override {
-    const std::vector<std::byte> bytes = EncodeSessionRecord(record);
-    absl::MutexLock writer(&WriterOf(record.id));
-    RETURN_IF_ERROR(Fence({record.id, record.epoch}));
-    {
-      absl::MutexLock lock(&mutex_);
-      RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
-    }
-    RETURN_IF_ERROR(CheckName(record.id));
-    RETURN_IF_ERROR(ReplaceFile(directory_.path(), FileName(record.id), bytes));
-    absl::MutexLock lock(&mutex_);
-    summaries_[record.id.value()] = SummaryOf(record);
-    erased_.Remove(record.id);
-    return absl::OkStatus();
-  }
+  absl::Status Put(const SessionRecord& record) override { return OwnTrouble(Write(record)); }
 
   // Needs no lock: a file is replaced at once.
   absl::StatusOr<SessionRecord> Get(const common::SessionId& id) override {
     absl::StatusOr<SessionRecord> record = ReadFile(FileName(id));
     if (absl::IsNotFound(record.status())) return NoSuchSession(ErasedUnder(id));
-    if (record.ok() && record->id != id) return absl::DataLossError("the record is of another id");
+    if (!record.ok()) return OwnTrouble(record.status());
+    if (record->id != id) return absl::DataLossError("the record is of another id");
     return record;
   }
 
-  absl::Status Erase(const common::SessionRef& ref) override {
-    absl::MutexLock writer(&WriterOf(ref.id));
-    RETURN_IF_ERROR(Fence(ref));
-    absl::Status buried = Bury(ref);
-    if (!buried.ok() && !absl::IsResourceExhausted(buried)) return buried;
-    {
-      absl::MutexLock lock(&mutex_);
-      summaries_.erase(ref.id.value());
-    }
-    const absl::Status removed = RemoveFile(directory_.Path(FileName(ref.id)));
-    if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
-    // On a full disk the record's own space is what its tombstone needs.
-    if (!buried.ok()) RETURN_IF_ERROR(Bury(ref));
-    return SyncDirectory(directory_.path());
-  }
+  absl::Status Erase(const common::SessionRef& ref) override { return OwnTrouble(Remove(ref)); }
 
   absl::StatusOr<std::vector<Summary>> List() override {
     absl::MutexLock lock(&mutex_);
@@ -123,6 +96,38 @@ class DiskSessionLog final : public SessionLog {
  private:
   absl::Mutex& WriterOf(const common::SessionId& id) {
     return writers_[absl::Hash<std::string>()(id.value()) % writers_.size()];
+  }
+
+  absl::Status Write(const SessionRecord& record) {
+    const std::vector<std::byte> bytes = EncodeSessionRecord(record);
+    absl::MutexLock writer(&WriterOf(record.id));
+    RETURN_IF_ERROR(Fence({record.id, record.epoch}));
+    {
+      absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
+    }
+    RETURN_IF_ERROR(CheckName(record.id));
+    RETURN_IF_ERROR(ReplaceFile(directory_.path(), FileName(record.id), bytes));
+    absl::MutexLock lock(&mutex_);
+    summaries_[record.id.value()] = SummaryOf(record);
+    erased_.Remove(record.id);
+    return absl::OkStatus();
+  }
+
+  absl::Status Remove(const common::SessionRef& ref) {
+    absl::MutexLock writer(&WriterOf(ref.id));
+    RETURN_IF_ERROR(Fence(ref));
+    absl::Status buried = Bury(ref);
+    if (!buried.ok() && !absl::IsResourceExhausted(buried)) return buried;
+    {
+      absl::MutexLock lock(&mutex_);
+      summaries_.erase(ref.id.value());
+    }
+    const absl::Status removed = RemoveFile(directory_.Path(FileName(ref.id)));
+    if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
+    // On a full disk the record's own space is what its tombstone needs.
+    if (!buried.ok()) RETURN_IF_ERROR(Bury(ref));
+    return SyncDirectory(directory_.path());
   }
 
   // Called by the session's writer, so that nothing changes until the file is replaced.

@@ -71,6 +71,10 @@ absl::Status ErrnoStatus(int error, absl::string_view what) {
   }
 }
 
+absl::Status OwnTrouble(const absl::Status& status) {
+  return absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
+}
+
 absl::StatusOr<File> File::Open(const std::string& path, Mode mode) {
   int flags = O_CLOEXEC | (mode == Mode::kRead ? O_RDONLY : O_RDWR);
   if (mode == Mode::kCreate) flags |= O_CREAT;

@@ -21,6 +21,9 @@
 namespace loopserve::kvstore {
 
 absl::Status ErrnoStatus(int error, absl::string_view what);
+// For whoever asked a process or a log that has the disk: UNAVAILABLE becomes INTERNAL, because to
+// them it means that the one they asked is out of reach.
+absl::Status OwnTrouble(const absl::Status& status);
 
 // Owns a file descriptor.
 class File {

@@ -18,6 +18,7 @@
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "kvstore/block_format.h"
+#include "kvstore/file.h"
 #include "kvstore/tier/remote.h"
 #include "loopserve/kvstore/v1/kvstore.grpc.pb.h"
 
@@ -97,12 +98,6 @@ absl::Status CheckStorable(const PlaneKey& key, ByteSpan bytes) {
     return InvalidField("key", "the record is of another block");
   }
   return absl::OkStatus();
-}
-
-// To a worker, UNAVAILABLE is a service that does not answer. This one does: what it cannot do with
-// its disk is another matter.
-absl::Status OwnTrouble(const absl::Status& status) {
-  return absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
 }
 
 class Server;

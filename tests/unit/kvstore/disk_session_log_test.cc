@@ -34,6 +34,22 @@ TEST(DiskSessionLog, SurvivesAndStillFences) {
   EXPECT_THAT(log->Put(MakeRecord("a", 4, 1)), testing::ReasonIs(common::Reason::kStaleEpoch));
 }
 
+// UNAVAILABLE would be taken for a kvstore out of reach, which is worth another try elsewhere.
+TEST(DiskSessionLog, TroubleWithTheDiskIsInternal) {
+  const std::string directory = EmptyDirectory("disk_log_trouble");
+  ASSERT_OK_AND_ASSIGN(const auto log, OpenDiskSessionLog(directory));
+  ASSERT_OK(log->Put(MakeRecord("a", 5, 2)));
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.path().extension() != ".session") continue;
+    const std::filesystem::path path = entry.path();
+    std::filesystem::remove(path);
+    std::filesystem::create_directory(path);
+    break;
+  }
+  EXPECT_THAT(log->Put(MakeRecord("a", 5, 3)), testing::StatusIs(absl::StatusCode::kInternal));
+  EXPECT_THAT(log->Get(common::SessionId("a")), testing::StatusIs(absl::StatusCode::kInternal));
+}
+
 TEST(DiskSessionLog, ADeletedSessionStaysSoAfterARestart) {
   const std::string directory = EmptyDirectory("disk_log_erased");
   {
