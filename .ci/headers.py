@@ -18,6 +18,9 @@ import sys
 
 import tidy
 
+sys.path.append(str(tidy.ROOT / "tests/architecture"))
+import sizes  # noqa: E402
+
 ROOT = tidy.ROOT
 INCLUDE = re.compile(r'^\s*#\s*include ["<]([^">]+)[">]', re.M)
 MODULES = ("common/", "kvstore/", "worker/", "router/", "clients/", "tests/", "bench/")
@@ -70,9 +73,7 @@ def user_of(header, sources):
 
 @functools.cache
 def tracked_headers():
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.h"], cwd=ROOT,
-                           capture_output=True, text=True, check=True).stdout.split("\n")
-    return sorted({n for n in names if n.startswith(MODULES) and (ROOT / n).is_file()})
+    return sorted(name for name in sizes.tracked(".h") if name.startswith(MODULES))
 
 
 def check(header, command, stamp_dir):

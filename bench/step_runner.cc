@@ -118,8 +118,9 @@ bool ParseRankFlag(absl::string_view arg, worker::RankGroupOptions& options) {
   } else if (absl::ConsumePrefix(&arg, "--isa=")) {
     options.isa = std::string(arg);
   } else if (absl::ConsumePrefix(&arg, "--kv-dtype=")) {
-    options.kv_dtype = arg == "int8" ? kvstore::KvDtype::kInt8 : kvstore::KvDtype::kBf16;
-    return arg == kvstore::DtypeName(options.kv_dtype);
+    const auto dtype = kvstore::DtypeFromName(arg);
+    options.kv_dtype = dtype.value_or(options.kv_dtype);
+    return dtype.has_value() && *dtype != kvstore::KvDtype::kF32;
   } else if (absl::ConsumePrefix(&arg, "--threads=")) {
     return absl::SimpleAtoi(arg, &options.threads) && options.threads > 0;
   } else {

@@ -14,6 +14,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+
+#include "absl/strings/string_view.h"
 
 namespace loopserve::kvstore {
 
@@ -30,6 +33,13 @@ constexpr size_t DtypeBytes(KvDtype dtype) {
 // As flags, logs and cache keys name it.
 constexpr const char* DtypeName(KvDtype dtype) {
   return dtype == KvDtype::kInt8 ? "int8" : dtype == KvDtype::kBf16 ? "bf16" : "f32";
+}
+
+constexpr std::optional<KvDtype> DtypeFromName(absl::string_view name) {
+  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kF32, KvDtype::kInt8}) {
+    if (name == DtypeName(dtype)) return dtype;
+  }
+  return std::nullopt;
 }
 
 enum class KvSide : uint8_t { kKey = 0, kValue = 1 };

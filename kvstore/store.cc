@@ -75,9 +75,10 @@ class TieredStore final : public KvStore {
   std::vector<BlockToLoad> BlocksOf(RestoreRequest& request,
                                     std::span<const common::TokenId> tokens);
   size_t PlanLoad(std::span<const BlockToLoad> blocks, double prefill, RestoreDecision& decision);
-  // A save from Save to its end. `request` but for its blocks is constant.
+  // A save from Save to its end. All but the request's blocks and `forgotten` is constant.
   struct Saving {
     SaveRequest request;
+    std::vector<BlockKey> keys;
     absl::AnyInvocable<void(absl::Status)> done;
     absl::flat_hash_set<BlockKey> forgotten;  // while it waited or ran; guarded by mutex_
   };
@@ -210,7 +211,9 @@ void TieredStore::Save(SaveRequest request, absl::AnyInvocable<void(absl::Status
     return done(absl::InvalidArgumentError("a save needs one block for every block of tokens"));
   }
   // Shared because a refused task is gone together with what it holds.
-  const auto saving = std::make_shared<Saving>(Saving{std::move(request), std::move(done), {}});
+  std::vector<BlockKey> keys = BlockKeys(request.root, request.tokens, block_tokens());
+  const auto saving = std::make_shared<Saving>(
+      Saving{std::move(request), std::move(keys), std::move(done), /*forgotten=*/{}});
   {
     absl::MutexLock lock(&mutex_);
     saves_.insert(saving);
@@ -231,7 +234,7 @@ absl::Status TieredStore::SaveNow(Saving& saving) {
   SaveRequest& request = saving.request;
   const std::span<const common::TokenId> tokens = request.tokens;
   const auto size = static_cast<size_t>(block_tokens());
-  const std::vector<BlockKey> keys = BlockKeys(request.root, tokens, block_tokens());
+  const std::vector<BlockKey>& keys = saving.keys;
   absl::Status status;
   for (size_t i = 0; i < keys.size() && status.ok(); ++i) {
     if (stopping_) return absl::CancelledError("the store is closing");
@@ -303,20 +306,11 @@ absl::Status TieredStore::Forget(const BlockKey& root, std::span<const common::T
 
 // Turns that wait to be saved, or are being saved, must not write what goes now.
 void TieredStore::ForgetInSaves(std::span<const BlockKey> keys) {
-  std::vector<SavingRef> saves;
-  {
-    absl::MutexLock lock(&mutex_);
-    saves.assign(saves_.begin(), saves_.end());
-  }
-  if (saves.empty()) return;
   const absl::flat_hash_set<BlockKey> gone(keys.begin(), keys.end());
-  for (const SavingRef& saving : saves) {
-    const SaveRequest& request = saving->request;
-    for (const BlockKey& key : BlockKeys(request.root, request.tokens, block_tokens())) {
-      if (!gone.contains(key)) continue;
-      absl::MutexLock lock(&mutex_);
-      saving->forgotten.insert(key);
-    }
+  absl::MutexLock lock(&mutex_);
+  for (const SavingRef& saving : saves_) {
+    std::ranges::copy_if(saving->keys, std::inserter(saving->forgotten, saving->forgotten.end()),
+                         [&gone](const BlockKey& key) { return gone.contains(key); });
   }
 }
 

@@ -4,8 +4,8 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/config.h"
 #include "common/status_macros.h"
 
 namespace loopserve::router {
@@ -20,11 +20,8 @@ absl::StatusOr<WorkerAddress> ParseWorkerAddress(absl::string_view text) {
   const size_t equals = text.find('=');
   if (equals == absl::string_view::npos || equals == 0) return bad("has no worker id");
   const absl::string_view target = text.substr(equals + 1);
-  const size_t colon = target.rfind(':');
-  if (colon == absl::string_view::npos || colon == 0) return bad("has no host and port");
-  int port = 0;
-  if (!absl::SimpleAtoi(target.substr(colon + 1), &port) || port < 1 || port > 65535) {
-    return bad("has no port between 1 and 65535");
+  if (!common::CheckAddress("workers", target, /*min_port=*/1).ok()) {
+    return bad("has no host and port between 1 and 65535");
   }
   return WorkerAddress{WorkerId(std::string(text.substr(0, equals))), std::string(target)};
 }

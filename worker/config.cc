@@ -5,9 +5,15 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "kvstore/codec/codec.h"
+#include "worker/backend/backend.h"
 #include "worker/engine/speculation.h"
 
 namespace loopserve::worker {
+namespace {
+
+constexpr absl::Duration kMaxSessionTtl = absl::Hours(100 * 365 * 24);
+
+}  // namespace
 
 void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("id", &id, "Stable name of this worker; sessions are pinned to it");
@@ -54,7 +60,7 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
 }
 
 kvstore::KvDtype WorkerConfig::KvDtypeOf() const {
-  return kv_dtype == "int8" ? kvstore::KvDtype::kInt8 : kvstore::KvDtype::kBf16;
+  return kvstore::DtypeFromName(kv_dtype).value_or(kvstore::KvDtype::kBf16);
 }
 
 absl::Status WorkerConfig::CheckKv() const {
@@ -75,12 +81,6 @@ absl::Status WorkerConfig::CheckKv() const {
   return absl::OkStatus();
 }
 
-namespace {
-
-constexpr absl::Duration kMaxSessionTtl = absl::Hours(100 * 365 * 24);
-
-}  // namespace
-
 absl::Status WorkerConfig::Check() const {
   const auto positive = [](absl::string_view flag, int value) {
     return value > 0 ? absl::OkStatus()
@@ -97,9 +97,8 @@ absl::Status WorkerConfig::Check() const {
   if (!kvstore.empty()) {
     RETURN_IF_ERROR(common::CheckAddress("kvstore", kvstore, /*min_port=*/1));
   }
-  if (backend != "auto" && backend != "cpu" && backend != "reference") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--backend is '", backend, "'; use auto, cpu or reference"));
+  if (absl::Status status = CheckBackendName(backend); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--backend: ", status.message()));
   }
   for (const auto& [flag, value] : {std::pair<absl::string_view, int>{"tp", tp},
                                     {"max-batch", max_batch},

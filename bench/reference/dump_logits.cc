@@ -73,10 +73,6 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   Options options;
   int64_t tp = options.tp;
   int64_t threads = options.threads;
-  static const std::map<std::string, kvstore::KvDtype> kDtypes = {
-      {"f32", kvstore::KvDtype::kF32},
-      {"bf16", kvstore::KvDtype::kBf16},
-      {"int8", kvstore::KvDtype::kInt8}};
   for (const auto& [name, value] : flags) {
     if (name == "model") {
       options.model = value;
@@ -88,8 +84,8 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
       options.backend = value;
     } else if (name == "isa") {
       options.isa = value;
-    } else if (name == "kv-dtype" && kDtypes.contains(value)) {
-      options.kv_dtype = kDtypes.at(value);
+    } else if (name == "kv-dtype" && kvstore::DtypeFromName(value)) {
+      options.kv_dtype = *kvstore::DtypeFromName(value);
     } else if (name == "kv-codec" && kvstore::FindCodec(value) != nullptr) {
       options.codec = kvstore::FindCodec(value);
     } else if (name == "chunk") {

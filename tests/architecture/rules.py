@@ -83,7 +83,6 @@ CODE_BODIES = 5
 HEADER_SUITES = {
     "common/queue.h": "tests/unit/common/thread_test.cc",
     "kvstore/byte_io.h": "tests/fuzz/kv_records_fuzz_test.cc",
-    "kvstore/kv_shape.h": "tests/unit/kvstore/block_pool_test.cc",
     "kvstore/codec/vectors.h": "tests/conformance/codec_test.cc",
     "router/turn_kinds.h": "tests/unit/router/turn_proxy_test.cc",
     "router/worker_rpc.h": "tests/unit/router/session_service_test.cc",

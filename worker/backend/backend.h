@@ -141,5 +141,7 @@ struct BackendOptions {
 // The backends of this build, in the order they are tried (registry.cc). NotFound for an unknown
 // name; FailedPrecondition when the machine lacks what the named one needs.
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& options);
+// NotFound, with the names there are, unless it is one of them or "auto".
+absl::Status CheckBackendName(absl::string_view name);
 
 }  // namespace loopserve::worker

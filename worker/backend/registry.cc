@@ -1,6 +1,7 @@
 #include <array>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "worker/backend/backend.h"
 #include "worker/backend/cpu/cpu_backend.h"
 #include "worker/backend/reference/reference.h"
@@ -21,9 +22,19 @@ constexpr std::array kBackends = {
 
 }  // namespace
 
+absl::Status CheckBackendName(absl::string_view name) {
+  std::string known = "auto";
+  for (const Row& row : kBackends) {
+    if (name == row.name) return absl::OkStatus();
+    absl::StrAppend(&known, ", ", row.name);
+  }
+  if (name == "auto") return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("there is no backend '", name, "'; there are ", known));
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& options) {
-  absl::Status last = absl::NotFoundError(
-      absl::StrCat("there is no backend '", options.name, "'; use auto, cpu or reference"));
+  RETURN_IF_ERROR(CheckBackendName(options.name));
+  absl::Status last;
   for (const Row& row : kBackends) {
     if (options.name != "auto" && options.name != row.name) continue;
     absl::StatusOr<std::unique_ptr<Backend>> backend = row.create(options);

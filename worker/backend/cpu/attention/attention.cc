@@ -198,8 +198,10 @@ int PointAlongSlashes(const AttentionItem& item, int64_t first, int64_t position
     }
     ++count;
   }
-  std::fill(work.key_scales + count, work.key_scales + kKeyChunk, 0.0f);
-  std::fill(work.value_scales + count, work.value_scales + kKeyChunk, 0.0f);
+  if (item.dtype == KvDtype::kInt8) {
+    std::fill(work.key_scales + count, work.key_scales + kKeyChunk, 0.0f);
+    std::fill(work.value_scales + count, work.value_scales + kKeyChunk, 0.0f);
+  }
   return count;
 }
 
