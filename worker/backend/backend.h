@@ -1,12 +1,14 @@
 // Backend: the operations a transformer is written in, on one device.
 //
 // Ops are coarse (a matrix product, an attention over a whole step), so a virtual call costs
-// nothing beside its work. Every op is *row independent*: the result of a row is bit-identical
-// whatever other rows share the call, so continuous batching, chunked prefill and a restored cache
-// cannot change a greedy answer. The conformance suite holds every backend to that and to the
-// reference backend.
+// nothing beside its work. On a host backend every op is *row independent*: the result of a row is
+// bit-identical whatever other rows share the call, so continuous batching, chunked prefill and a
+// restored cache cannot change a greedy answer. The conformance suite holds every backend to that
+// and to the reference backend. A GPU backend picks kernels by the number of rows and is row
+// independent within rounding only (docs/decisions/0013).
 //
-// Activations are float32; keys and values are rounded to the arena's dtype when appended.
+// Activations are float32, but for buffers that are allocated as operands, which a backend may hold
+// as bf16. Keys and values are rounded to the arena's dtype when appended.
 //
 // Thread rule: one backend belongs to one rank's thread, which makes all calls; inside, an op may
 // use the backend's own threads. Errors: InvalidArgument for shapes that do not fit, Unimplemented
@@ -20,6 +22,7 @@
 #include <vector>
 #include "absl/strings/string_view.h"
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/ids.h"
@@ -45,6 +48,12 @@ class Matrix {
   virtual int64_t rows() const = 0;
   virtual int64_t cols() const = 0;
   virtual size_t resident_bytes() const = 0;
+};
+
+// What a buffer is for.
+enum class BufferUse {
+  kExact,    // sums that must not lose bits: the residual stream, logits, weights of norms
+  kOperand,  // what products and attention read and write: bf16 where the device prefers it
 };
 
 // Owned activations.
@@ -78,6 +87,16 @@ struct AttentionArgs {
   TensorView out;  // [rows, q_heads * head_dim]
 };
 
+// What one step works on, known before its first op.
+struct StepInputs {
+  std::span<const common::TokenId> tokens;       // [rows]
+  std::span<const int32_t> positions;            // [rows]
+  std::span<const AttentionSequence> sequences;  // cover all rows in order
+  std::span<const int32_t> logit_rows;
+  const kvstore::KvArena* kv = nullptr;
+  int32_t q_heads = 0;  // of this shard
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -91,13 +110,26 @@ class Backend {
   // unless Matrix keeps reading it, in which case the backend documents so.
   virtual absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
                                                              RowRange rows) = 0;
-  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols) = 0;
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols,
+                                                           BufferUse use = BufferUse::kExact) = 0;
   virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) = 0;
 
+  // --- Steps
+  // Runs `ops`, the calls that make one step of `inputs`. Spans that an op is given and that are
+  // those of `inputs` may have been sent to the device beforehand, at once; ops called outside of
+  // a step send their own. A backend that records its work may replay what it recorded for an
+  // equal shape instead of running `ops`, so these must depend on nothing but the shape: counts of
+  // rows, logit rows and sequences, and the views.
+  virtual absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) {
+    static_cast<void>(inputs);
+    return ops();
+  }
+
   // --- Ops. t = rows of the step.
-  // out[t, :] = row tokens[t] of `table`.
+  // out[t, :] = row tokens[t] - first of `table`, zeros for a token that lies in no row of it: with
+  // several ranks each holds a part of the vocabulary.
   virtual absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
-                                 TensorView out) = 0;
+                                 common::TokenId first, TensorView out) = 0;
   // out = x / sqrt(mean(x^2) + eps) * weight; weight is one row. out may be x.
   virtual absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) = 0;
   // residual += x, then out = RmsNorm(residual).
@@ -129,7 +161,8 @@ class Backend {
 };
 
 struct BackendOptions {
-  absl::string_view name = "auto";  // "auto", "cpu" or "reference"
+  absl::string_view name = "auto";  // "auto", "cuda" where it was built, "cpu" or "reference"
+  int device = 0;                   // which GPU, for a backend that has several to choose from
   int threads = 0;                  // of this rank; 0: all cores that the process may use
   // Where the threads beside the caller's run, by thread; empty: wherever the system puts them.
   std::span<const int> cpus;
