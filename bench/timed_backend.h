@@ -74,16 +74,21 @@ class TimedBackend final : public worker::Backend {
                                                      worker::RowRange rows) override {
     return inner_->LoadMatrix(weight, rows);
   }
-  absl::StatusOr<std::unique_ptr<worker::Buffer>> Allocate(int64_t rows, int64_t cols) override {
-    return inner_->Allocate(rows, cols);
+  absl::StatusOr<std::unique_ptr<worker::Buffer>> Allocate(int64_t rows, int64_t cols,
+                                                           worker::BufferUse use) override {
+    return inner_->Allocate(rows, cols, use);
   }
   absl::StatusOr<std::unique_ptr<worker::RopeTable>> MakeRopeTable(
       const worker::RopeSpec& spec) override {
     return inner_->MakeRopeTable(spec);
   }
 
-  absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
-                         TensorView out) override;
+  absl::Status RunStep(const worker::StepInputs& inputs,
+                       absl::FunctionRef<absl::Status()> ops) override {
+    return inner_->RunStep(inputs, ops);
+  }
+  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+                         std::span<const common::TokenId> tokens, TensorView out) override;
   absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) override;
   absl::Status AddRmsNorm(TensorView residual, TensorView x, TensorView weight, float eps,
                           TensorView out) override;

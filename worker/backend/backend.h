@@ -126,10 +126,20 @@ class Backend {
   }
 
   // --- Ops. t = rows of the step.
-  // out[t, :] = row tokens[t] - first of `table`, zeros for a token that lies in no row of it: with
-  // several ranks each holds a part of the vocabulary.
-  virtual absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
-                                 common::TokenId first, TensorView out) = 0;
+  // out[t, :] = row tokens[t] of `table`.
+  absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
+                         TensorView out) {
+    for (const common::TokenId token : tokens) {
+      if (token < 0 || token >= table.rows()) {
+        return absl::InvalidArgumentError("shapes do not fit: EmbedRows");
+      }
+    }
+    return EmbedPart(table, 0, tokens, out);
+  }
+  // The same where `table` holds the vocabulary from token `first` on, one rank's part of it: zeros
+  // for a token that has no row here.
+  virtual absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+                                 std::span<const common::TokenId> tokens, TensorView out) = 0;
   // out = x / sqrt(mean(x^2) + eps) * weight; weight is one row. out may be x.
   virtual absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) = 0;
   // residual += x, then out = RmsNorm(residual).

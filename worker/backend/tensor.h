@@ -1,5 +1,5 @@
-// Views of activations: row-major matrices in a backend's memory, with a row stride so that a column
-// range (one shard's heads, one third of a fused projection) is a view too.
+// Views of activations: row-major matrices in a backend's memory, with a row stride so that a
+// column range (one shard's heads, one third of a fused projection) is a view too.
 #pragma once
 
 #include <cstddef>

@@ -120,6 +120,7 @@ struct Wanted {
   std::unique_ptr<Buffer> Scratch::*buffer;
   int64_t rows;
   int64_t cols;
+  BufferUse use = BufferUse::kOperand;
 };
 
 std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
@@ -127,7 +128,7 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
   const LocalSizes n = SizesOf(c, shard);
   const int64_t rows = options.max_step_tokens;
   const int64_t last = options.max_logit_rows;
-  std::vector<Wanted> shapes = {{&Scratch::residual, rows, c.hidden},
+  std::vector<Wanted> shapes = {{&Scratch::residual, rows, c.hidden, BufferUse::kExact},
                                 {&Scratch::normed, rows, c.hidden},
                                 {&Scratch::q, rows, n.q},
                                 {&Scratch::k, rows, n.kv},
@@ -136,14 +137,14 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
                                 {&Scratch::gate, rows, n.ffn},
                                 {&Scratch::up, rows, n.ffn},
                                 {&Scratch::proj, rows, n.hidden},
-                                {&Scratch::last_residual, last, c.hidden},
+                                {&Scratch::last_residual, last, c.hidden, BufferUse::kExact},
                                 {&Scratch::last_proj, last, c.hidden},
-                                {&Scratch::logits, last, n.vocab}};
+                                {&Scratch::logits, last, n.vocab, BufferUse::kExact}};
   if (shard.size > 1) {
     shapes.push_back({&Scratch::attn_full, rows, int64_t{c.q_heads} * c.head_dim});
     shapes.push_back({&Scratch::ffn_full, rows, c.ffn});
     shapes.push_back({&Scratch::proj_full, rows, c.hidden});
-    shapes.push_back({&Scratch::logits_full, last, c.vocab});
+    shapes.push_back({&Scratch::logits_full, last, c.vocab, BufferUse::kExact});
   }
   return shapes;
 }
@@ -175,7 +176,10 @@ class LlamaModel final : public Model {
   absl::StatusOr<TensorView> Attend(int32_t i, const StepBatch& batch, const kvstore::KvArena& kv,
                                     Communicator& comm);
   absl::StatusOr<TensorView> FeedForward(const Layer& layer, TensorView normed, Communicator& comm);
-  absl::StatusOr<TensorView> Logits(TensorView normed, Communicator& comm);
+  // All ops of a step, down to the logits of the wanted rows.
+  absl::Status Layers(const StepBatch& batch, const kvstore::KvArena& kv, Communicator& comm);
+  // The logits of the step just run, where the host can read them once the backend has finished.
+  absl::StatusOr<TensorView> HostLogits(int64_t rows);
   absl::StatusOr<TensorView> Gathered(TensorView local, const std::unique_ptr<Buffer>& full,
                                       Communicator& comm);
 
@@ -193,8 +197,6 @@ class LlamaModel final : public Model {
   std::vector<Layer> layers_;
   std::unique_ptr<RopeTable> rope_;
   Scratch scratch_;
-  std::vector<common::TokenId> local_tokens_;
-  std::vector<float> zero_row_;
   std::vector<float> host_logits_;  // for a backend whose memory the host cannot read
 };
 
@@ -255,11 +257,8 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
   rope.max_positions = PositionsOf(config_, options_);
   ASSIGN_OR_RETURN(rope_, backend_.MakeRopeTable(rope));
   for (const Wanted& wanted : ScratchShapes(config_, shard_, options_)) {
-    ASSIGN_OR_RETURN(scratch_.*wanted.buffer, backend_.Allocate(wanted.rows, wanted.cols));
-  }
-  if (shard_.size > 1) {
-    local_tokens_.resize(static_cast<size_t>(options_.max_step_tokens));
-    zero_row_.resize(static_cast<size_t>(config_.hidden));
+    ASSIGN_OR_RETURN(scratch_.*wanted.buffer,
+                     backend_.Allocate(wanted.rows, wanted.cols, wanted.use));
   }
   if (!backend_.memory().host_addressable()) {
     host_logits_.resize(static_cast<size_t>(options_.max_logit_rows * config_.vocab));
@@ -281,20 +280,9 @@ absl::StatusOr<TensorView> LlamaModel::Gathered(TensorView local,
 // the sum has every row from exactly one rank and no rounding.
 absl::Status LlamaModel::Embed(std::span<const common::TokenId> tokens, TensorView out,
                                Communicator& comm) {
-  if (shard_.size == 1) return backend_.EmbedRows(*embedding_, tokens, out);
-  const auto is_local = [this](common::TokenId token) {
-    return token >= vocab_rows_.begin && token < vocab_rows_.end;
-  };
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    local_tokens_[i] =
-        is_local(tokens[i]) ? tokens[i] - static_cast<common::TokenId>(vocab_rows_.begin) : 0;
-  }
-  RETURN_IF_ERROR(backend_.EmbedRows(
-      *embedding_, std::span<const common::TokenId>(local_tokens_).first(tokens.size()), out));
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (is_local(tokens[i])) continue;
-    RETURN_IF_ERROR(backend_.CopyFromHost(zero_row_, out.Rows(static_cast<int64_t>(i), 1)));
-  }
+  const auto first = static_cast<common::TokenId>(vocab_rows_.begin);
+  RETURN_IF_ERROR(backend_.EmbedPart(*embedding_, first, tokens, out));
+  if (shard_.size == 1) return absl::OkStatus();
   return comm.AllReduceSum(out);
 }
 
@@ -337,17 +325,6 @@ absl::StatusOr<TensorView> LlamaModel::FeedForward(const Layer& layer, TensorVie
   return Project(layer.down, full, comm);
 }
 
-absl::StatusOr<TensorView> LlamaModel::Logits(TensorView normed, Communicator& comm) {
-  const TensorView local = scratch_.logits->view().Rows(0, normed.rows);
-  const Matrix* const weight = output_ != nullptr ? output_.get() : embedding_.get();
-  RETURN_IF_ERROR(backend_.MatMul(normed, {&weight, 1}, {&local, 1}));
-  ASSIGN_OR_RETURN(const TensorView full, Gathered(local, scratch_.logits_full, comm));
-  if (host_logits_.empty()) return full;
-  const auto values = static_cast<size_t>(full.rows * full.cols);
-  RETURN_IF_ERROR(backend_.CopyToHost(full, std::span(host_logits_).first(values)));
-  return TensorView{host_logits_.data(), full.rows, full.cols, full.cols};
-}
-
 absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
                                               const kvstore::KvArena& kv, Communicator& comm) {
   const auto rows = static_cast<int64_t>(batch.tokens.size());
@@ -364,9 +341,8 @@ absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
   return Project(layers_[static_cast<size_t>(i)].o, heads, comm);
 }
 
-absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
-                                               Communicator& comm) {
-  RETURN_IF_ERROR(CheckStep(batch, kv, comm, config_, shard_, options_));
+absl::Status LlamaModel::Layers(const StepBatch& batch, const kvstore::KvArena& kv,
+                                Communicator& comm) {
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
   const float eps = config_.norm_eps;
@@ -398,10 +374,34 @@ absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvs
     Buffer& next = is_last ? *output_norm_ : *layers_[static_cast<size_t>(i) + 1].attn_norm;
     RETURN_IF_ERROR(backend_.AddRmsNorm(residual, proj, next.view(), eps, normed));
   }
-  TensorView logits{.cols = config_.vocab};
-  if (wanted > 0) {
-    ASSIGN_OR_RETURN(logits, Logits(normed, comm));
-  }
+  if (wanted == 0) return absl::OkStatus();
+  const TensorView local = scratch_.logits->view().Rows(0, wanted);
+  const Matrix* const weight = output_ != nullptr ? output_.get() : embedding_.get();
+  RETURN_IF_ERROR(backend_.MatMul(normed, {&weight, 1}, {&local, 1}));
+  return Gathered(local, scratch_.logits_full, comm).status();
+}
+
+absl::StatusOr<TensorView> LlamaModel::HostLogits(int64_t rows) {
+  const TensorView logits =
+      (shard_.size == 1 ? scratch_.logits : scratch_.logits_full)->view().Rows(0, rows);
+  if (host_logits_.empty() || rows == 0) return logits;
+  const auto values = static_cast<size_t>(logits.rows * logits.cols);
+  RETURN_IF_ERROR(backend_.CopyToHost(logits, std::span(host_logits_).first(values)));
+  return TensorView{host_logits_.data(), logits.rows, logits.cols, logits.cols};
+}
+
+absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+                                               Communicator& comm) {
+  RETURN_IF_ERROR(CheckStep(batch, kv, comm, config_, shard_, options_));
+  RETURN_IF_ERROR(backend_.RunStep({.tokens = batch.tokens,
+                                    .positions = batch.positions,
+                                    .sequences = batch.sequences,
+                                    .logit_rows = batch.logit_rows,
+                                    .kv = &kv,
+                                    .q_heads = static_cast<int32_t>(local_.q_heads)},
+                                   [&] { return Layers(batch, kv, comm); }));
+  ASSIGN_OR_RETURN(const TensorView logits,
+                   HostLogits(static_cast<int64_t>(batch.logit_rows.size())));
   RETURN_IF_ERROR(backend_.Synchronize());
   return logits;
 }

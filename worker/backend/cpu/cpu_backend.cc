@@ -108,7 +108,7 @@ class CpuBackend final : public Backend {
     return PackedMatrix::Pack(weight, rows, *memory_, crew_);
   }
 
-  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols) override {
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols, BufferUse) override {
     RETURN_IF_ERROR(Shape(rows >= 0 && cols >= 0, "Allocate"));
     ASSIGN_OR_RETURN(auto region,
                      memory_->Allocate(static_cast<size_t>(rows * cols) * sizeof(float)));
@@ -120,17 +120,19 @@ class CpuBackend final : public Backend {
     return std::make_unique<AngleTable>(spec);
   }
 
-  absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
-                         TensorView out) override {
+  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+                         std::span<const common::TokenId> tokens, TensorView out) override {
     const auto& matrix = static_cast<const PackedMatrix&>(table);
     RETURN_IF_ERROR(Shape(
         out.rows == static_cast<int64_t>(tokens.size()) && out.cols == matrix.cols(), "EmbedRows"));
-    for (const common::TokenId token : tokens) {
-      RETURN_IF_ERROR(Shape(token >= 0 && token < matrix.rows(), "EmbedRows"));
-    }
     ForRows(out, [&](int64_t r) {
-      matrix.DecodeRow(tokens[static_cast<size_t>(r)],
-                       std::span(out.row(r), static_cast<size_t>(out.cols)));
+      const int64_t row = int64_t{tokens[static_cast<size_t>(r)]} - first;
+      const std::span values(out.row(r), static_cast<size_t>(out.cols));
+      if (row >= 0 && row < matrix.rows()) {
+        matrix.DecodeRow(row, values);
+      } else {
+        std::fill(values.begin(), values.end(), 0.0F);
+      }
     });
     return absl::OkStatus();
   }

@@ -152,7 +152,7 @@ class ReferenceBackend final : public Backend {
     return std::make_unique<FloatMatrix>(rows.size(), weight.cols, std::move(values));
   }
 
-  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols) override {
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols, BufferUse) override {
     RETURN_IF_ERROR(Shape(rows >= 0 && cols >= 0, "Allocate"));
     return std::make_unique<FloatBuffer>(rows, cols);
   }
@@ -161,15 +161,18 @@ class ReferenceBackend final : public Backend {
     return std::make_unique<AngleTable>(spec);
   }
 
-  absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
-                         TensorView out) override {
+  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+                         std::span<const common::TokenId> tokens, TensorView out) override {
     const auto& matrix = static_cast<const FloatMatrix&>(table);
     RETURN_IF_ERROR(Shape(
         out.rows == static_cast<int64_t>(tokens.size()) && out.cols == matrix.cols(), "EmbedRows"));
     for (int64_t t = 0; t < out.rows; ++t) {
-      const common::TokenId token = tokens[static_cast<size_t>(t)];
-      RETURN_IF_ERROR(Shape(token >= 0 && token < matrix.rows(), "EmbedRows"));
-      std::copy_n(matrix.row(token), out.cols, out.row(t));
+      const int64_t row = int64_t{tokens[static_cast<size_t>(t)]} - first;
+      if (row >= 0 && row < matrix.rows()) {
+        std::copy_n(matrix.row(row), out.cols, out.row(t));
+      } else {
+        std::fill_n(out.row(t), out.cols, 0.0F);
+      }
     }
     return absl::OkStatus();
   }

@@ -18,14 +18,14 @@ namespace loopserve::worker::cuda {
 
 // The sequences of one step, as arrays in device memory. Made by step_tables.h.
 struct DeviceSequences {
-  int32_t count = 0;                    // sequences
-  int32_t rows = 0;                     // rows of the step
-  const int32_t* first_row = nullptr;   // [count] of the step's rows
-  const int32_t* num_rows = nullptr;    // [count]
-  const int32_t* kv_tokens = nullptr;   // [count] keys that the last row sees
-  const int32_t* first_block = nullptr; // [count + 1] into blocks
-  const uint32_t* blocks = nullptr;     // block ids of all sequences
-  const int32_t* row_sequence = nullptr;// [rows] the sequence of each row
+  int32_t count = 0;                      // sequences
+  int32_t rows = 0;                       // rows of the step
+  const int32_t* first_row = nullptr;     // [count] of the step's rows
+  const int32_t* num_rows = nullptr;      // [count]
+  const int32_t* kv_tokens = nullptr;     // [count] keys that the last row sees
+  const int32_t* first_block = nullptr;   // [count + 1] into blocks
+  const uint32_t* blocks = nullptr;       // block ids of all sequences
+  const int32_t* row_sequence = nullptr;  // [rows] the sequence of each row
 };
 
 }  // namespace loopserve::worker::cuda
