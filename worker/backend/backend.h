@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 #include "absl/strings/string_view.h"
 
@@ -179,6 +180,8 @@ struct BackendOptions {
   // Instruction set of the cpu backend, to test each one a machine has: "auto", "avx512-vnni",
   // "avx2", "portable".
   absl::string_view isa = "auto";
+  // Why backends that "auto" prefers were passed over, a sentence each; null: not told.
+  std::vector<std::string>* passed_over = nullptr;
 };
 
 // The backends of this build, in the order they are tried (registry.cc). NotFound for an unknown

@@ -1,0 +1,463 @@
+#include "worker/backend/cuda/cuda_backend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/backend/cuda/attention_runner.h"
+#include "worker/backend/cuda/cuda_error.h"
+#include "worker/backend/cuda/cuda_memory.h"
+#include "worker/backend/cuda/device.h"
+#include "worker/backend/cuda/device_step.h"
+#include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/kernels/append_kv.h"
+#include "worker/backend/cuda/kernels/elementwise.h"
+#include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/kernels/norm.h"
+#include "worker/backend/cuda/kernels/rope.h"
+#include "worker/backend/cuda/matmul/matmul.h"
+#include "worker/backend/cuda/step_graphs.h"
+
+namespace loopserve::worker {
+namespace cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{320} << 20;
+
+absl::Status Shape(bool fits, absl::string_view op) {
+  return fits ? absl::OkStatus()
+              : absl::InvalidArgumentError(absl::StrCat("shapes do not fit: ", op));
+}
+
+bool SameShape(const TensorView& a, const TensorView& b) {
+  return a.rows == b.rows && a.cols == b.cols;
+}
+
+class DeviceBuffer final : public Buffer {
+ public:
+  DeviceBuffer(DeviceRegion region, int64_t rows, int64_t cols, ActivationType type)
+      : region_(std::move(region)), rows_(rows), cols_(cols), type_(type) {}
+  TensorView view() override {
+    return {reinterpret_cast<float*>(region_.data()), rows_, cols_, cols_, type_};
+  }
+
+ private:
+  DeviceRegion region_;
+  const int64_t rows_, cols_;
+  const ActivationType type_;
+};
+
+class DeviceMatrix final : public Matrix {
+ public:
+  DeviceMatrix(DeviceRegion region, DeviceWeight weight)
+      : region_(std::move(region)), weight_(weight) {}
+  int64_t rows() const override { return weight_.rows; }
+  int64_t cols() const override { return weight_.cols; }
+  size_t resident_bytes() const override { return region_.size(); }
+  const DeviceWeight& weight() const { return weight_; }
+
+ private:
+  const DeviceRegion region_;
+  const DeviceWeight weight_;
+};
+
+class DeviceAngles final : public RopeTable {
+ public:
+  DeviceAngles(DeviceRegion region, RopeAngles angles, int64_t max_positions)
+      : region_(std::move(region)), angles_(angles), max_positions_(max_positions) {}
+  const RopeAngles& angles() const { return angles_; }
+  int64_t max_positions() const { return max_positions_; }
+
+ private:
+  const DeviceRegion region_;
+  const RopeAngles angles_;
+  const int64_t max_positions_;
+};
+
+// [positions, pairs, 2]
+std::vector<float> AnglesOf(const RopeSpec& spec) {
+  const size_t pairs = spec.inv_freq.size();
+  std::vector<float> values(static_cast<size_t>(spec.max_positions) * pairs * 2);
+  size_t at = 0;
+  for (int64_t position = 0; position < spec.max_positions; ++position) {
+    for (const double inv_freq : spec.inv_freq) {
+      const double angle = static_cast<double>(position) * inv_freq;
+      values[at++] = static_cast<float>(std::cos(angle) * spec.scale);
+      values[at++] = static_cast<float>(std::sin(angle) * spec.scale);
+    }
+  }
+  return values;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(int index);
+
+  absl::string_view name() const override { return name_; }
+  kvstore::Memory& memory() override { return *memory_; }
+  bool Supports(WeightType) const override { return true; }
+
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
+                                                     RowRange rows) override;
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols,
+                                                   BufferUse use) override;
+  absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) override;
+
+  absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) override;
+  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+                         std::span<const common::TokenId> tokens, TensorView out) override;
+  absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) override;
+  absl::Status AddRmsNorm(TensorView residual, TensorView x, TensorView weight, float eps,
+                          TensorView out) override;
+  absl::Status MatMul(TensorView x, std::span<const Matrix* const> weights,
+                      std::span<const TensorView> outs) override;
+  absl::Status AddBias(TensorView x, TensorView bias) override;
+  absl::Status Rope(TensorView x, int32_t heads, std::span<const int32_t> positions,
+                    const RopeTable& table) override;
+  absl::Status AppendKv(int32_t layer, TensorView k, TensorView v,
+                        std::span<const AttentionSequence> sequences,
+                        const kvstore::KvArena& kv) override;
+  absl::Status Attention(const AttentionArgs& args) override;
+  absl::Status SiluMul(TensorView gate, TensorView up) override;
+  absl::Status Add(TensorView residual, TensorView x) override;
+  absl::Status GatherRows(TensorView x, std::span<const int32_t> rows, TensorView out) override;
+  absl::Status CopyToHost(TensorView from, std::span<float> to) override;
+  absl::Status CopyFromHost(std::span<const float> from, TensorView to) override;
+  absl::Status Synchronize() override;
+
+ private:
+  explicit CudaBackend(Device device)
+      : device_(std::move(device)), name_(absl::StrCat("cuda/", device_.name())) {}
+
+  // The calling thread's device is this one from here on.
+  absl::Status Enter() { return device_.MakeCurrent(); }
+  cudaStream_t stream() const { return stream_.get(); }
+  // The tables for these sequences: the step's own, or ones sent for this call alone.
+  absl::StatusOr<DeviceStep*> TablesFor(std::span<const AttentionSequence> sequences, int64_t rows,
+                                        const kvstore::KvArena& kv, int32_t q_heads);
+  // `values` on the device: the step's copy of them if there is one, else sent now.
+  absl::StatusOr<const int32_t*> OnDevice(std::span<const int32_t> values);
+  absl::Status Plan(const StepInputs& inputs, DeviceStep& tables, AttentionRunner& attention);
+  // The contiguous f32 scratch of the copies between host and bf16 buffers.
+  absl::StatusOr<TensorView> CopyScratch(int64_t rows, int64_t cols);
+
+  const Device device_;
+  const std::string name_;
+  std::unique_ptr<kvstore::Memory> memory_;
+  Stream stream_;
+  DeviceRegion workspace_;
+  std::unique_ptr<MatMulRunner> matmul_;
+  DeviceRegion copy_scratch_;
+  DeviceRegion index_scratch_;
+
+  // The step at hand (inputs_ set), and what a single call outside of one needs.
+  const StepInputs* inputs_ = nullptr;
+  DeviceStep step_, call_;
+  AttentionRunner step_attention_, call_attention_;
+  uint64_t generations_ = 0;  // of everything that recordings point to
+  StepGraphs graphs_;
+};
+
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index) {
+  ASSIGN_OR_RETURN(Device device, Device::Open(index));
+  RETURN_IF_ERROR(device.MakeCurrent());
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(device)));
+  ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
+  ASSIGN_OR_RETURN(backend->memory_, CreateCudaMemory(index));
+  ASSIGN_OR_RETURN(backend->workspace_, DeviceRegion::Create(kWorkspaceBytes));
+  ASSIGN_OR_RETURN(backend->matmul_,
+                   MatMulRunner::Create(backend->workspace_.data(), backend->workspace_.size()));
+  backend->step_attention_.SetDevice(backend->device_);
+  backend->call_attention_.SetDevice(backend->device_);
+  return backend;
+}
+
+// --- Weights and buffers
+
+absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView& weight,
+                                                                RowRange rows) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(
+      Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
+  std::vector<std::byte> packed(PackedBytes(weight.type, rows.size(), weight.cols));
+  RETURN_IF_ERROR(PackForDevice(weight, rows.begin, rows.end, packed));
+  ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(packed.size()));
+  CUDA_RETURN_IF_ERROR(
+      cudaMemcpy(region.data(), packed.data(), packed.size(), cudaMemcpyHostToDevice));
+  const DeviceWeight on_device = WeightAt(region.data(), weight.type, rows.size(), weight.cols);
+  return std::make_unique<DeviceMatrix>(std::move(region), on_device);
+}
+
+absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::Allocate(int64_t rows, int64_t cols,
+                                                              BufferUse use) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(rows >= 0 && cols >= 0, "Allocate"));
+  const ActivationType type =
+      use == BufferUse::kExact ? ActivationType::kF32 : ActivationType::kBf16;
+  ASSIGN_OR_RETURN(DeviceRegion region,
+                   DeviceRegion::Create(static_cast<size_t>(rows * cols) * BytesOf(type)));
+  return std::make_unique<DeviceBuffer>(std::move(region), rows, cols, type);
+}
+
+absl::StatusOr<std::unique_ptr<RopeTable>> CudaBackend::MakeRopeTable(const RopeSpec& spec) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(spec.max_positions >= 0, "MakeRopeTable"));
+  const std::vector<float> values = AnglesOf(spec);
+  ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(values.size() * sizeof(float)));
+  CUDA_RETURN_IF_ERROR(
+      cudaMemcpy(region.data(), values.data(), region.size(), cudaMemcpyHostToDevice));
+  const RopeAngles angles{.values = reinterpret_cast<const float*>(region.data()),
+                          .pairs = static_cast<int32_t>(spec.inv_freq.size()),
+                          .interleaved = spec.interleaved};
+  return std::make_unique<DeviceAngles>(std::move(region), angles, spec.max_positions);
+}
+
+// --- Steps
+
+absl::Status CudaBackend::Plan(const StepInputs& inputs, DeviceStep& tables,
+                               AttentionRunner& attention) {
+  RETURN_IF_ERROR(attention.Plan(inputs.sequences, inputs.q_heads, inputs.kv->shape));
+  return tables.Upload(inputs, attention.words(), stream_);
+}
+
+absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Plan(inputs, step_, step_attention_));
+  inputs_ = &inputs;
+  const absl::Cleanup leave = [this] { inputs_ = nullptr; };
+  if (const uint64_t now = step_.generation() + step_attention_.generation(); now != generations_) {
+    generations_ = now;
+    graphs_.Clear();
+  }
+  bool is_decode = !inputs.sequences.empty();
+  for (const AttentionSequence& sequence : inputs.sequences) is_decode &= sequence.rows == 1;
+  if (!is_decode) return ops();
+  StepShape shape = step_attention_.shape();
+  shape.insert(shape.end(), {inputs.tokens.size(), inputs.logit_rows.size(),
+                             reinterpret_cast<uintptr_t>(inputs.kv->base)});
+  return graphs_.Run(shape, stream_, ops);
+}
+
+absl::StatusOr<DeviceStep*> CudaBackend::TablesFor(std::span<const AttentionSequence> sequences,
+                                                   int64_t rows, const kvstore::KvArena& kv,
+                                                   int32_t q_heads) {
+  if (inputs_ != nullptr && inputs_->sequences.data() == sequences.data()) return &step_;
+  if (graphs_.recording()) {
+    return absl::FailedPreconditionError("a recorded step used sequences that are not its own");
+  }
+  const std::vector<int32_t> unused(static_cast<size_t>(rows));
+  const StepInputs inputs{
+      .tokens = unused, .positions = unused, .sequences = sequences, .kv = &kv, .q_heads = q_heads};
+  RETURN_IF_ERROR(Plan(inputs, call_, call_attention_));
+  return &call_;
+}
+
+absl::StatusOr<const int32_t*> CudaBackend::OnDevice(std::span<const int32_t> values) {
+  if (inputs_ != nullptr) {
+    const auto same = [&](std::span<const int32_t> own) {
+      return own.data() == values.data() && own.size() == values.size();
+    };
+    if (same(inputs_->tokens)) return step_.tokens();
+    if (same(inputs_->positions)) return step_.positions();
+    if (same(inputs_->logit_rows)) return step_.logit_rows();
+  }
+  if (graphs_.recording()) {
+    return absl::FailedPreconditionError("a recorded step used indices that are not its own");
+  }
+  if (values.size_bytes() > index_scratch_.size()) {
+    RETURN_IF_ERROR(Synchronize());
+    ASSIGN_OR_RETURN(index_scratch_, DeviceRegion::Create(2 * values.size_bytes()));
+  }
+  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(index_scratch_.data(), values.data(), values.size_bytes(),
+                                       cudaMemcpyHostToDevice, stream()));
+  return reinterpret_cast<const int32_t*>(index_scratch_.data());
+}
+
+// --- Ops
+
+absl::Status CudaBackend::EmbedPart(const Matrix& table, common::TokenId first,
+                                    std::span<const common::TokenId> tokens, TensorView out) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(out.rows == static_cast<int64_t>(tokens.size()) && out.cols == table.cols(),
+                        "EmbedRows"));
+  ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(tokens));
+  CUDA_RETURN_IF_ERROR(LaunchEmbedRows(static_cast<const DeviceMatrix&>(table).weight(), first,
+                                       on_device, out, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(SameShape(x, out) && weight.rows == 1 && weight.cols == x.cols, "RmsNorm"));
+  CUDA_RETURN_IF_ERROR(LaunchRmsNorm(x, weight.data, eps, out, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::AddRmsNorm(TensorView residual, TensorView x, TensorView weight,
+                                     float eps, TensorView out) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(SameShape(residual, x) && SameShape(x, out) && weight.rows == 1 &&
+                            weight.cols == x.cols && residual.type == ActivationType::kF32,
+                        "AddRmsNorm"));
+  CUDA_RETURN_IF_ERROR(LaunchAddRmsNorm(residual, x, weight.data, eps, out, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::MatMul(TensorView x, std::span<const Matrix* const> weights,
+                                 std::span<const TensorView> outs) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(weights.size() == outs.size(), "MatMul"));
+  absl::InlinedVector<DeviceWeight, 4> on_device;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    on_device.push_back(static_cast<const DeviceMatrix&>(*weights[i]).weight());
+    RETURN_IF_ERROR(Shape(weights[i]->cols() == x.cols && outs[i].rows == x.rows &&
+                              outs[i].cols == weights[i]->rows(),
+                          "MatMul"));
+  }
+  return matmul_->Run(x, on_device, outs, stream());
+}
+
+absl::Status CudaBackend::AddBias(TensorView x, TensorView bias) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(bias.cols == x.cols && bias.type == ActivationType::kF32, "AddBias"));
+  CUDA_RETURN_IF_ERROR(LaunchAddBias(x, bias.data, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Rope(TensorView x, int32_t heads, std::span<const int32_t> positions,
+                               const RopeTable& table) {
+  RETURN_IF_ERROR(Enter());
+  const auto& angles = static_cast<const DeviceAngles&>(table);
+  RETURN_IF_ERROR(Shape(heads > 0 && x.cols % heads == 0 &&
+                            2 * angles.angles().pairs <= x.cols / heads &&
+                            x.rows == static_cast<int64_t>(positions.size()),
+                        "Rope"));
+  for (const int32_t position : positions) {
+    RETURN_IF_ERROR(Shape(position >= 0 && position < angles.max_positions(), "Rope"));
+  }
+  ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(positions));
+  CUDA_RETURN_IF_ERROR(LaunchRope(x, heads, on_device, angles.angles(), stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::AppendKv(int32_t layer, TensorView k, TensorView v,
+                                   std::span<const AttentionSequence> sequences,
+                                   const kvstore::KvArena& kv) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(
+      Shape(k.cols == kv.shape.kv_heads * kv.shape.head_dim && SameShape(k, v), "AppendKv"));
+  ASSIGN_OR_RETURN(const DeviceStep* const tables,
+                   TablesFor(sequences, k.rows, kv, kv.shape.kv_heads));
+  CUDA_RETURN_IF_ERROR(
+      LaunchAppendKv(k, v, tables->sequences(), kv.shape, kv.base, layer, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Attention(const AttentionArgs& args) {
+  RETURN_IF_ERROR(Enter());
+  const kvstore::KvShape& shape = args.kv->shape;
+  RETURN_IF_ERROR(Shape(args.q_heads % shape.kv_heads == 0 &&
+                            args.q.cols == args.q_heads * shape.head_dim &&
+                            SameShape(args.q, args.out),
+                        "Attention"));
+  for (const AttentionSequence& sequence : args.sequences) {
+    if (sequence.lines != nullptr || sequence.working_set != nullptr) {
+      return absl::UnimplementedError("the cuda backend has dense attention only");
+    }
+  }
+  ASSIGN_OR_RETURN(const DeviceStep* const tables,
+                   TablesFor(args.sequences, args.q.rows, *args.kv, args.q_heads));
+  AttentionRunner& runner = tables == &step_ ? step_attention_ : call_attention_;
+  return runner.Run(args, *tables, stream_);
+}
+
+absl::Status CudaBackend::SiluMul(TensorView gate, TensorView up) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(SameShape(gate, up), "SiluMul"));
+  CUDA_RETURN_IF_ERROR(LaunchSiluMul(gate, up, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Add(TensorView residual, TensorView x) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(SameShape(residual, x), "Add"));
+  CUDA_RETURN_IF_ERROR(LaunchAdd(residual, x, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::GatherRows(TensorView x, std::span<const int32_t> rows, TensorView out) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(
+      Shape(out.rows == static_cast<int64_t>(rows.size()) && out.cols == x.cols, "GatherRows"));
+  for (const int32_t row : rows) {
+    RETURN_IF_ERROR(Shape(row >= 0 && row < x.rows, "GatherRows"));
+  }
+  ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(rows));
+  CUDA_RETURN_IF_ERROR(LaunchGatherRows(x, on_device, out, stream()));
+  return absl::OkStatus();
+}
+
+// --- Copies
+
+absl::StatusOr<TensorView> CudaBackend::CopyScratch(int64_t rows, int64_t cols) {
+  const size_t bytes = static_cast<size_t>(rows * cols) * sizeof(float);
+  if (bytes > copy_scratch_.size()) {
+    RETURN_IF_ERROR(Synchronize());
+    ASSIGN_OR_RETURN(copy_scratch_, DeviceRegion::Create(bytes));
+  }
+  return TensorView{reinterpret_cast<float*>(copy_scratch_.data()), rows, cols, cols};
+}
+
+absl::Status CudaBackend::CopyToHost(TensorView from, std::span<float> to) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(static_cast<int64_t>(to.size()) == from.rows * from.cols, "CopyToHost"));
+  if (to.empty()) return absl::OkStatus();
+  if (from.type != ActivationType::kF32) {
+    ASSIGN_OR_RETURN(const TensorView scratch, CopyScratch(from.rows, from.cols));
+    CUDA_RETURN_IF_ERROR(LaunchGatherRows(from, nullptr, scratch, stream()));
+    from = scratch;
+  }
+  const size_t row_bytes = static_cast<size_t>(from.cols) * sizeof(float);
+  CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
+      to.data(), row_bytes, from.data, static_cast<size_t>(from.stride) * sizeof(float), row_bytes,
+      static_cast<size_t>(from.rows), cudaMemcpyDeviceToHost, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::CopyFromHost(std::span<const float> from, TensorView to) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Shape(static_cast<int64_t>(from.size()) == to.rows * to.cols, "CopyFromHost"));
+  if (from.empty()) return absl::OkStatus();
+  TensorView target = to;
+  if (to.type != ActivationType::kF32) {
+    ASSIGN_OR_RETURN(target, CopyScratch(to.rows, to.cols));
+  }
+  const size_t row_bytes = static_cast<size_t>(to.cols) * sizeof(float);
+  CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
+      target.data, static_cast<size_t>(target.stride) * sizeof(float), from.data(), row_bytes,
+      row_bytes, static_cast<size_t>(to.rows), cudaMemcpyHostToDevice, stream()));
+  if (to.type == ActivationType::kF32) return absl::OkStatus();
+  CUDA_RETURN_IF_ERROR(LaunchGatherRows(target, nullptr, to, stream()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Synchronize() {
+  RETURN_IF_ERROR(Enter());
+  return stream_.Synchronize();
+}
+
+}  // namespace
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const BackendOptions& options) {
+  return cuda::CudaBackend::Create(options.device);
+}
+
+}  // namespace loopserve::worker
