@@ -134,17 +134,22 @@ class CudaBackend final : public Backend {
 
  private:
   explicit CudaBackend(Device device)
-      : device_(std::move(device)), name_(absl::StrCat("cuda/", device_.name())) {}
+      : device_(std::move(device)),
+        name_(absl::StrCat("cuda/", device_.name())),
+        step_attention_(device_),
+        call_attention_(device_) {}
 
   // The calling thread's device is this one from here on.
   absl::Status Enter() { return device_.MakeCurrent(); }
   cudaStream_t stream() const { return stream_.get(); }
   // The tables for these sequences: the step's own, or ones sent for this call alone.
   absl::StatusOr<DeviceStep*> TablesFor(std::span<const AttentionSequence> sequences, int64_t rows,
-                                        const kvstore::KvArena& kv, int32_t q_heads);
+                                        const kvstore::KvArena& kv, int32_t q_heads,
+                                        ActivationType activations);
   // `values` on the device: the step's copy of them if there is one, else sent now.
   absl::StatusOr<const int32_t*> OnDevice(std::span<const int32_t> values);
-  absl::Status Plan(const StepInputs& inputs, DeviceStep& tables, AttentionRunner& attention);
+  absl::Status Plan(const StepInputs& inputs, ActivationType activations, DeviceStep& tables,
+                    AttentionRunner& attention);
   // The contiguous f32 scratch of the copies between host and bf16 buffers.
   absl::StatusOr<TensorView> CopyScratch(int64_t rows, int64_t cols);
 
@@ -174,8 +179,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index) {
   ASSIGN_OR_RETURN(backend->workspace_, DeviceRegion::Create(kWorkspaceBytes));
   ASSIGN_OR_RETURN(backend->matmul_,
                    MatMulRunner::Create(backend->workspace_.data(), backend->workspace_.size()));
-  backend->step_attention_.SetDevice(backend->device_);
-  backend->call_attention_.SetDevice(backend->device_);
   return backend;
 }
 
@@ -221,15 +224,15 @@ absl::StatusOr<std::unique_ptr<RopeTable>> CudaBackend::MakeRopeTable(const Rope
 
 // --- Steps
 
-absl::Status CudaBackend::Plan(const StepInputs& inputs, DeviceStep& tables,
-                               AttentionRunner& attention) {
-  RETURN_IF_ERROR(attention.Plan(inputs.sequences, inputs.q_heads, inputs.kv->shape));
+absl::Status CudaBackend::Plan(const StepInputs& inputs, ActivationType activations,
+                               DeviceStep& tables, AttentionRunner& attention) {
+  RETURN_IF_ERROR(attention.Plan(inputs.sequences, inputs.q_heads, inputs.kv->shape, activations));
   return tables.Upload(inputs, attention.words(), stream_);
 }
 
 absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) {
   RETURN_IF_ERROR(Enter());
-  RETURN_IF_ERROR(Plan(inputs, step_, step_attention_));
+  RETURN_IF_ERROR(Plan(inputs, ActivationType::kBf16, step_, step_attention_));
   inputs_ = &inputs;
   const absl::Cleanup leave = [this] { inputs_ = nullptr; };
   if (const uint64_t now = step_.generation() + step_attention_.generation(); now != generations_) {
@@ -239,7 +242,7 @@ absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<ab
   bool is_decode = !inputs.sequences.empty();
   for (const AttentionSequence& sequence : inputs.sequences) is_decode &= sequence.rows == 1;
   if (!is_decode) return ops();
-  StepShape shape = step_attention_.shape();
+  StepShape shape = step_attention_.ShapeWords();
   shape.insert(shape.end(), {inputs.tokens.size(), inputs.logit_rows.size(),
                              reinterpret_cast<uintptr_t>(inputs.kv->base)});
   return graphs_.Run(shape, stream_, ops);
@@ -247,15 +250,18 @@ absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<ab
 
 absl::StatusOr<DeviceStep*> CudaBackend::TablesFor(std::span<const AttentionSequence> sequences,
                                                    int64_t rows, const kvstore::KvArena& kv,
-                                                   int32_t q_heads) {
-  if (inputs_ != nullptr && inputs_->sequences.data() == sequences.data()) return &step_;
+                                                   int32_t q_heads, ActivationType activations) {
+  const bool is_step = inputs_ != nullptr && inputs_->sequences.data() == sequences.data() &&
+                       inputs_->tokens.size() == static_cast<size_t>(rows) &&
+                       step_attention_.activations() == activations;
+  if (is_step) return &step_;
   if (graphs_.recording()) {
     return absl::FailedPreconditionError("a recorded step used sequences that are not its own");
   }
   const std::vector<int32_t> unused(static_cast<size_t>(rows));
   const StepInputs inputs{
       .tokens = unused, .positions = unused, .sequences = sequences, .kv = &kv, .q_heads = q_heads};
-  RETURN_IF_ERROR(Plan(inputs, call_, call_attention_));
+  RETURN_IF_ERROR(Plan(inputs, activations, call_, call_attention_));
   return &call_;
 }
 
@@ -354,7 +360,7 @@ absl::Status CudaBackend::AppendKv(int32_t layer, TensorView k, TensorView v,
   RETURN_IF_ERROR(
       Shape(k.cols == kv.shape.kv_heads * kv.shape.head_dim && SameShape(k, v), "AppendKv"));
   ASSIGN_OR_RETURN(const DeviceStep* const tables,
-                   TablesFor(sequences, k.rows, kv, kv.shape.kv_heads));
+                   TablesFor(sequences, k.rows, kv, kv.shape.kv_heads, ActivationType::kBf16));
   CUDA_RETURN_IF_ERROR(
       LaunchAppendKv(k, v, tables->sequences(), kv.shape, kv.base, layer, stream()));
   return absl::OkStatus();
@@ -373,7 +379,7 @@ absl::Status CudaBackend::Attention(const AttentionArgs& args) {
     }
   }
   ASSIGN_OR_RETURN(const DeviceStep* const tables,
-                   TablesFor(args.sequences, args.q.rows, *args.kv, args.q_heads));
+                   TablesFor(args.sequences, args.q.rows, *args.kv, args.q_heads, args.q.type));
   AttentionRunner& runner = tables == &step_ ? step_attention_ : call_attention_;
   return runner.Run(args, *tables, stream_);
 }
