@@ -5,6 +5,9 @@
 #include "worker/backend/backend.h"
 #include "worker/backend/cpu/cpu_backend.h"
 #include "worker/backend/reference/reference.h"
+#if LOOPSERVE_CUDA
+#include "worker/backend/cuda/cuda_backend.h"
+#endif
 
 namespace loopserve::worker {
 namespace {
@@ -16,6 +19,9 @@ struct Row {
 
 // Tried in order for "auto"; the reference comes last.
 constexpr std::array kBackends = {
+#if LOOPSERVE_CUDA
+    Row{"cuda", CreateCudaBackend},
+#endif
     Row{"cpu", CreateCpuBackend},
     Row{"reference", CreateReferenceBackend},
 };
@@ -39,6 +45,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& opt
     if (options.name != "auto" && options.name != row.name) continue;
     absl::StatusOr<std::unique_ptr<Backend>> backend = row.create(options);
     if (backend.ok()) return backend;
+    if (options.passed_over != nullptr) {
+      options.passed_over->push_back(
+          absl::StrCat("backend ", row.name, ": ", backend.status().message()));
+    }
     last = backend.status();
   }
   return last;
