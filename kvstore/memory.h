@@ -5,7 +5,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include "absl/strings/string_view.h"
 
@@ -30,6 +32,8 @@ class Memory {
   virtual ~Memory() = default;
   virtual absl::string_view name() const = 0;
   virtual bool host_addressable() const = 0;
+  // Bytes of its own that the device has left; nothing for the host, whose memory is everybody's.
+  virtual std::optional<uint64_t> free_bytes() const { return std::nullopt; }
   // ResourceExhausted when the device has not that much left. Aligned to 64 bytes.
   virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(size_t bytes) = 0;
   // Copies between this device and the host; may return before the bytes have arrived.
