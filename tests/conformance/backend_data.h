@@ -1,20 +1,61 @@
 // Random inputs for the backend suite: matrices in every file format, activations, paged KV.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <ostream>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "kvstore/block_pool.h"
 #include "worker/backend/backend.h"
+#include "worker/backend/cpu/cpu_isa.h"
 #include "worker/backend/weight_types.h"
 
 namespace loopserve::testing {
+
+// A backend to hold to the reference, and on which instruction set.
+struct Candidate {
+  std::string backend;
+  std::string isa = "auto";
+  // Whether the bits of a row do not depend on its company (backend.h).
+  bool is_exact() const { return backend != "cuda"; }
+  friend std::ostream& operator<<(std::ostream& os, const Candidate& c) {
+    return os << c.backend << "/" << c.isa;
+  }
+};
+
+inline std::vector<Candidate> Candidates() {
+  std::vector<Candidate> out = {{"reference"}};
+  for (const worker::cpu::Isa& isa : worker::cpu::AllIsas()) {
+    out.push_back({"cpu", std::string(isa.name)});
+  }
+  if (worker::CheckBackendName("cuda").ok()) out.push_back({"cuda"});
+  return out;
+}
+
+// Null when this machine lacks what the candidate needs.
+inline std::unique_ptr<worker::Backend> MakeBackend(const Candidate& candidate, int threads) {
+  auto backend =
+      worker::CreateBackend({.name = candidate.backend, .threads = threads, .isa = candidate.isa});
+  return backend.ok() ? *std::move(backend) : nullptr;
+}
+
+inline void ExpectSameBits(const std::vector<float>& got, const std::vector<float>& want,
+                           const std::string& what) {
+  ASSERT_EQ(got.size(), want.size()) << what;
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_EQ(std::memcmp(&got[i], &want[i], sizeof(float)), 0)
+        << what << " at " << i << ": " << got[i] << " against " << want[i];
+  }
+}
 
 class Random {
  public:
@@ -146,9 +187,18 @@ class PagedKv {
   PagedKv(worker::Backend& backend, const kvstore::KvShape& shape, uint32_t blocks)
       : pool_(*kvstore::KvBlockPool::Create(shape, blocks,
                                             {{&backend.memory(), 0, shape.kv_heads}})) {
-    for (uint32_t i = 0; i < blocks; ++i) free_.push_back(common::BlockId((i * 7 + 3) % blocks));
+    const std::vector<std::byte> zeros(shape.block_bytes());  // so that whole blocks compare
+    for (uint32_t i = 0; i < blocks; ++i) {
+      free_.push_back(common::BlockId((i * 7 + 3) % blocks));
+      EXPECT_TRUE(pool_->WriteBlock(free_.back(), zeros).ok());
+    }
   }
   const kvstore::KvArena& arena() const { return pool_->arena(0); }
+  std::vector<std::byte> Read(common::BlockId block) const {
+    std::vector<std::byte> bytes(pool_->shape().block_bytes());
+    EXPECT_TRUE(pool_->ReadBlock(block, bytes).ok());
+    return bytes;
+  }
   // Blocks for a sequence of so many tokens; `blocks` of the constructor not divisible by 7.
   std::vector<common::BlockId> Take(int64_t tokens) {
     std::vector<common::BlockId> out;
