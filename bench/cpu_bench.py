@@ -69,13 +69,15 @@ class Bench:
 
     def __init__(self, options, wanted):
         self.options, self.wanted = options, wanted
-        self.rows, self.settings, self.notes, self.path = [], {}, [], None
+        self.rows, self.settings, self.notes = [], {}, []
+        self.filed, self.path = [], None
         self.start = time.monotonic()
 
-    def _done(self, row):
+    def _done(self, row, rounds):
         self.rows.append(row)
-        if self.options.rounds >= FILED_ROUNDS:
-            self.path = report.update_rows("cpu", self.rows, all_ids(), settings=self.settings)
+        if rounds >= FILED_ROUNDS:
+            self.filed.append(row)
+            self.path = report.update_rows("cpu", self.filed, all_ids(), settings=self.settings)
         minutes = (time.monotonic() - self.start) / 60
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         say(f"{row['id']}: {row['ours']:.4g} beside {row['peer']:.4g} {row['unit']}, ratio {ratio} "
@@ -123,7 +125,7 @@ class Bench:
             for suffix, rates in zip(suffixes, others):
                 identifier = f"{name}_{row_name}{suffix}"
                 self.settings[identifier] = theirs[suffix].best[row].text(row)
-                self._done(report_row(identifier, mine, rates, limit))
+                self._done(report_row(identifier, mine, rates, limit), options.rounds)
             if row.kind == "prefill" and "" in suffixes:
                 longest = theirs[""].best[row]
         self.notes.append(f"{name}: backend {ours.backend}, KV in {kv}; {machine.text()}")
@@ -141,7 +143,8 @@ class Bench:
             others.append(resident.theirs(model, row, settings, self.options.threads) / 1e6)
         identifier = f"{name}_{RESIDENT}"
         self.settings[identifier] = settings.text(row)
-        self._done(report_row(identifier, mine, others, None, "MB", lower_is_better=True))
+        self._done(report_row(identifier, mine, others, None, "MB", lower_is_better=True),
+                   self.options.rounds)
 
     def _mixed(self, name, model, metrics):
         say(f"{name}: the mixed trace; starting llama-server to find its settings")
@@ -151,7 +154,8 @@ class Bench:
             ours, theirs = result["ours"][metric], result["peer"][metric]
             identifier = f"{name}_mixed_{metric}"
             self.settings[identifier] = result["settings"]
-            self._done(report_row(identifier, ours, theirs, None, unit, lower))
+            self._done(report_row(identifier, ours, theirs, None, unit, lower),
+                       self.options.trace_rounds)
         self.notes.append(f"{name}: {result['note']}")
 
 
@@ -180,6 +184,10 @@ def main(argv):
     if options.list:
         print("\n".join(options.wanted))
         return 0
+    if options.rounds >= FILED_ROUNDS and (lost := report.rows_to_lose("cpu", options.wanted)):
+        sys.exit(f"bench/results/cpu.json holds {len(lost)} rows of another kind of machine that this "
+                 f"run does not measure again ({lost[0]}, ...): run all rows, move the file away, or "
+                 f"take fewer than {FILED_ROUNDS} rounds, which file nothing")
     bench = Bench(options, options.wanted)
     try:
         for name, suite in SUITES.items():

@@ -84,13 +84,27 @@ def write_rows(bench, rows, **extra):
                          **extra})
 
 
+def _same_machine(document):
+    return {**document.get("machine", {}), "memory_gib": None} == {**machine(), "memory_gib": None}
+
+
+def rows_to_lose(bench, measured):
+    """Ids in the result file which update_rows would drop because another kind of machine measured
+    them and `measured`, the ids of this run, leaves them out."""
+    path = RESULTS / f"{bench}.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if _same_machine(old):
+        return []
+    return [line["id"] for line in old.get("rows", []) if line["id"] not in measured]
+
+
 def update_rows(bench, rows, order, **extra):
     """The same for a benchmark that is run in parts: replaces the rows measured now, each of which
     says at which commit, and keeps the others if the same kind of machine measured them. `order`:
     the ids there are. `extra`: dictionaries by row id."""
     path = RESULTS / f"{bench}.json"
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if {**old.get("machine", {}), "memory_gib": None} != {**machine(), "memory_gib": None}:
+    if not _same_machine(old):
         old = {}
     now = commit()
     found = {line["id"]: line for line in old.get("rows", [])}

@@ -47,7 +47,10 @@ def test_a_part_measured_again_replaces_only_its_rows(tmp_path, monkeypatch):
     assert all(line["commit"] for line in document["rows"])
     assert document["settings"] == {"a": "new", "c": "kept"}
 
+    assert report.rows_to_lose("cpu", ["b"]) == []
     monkeypatch.setattr(report, "machine", lambda: {"cpu": "another"})
+    assert report.rows_to_lose("cpu", ["b"]) == ["a", "c"]
+    assert report.rows_to_lose("cpu", order) == []
     path = report.update_rows("cpu", [report.row("b", "s", 6)], order)
     assert [line["id"] for line in json.loads(path.read_text(encoding="utf-8"))["rows"]] == ["b"]
 
