@@ -1,0 +1,57 @@
+// CublasLt: matrix products of many rows by NVIDIA's library, which is loaded at run time so that a
+// build needs only its header and a machine without a GPU nothing at all.
+//
+// The algorithm of a shape is asked of the library once, for a size of x rounded up, and kept.
+// Asking launches nothing and takes microseconds; a caller that captures a graph should have asked
+// before (Prepare), since the library may load code on an algorithm's first use.
+//
+// Thread rule: one caller at a time; the current device is the one of the memory.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/backend/tensor.h"
+
+namespace loopserve::worker::cuda {
+
+// out[t, n] = sum_k x[t, k] * weight[n, k]; x and weight bf16, sums float32.
+struct LtProduct {
+  const void* weight = nullptr;  // [n, k], rows `weight_pitch` values apart
+  int64_t weight_pitch = 0;
+  int64_t n = 0;
+  TensorView x;    // [t, k], kBf16
+  TensorView out;  // [t, n]
+};
+
+class CublasLt final {
+ public:
+  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+  // Looks for libcublasLt.so.13 where the system's loader does, then in `folders`, then in
+  // /usr/local/cuda/lib64. NotFound with what to install; Internal when the library fails.
+  static absl::StatusOr<CublasLt> Load(std::span<const std::string> folders = {});
+  CublasLt(CublasLt&&) noexcept;
+  CublasLt& operator=(CublasLt&&) noexcept;
+  ~CublasLt();
+
+  // Chooses the algorithm of this shape. Unimplemented when the library has none.
+  absl::Status Prepare(const LtProduct& product);
+  // Puts the product on `stream`. `workspace`: kWorkspaceBytes of device memory, aligned to 256,
+  // which nothing else uses before the product is done.
+  absl::Status Run(const LtProduct& product, void* workspace, cudaStream_t stream);
+
+ private:
+  class Impl;
+  explicit CublasLt(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace loopserve::worker::cuda

@@ -1,0 +1,204 @@
+#include "worker/backend/cuda/matmul/matmul.h"
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/backend/cuda/matmul/kernels/convert.h"
+#include "worker/backend/cuda/matmul/kernels/skinny.h"
+#include "worker/backend/cuda/matmul/packed_layout.h"
+#include "worker/backend/cuda/matmul/packed_weight.h"
+
+namespace loopserve::worker::cuda {
+namespace {
+
+constexpr size_t kMaxWeightScratch = size_t{256} << 20;
+constexpr std::array kDeviceTypes = {WeightType::kBF16, WeightType::kQ4_0, WeightType::kQ4_1,
+                                     WeightType::kQ5_0, WeightType::kQ5_1, WeightType::kQ8_0,
+                                     WeightType::kQ4_K, WeightType::kQ6_K};
+
+absl::Status Launched(cudaError_t error, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+}
+
+size_t RoundUp256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+size_t XScratchBytes(const MatMulLimits& limits) {
+  // At least one row, so that every call can be cut into parts.
+  return RoundUp256(static_cast<size_t>(std::max<int64_t>(limits.rows, 1) *
+                                        Bf16Pitch(std::max<int64_t>(limits.cols, 1))) *
+                    2);
+}
+
+size_t WeightScratchBytes(const MatMulLimits& limits) {
+  if (limits.quantised_rows == 0) return 0;
+  const auto row_bytes = static_cast<size_t>(limits.cols) * 2;
+  const auto rows = static_cast<size_t>(TilesOf(limits.quantised_rows, kTileRows) * kTileRows);
+  const size_t least = row_bytes * kTileRows;
+  return RoundUp256(std::max(least, std::min(rows * row_bytes, kMaxWeightScratch)));
+}
+
+absl::Status CheckShapes(const TensorView& x, std::span<const DeviceWeight> weights,
+                         std::span<const TensorView> outs) {
+  bool fits = weights.size() == outs.size() && x.stride >= x.cols;
+  for (size_t i = 0; fits && i < weights.size(); ++i) {
+    fits = weights[i].cols == x.cols && outs[i].rows == x.rows && outs[i].cols == weights[i].rows &&
+           outs[i].stride >= outs[i].cols && DeviceTypeOf(weights[i].type) == weights[i].type;
+  }
+  return fits ? absl::OkStatus() : absl::InvalidArgumentError("MatMul: the shapes do not fit");
+}
+
+}  // namespace
+
+size_t MatMulRunner::WorkspaceBytes(const MatMulLimits& limits) {
+  return CublasLt::kWorkspaceBytes + XScratchBytes(limits) + WeightScratchBytes(limits);
+}
+
+MatMulRunner::MatMulRunner(CublasLt* lt, const MatMulLimits& limits, std::byte* workspace,
+                           const MatMulPaths& paths)
+    : lt_(lt),
+      paths_(paths),
+      lt_workspace_(workspace),
+      x_scratch_(workspace + CublasLt::kWorkspaceBytes),
+      x_scratch_bytes_(XScratchBytes(limits)),
+      weight_scratch_(x_scratch_ + x_scratch_bytes_),
+      weight_scratch_bytes_(WeightScratchBytes(limits)) {}
+
+bool MatMulRunner::Readable(const TensorView& x) const {
+  return x.type == ActivationType::kBf16 && x.cols % 8 == 0 && x.stride % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+}
+
+TensorView MatMulRunner::ScratchX(const TensorView& x) const {
+  const int64_t pitch = Bf16Pitch(x.cols);
+  return {reinterpret_cast<float*>(x_scratch_), x.rows, pitch, pitch, ActivationType::kBf16};
+}
+
+bool MatMulRunner::FewRows(WeightType type, int64_t rows) const {
+  if (lt_ == nullptr) return true;
+  return rows <= (type == WeightType::kBF16 ? std::max(paths_.gemv_rows, paths_.skinny_rows)
+                                            : paths_.quantised_skinny_rows);
+}
+
+// Outputs of `weight` that one product of cuBLASLt computes.
+int64_t MatMulRunner::PartRows(const DeviceWeight& weight) const {
+  if (weight.type == WeightType::kBF16) return weight.rows;
+  const int64_t fit = static_cast<int64_t>(weight_scratch_bytes_) / (weight.cols * 2);
+  return std::min(fit / kTileRows * kTileRows, weight.rows);
+}
+
+LtProduct MatMulRunner::PartOf(const TensorView& x, const DeviceWeight& weight,
+                               const TensorView& out, int64_t first, int64_t count) const {
+  LtProduct product;
+  product.weight_pitch = Bf16Pitch(weight.cols);
+  product.weight = weight.type == WeightType::kBF16 ? weight.data + first * product.weight_pitch * 2
+                                                    : weight_scratch_;
+  product.n = count;
+  product.x = x;
+  product.out = out.Cols(first, count);
+  return product;
+}
+
+absl::Status MatMulRunner::RunSkinny(TensorView x, WeightType type,
+                                     std::span<const DeviceWeight> weights,
+                                     std::span<const TensorView> outs, cudaStream_t stream) const {
+  SkinnyProduct product;
+  product.x_stride = x.stride;
+  product.cols = x.cols;
+  for (int64_t first = 0; first < x.rows; first += kMaxSkinnyRows) {
+    const int64_t count = std::min<int64_t>(kMaxSkinnyRows, x.rows - first);
+    product.x = x.Rows(first, count).data;
+    product.x_rows = static_cast<int32_t>(count);
+    for (size_t i = 0; i < weights.size();) {
+      product.count = 0;
+      for (; i < weights.size() && product.count < SkinnyProduct::kMaxWeights; ++i) {
+        if (weights[i].type != type || weights[i].rows == 0) continue;
+        const TensorView out = outs[i].Rows(first, count);
+        product.weights[product.count++] = {weights[i].data, weights[i].rows, out.data, out.stride,
+                                            out.type};
+      }
+      if (product.count == 0) continue;
+      const bool gemv =
+          type == WeightType::kBF16 && count <= kMaxGemvRows && count <= paths_.gemv_rows;
+      RETURN_IF_ERROR(
+          Launched(gemv ? LaunchGemvBf16(product, stream) : LaunchSkinnyMma(type, product, stream),
+                   "MatMul"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MatMulRunner::RunLarge(TensorView x, const DeviceWeight& weight, TensorView out,
+                                    cudaStream_t stream) {
+  const int64_t part = PartRows(weight);
+  if (weight.rows > 0 && part == 0) {
+    return absl::InvalidArgumentError(
+        "MatMul: the workspace was made for no quantised matrix of so many columns");
+  }
+  for (int64_t first = 0; first < weight.rows; first += part) {
+    const int64_t count = std::min(part, weight.rows - first);
+    if (weight.type != WeightType::kBF16) {
+      RETURN_IF_ERROR(Launched(LaunchDequantize(weight.type, weight.data, weight.cols, first, count,
+                                                weight_scratch_, stream),
+                               "MatMul: decoding weights"));
+    }
+    RETURN_IF_ERROR(lt_->Run(PartOf(x, weight, out, first, count), lt_workspace_, stream));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MatMulRunner::RunPart(TensorView x, std::span<const DeviceWeight> weights,
+                                   std::span<const TensorView> outs, cudaStream_t stream) {
+  if (!Readable(x)) {
+    const TensorView rounded = ScratchX(x);
+    RETURN_IF_ERROR(Launched(LaunchToBf16(x, rounded.data, rounded.stride, stream), "MatMul: x"));
+    x = rounded;
+  }
+  for (const WeightType type : kDeviceTypes) {
+    if (!FewRows(type, x.rows)) continue;
+    RETURN_IF_ERROR(RunSkinny(x, type, weights, outs, stream));
+  }
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (FewRows(weights[i].type, x.rows)) continue;
+    RETURN_IF_ERROR(RunLarge(x, weights[i], outs[i], stream));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MatMulRunner::Run(TensorView x, std::span<const DeviceWeight> weights,
+                               std::span<const TensorView> outs, cudaStream_t stream) {
+  RETURN_IF_ERROR(CheckShapes(x, weights, outs));
+  if (x.rows == 0 || x.cols == 0 || weights.empty()) return absl::OkStatus();
+  if (Readable(x)) return RunPart(x, weights, outs, stream);
+  const int64_t fit = static_cast<int64_t>(x_scratch_bytes_) / (Bf16Pitch(x.cols) * 2);
+  if (fit == 0) {
+    return absl::InvalidArgumentError("MatMul: the workspace was made for fewer columns");
+  }
+  std::vector<TensorView> parts(outs.size());
+  for (int64_t first = 0; first < x.rows; first += fit) {
+    const int64_t count = std::min(fit, x.rows - first);
+    for (size_t i = 0; i < outs.size(); ++i) parts[i] = outs[i].Rows(first, count);
+    RETURN_IF_ERROR(RunPart(x.Rows(first, count), weights, parts, stream));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MatMulRunner::Prepare(TensorView x, std::span<const DeviceWeight> weights,
+                                   std::span<const TensorView> outs) {
+  RETURN_IF_ERROR(CheckShapes(x, weights, outs));
+  if (!Readable(x)) x = ScratchX(x);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (FewRows(weights[i].type, x.rows)) continue;
+    const int64_t part = PartRows(weights[i]);
+    for (int64_t first = 0; part > 0 && first < weights[i].rows; first += part) {
+      RETURN_IF_ERROR(lt_->Prepare(
+          PartOf(x, weights[i], outs[i], first, std::min(part, weights[i].rows - first))));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace loopserve::worker::cuda
