@@ -1,7 +1,8 @@
 # LoopServe's front door. Every target sets up what it needs; nothing else has to be typed.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PRESET ?= release
+# CUDA=1: with the backend for NVIDIA GPUs.
+PRESET ?= $(if $(CUDA),cuda,release)
 JOBS ?= $(shell nproc)
 export NINJA_STATUS := [%f/%t %es]
 BIN := build/bin
@@ -13,15 +14,20 @@ ninja -C build/$(PRESET) -j$(JOBS) $(1) && ln -sfn $(PRESET)/bin build/bin
 endef
 
 .PHONY: help setup build build-all model demo test test-unit test-py test-asan test-tsan lint \
-        format bench bench-cpu bench-kernels profile-step reference check-reference clean
+        format bench bench-cpu bench-kernels profile-step reference check-reference clean \
+        cuda test-cuda gpu-bundle
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup:
 	@.ci/setup && .ci/tools
+	@$(if $(filter cuda,$(PRESET)),.ci/cuda)
 
-build: setup ## Build the four programs; they land in build/bin/
+cuda: setup
+	@.ci/cuda
+
+build: setup ## Build the four programs; they land in build/bin/ (CUDA=1: with the GPU backend)
 	@$(call ninja,programs)
 
 build-all: setup
@@ -33,13 +39,19 @@ model: setup ## Get SmolLM2-135M-Instruct (98 MB), cached in ~/.cache/loopserve
 demo: build model ## Hold a conversation through router, workers and KV store (JSON=1: as JSON)
 	@$(BIN)/loopserve demo $(if $(JSON),--json)
 
-test: build-all model test-unit test-py ## Run every test suite
+test: build-all model test-unit test-py test-cuda ## Run every test suite
 
 test-unit:
 	@LOOPSERVE_MODEL=$$(.ci/model) ctest --test-dir build/$(PRESET) --output-on-failure -j$(JOBS)
 
 test-py:
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin $(PYTEST) tests
+
+test-cuda: cuda ## Compile and link the GPU backend, and run what of its tests needs no GPU
+	@cmake --preset cuda >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }
+	@ninja -C build/cuda -j$(JOBS) cuda_parts
+	@build/venv/bin/python .ci/ptxas_report.py
+	@ctest --test-dir build/cuda --output-on-failure -j$(JOBS) -L 'cuda|gpu'
 
 test-asan: ## Unit and conformance suites under address and undefined-behaviour sanitizers
 	@$(MAKE) --no-print-directory sanitized PRESET=asan
@@ -59,7 +71,7 @@ lint: setup ## Formatting, clang-tidy (with thread-safety analysis), protos, YAM
 	@.ci/lint
 
 format: setup ## Format all C++ sources
-	@git ls-files '*.h' '*.cc' | xargs clang-format-14 -i
+	@git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format-14 -i
 
 reference:
 	@.ci/reference
@@ -85,6 +97,10 @@ profile-step: setup model ## Where a step's time goes; writes bench/results/step
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/reference/check.py
+
+gpu-bundle: ## Programs, GPU tests and their libraries as build/gpu-bundle.tar.zst, for a machine with a GPU
+	@$(MAKE) --no-print-directory build-all PRESET=cuda
+	@.ci/gpu_bundle
 
 clean: ## Remove everything that was built
 	rm -rf build

@@ -2,13 +2,12 @@
 
 A header that is the first include of some source is compiled alone by the build itself. The others
 are compiled here, each with the flags of a source that includes it; one whose text, headers and
-flags have not changed since it last passed is not compiled again.
+flags have not changed since it last passed is not compiled again. Called as headers.py BUILD...
 """
 
 import concurrent.futures
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -92,11 +91,9 @@ def check(header, command, stamp_dir):
 
 
 def main():
-    commands = {os.path.relpath(c["file"], ROOT): c
-                for c in json.loads((ROOT / sys.argv[1] / "compile_commands.json").read_text())}
+    commands = {source: command for source, (command, _) in tidy.commands_of(sys.argv[1:]).items()}
     built_alone = {includes(source)[0] for source in commands if includes(source)}
-    wanted = sys.argv[2:] or [h for h in tracked_headers()
-                              if h not in built_alone and not h.endswith(tuple(PARTS))]
+    wanted = [h for h in tracked_headers() if h not in built_alone and not h.endswith(tuple(PARTS))]
     users = {h: user_of(h, commands) for h in wanted}
     unused = [h for h, user in users.items() if user is None]
     stamp_dir = ROOT / "build" / "headers"

@@ -1,5 +1,5 @@
-"""Runs clang-tidy over our sources in parallel; a file whose text, headers and settings have not
-changed since it last passed is not checked again."""
+"""Runs clang-tidy over our sources in parallel: tidy.py BUILD...; a file whose text, headers and
+settings have not changed since it last passed is not checked again."""
 
 import concurrent.futures
 import hashlib
@@ -41,16 +41,23 @@ def check(args):
     return path, run.returncode, run.stdout
 
 
+def commands_of(builds):
+    """By source, its compile command in the first of the build folders that compiles it, and that folder."""
+    commands = {}
+    for build in builds:
+        for command in json.loads((ROOT / build / "compile_commands.json").read_text()):
+            commands.setdefault(os.path.relpath(command["file"], ROOT), (command, ROOT / build))
+    return commands
+
+
 def main():
-    build = ROOT / sys.argv[1]
-    commands = json.loads((build / "compile_commands.json").read_text())
-    files = sorted({os.path.relpath(c["file"], ROOT) for c in commands})
-    files = [f for f in files if f.startswith(OURS)]
+    builds = {f: build for f, (_, build) in sorted(commands_of(sys.argv[1:]).items()) if f.startswith(OURS)}
+    files = list(builds)
     stamp_dir = ROOT / "build" / "tidy"
     stamp_dir.mkdir(parents=True, exist_ok=True)
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = pool.map(check, [(build, f, stamp_dir) for f in files])
+        jobs = pool.map(check, [(builds[f], f, stamp_dir) for f in files])
         for done, (path, code, text) in enumerate(jobs, 1):
             if code:
                 failed += 1

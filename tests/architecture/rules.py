@@ -53,7 +53,9 @@ ROWS = {
 
 # Text that may appear only in files whose path starts with one of the prefixes.
 LEAVES = {
-    r'#include [<"](cuda|nccl)': ["worker/backend/cuda/"],
+    r'#include [<"](cuda|cublas|nccl)': [
+        "worker/backend/cuda/", "tests/unit/worker/backend/cuda/", "tests/gpu/", "tests/support/fake_cudart",
+    ],
     r'#include [<"](grpcpp/|grpc/)|#include "[^"]*\.pb\.h"': [
         "common/rpc.", "kvstore/server.", "kvstore/main.", "kvstore/tier/remote.",
         "worker/server", "worker/main.", "router/", "clients/", "tests/", "bench/",

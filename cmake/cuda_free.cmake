@@ -1,0 +1,58 @@
+# Tells the sources that need the headers of CUDA from those that do not, so that host logic of the CUDA
+# backend is built and tested in every preset without being listed anywhere.
+#
+#   cuda_free(FREE REST worker/backend/cuda/step_tables.cc ...)   # FREE and REST: names of lists to set
+#
+# A source needs CUDA if it includes <cuda*.h>, <cublas*.h> or <nccl*.h>, or a header of ours that does
+# or whose own source (.cc or .cu) does.
+set(CUDA_HEADER "^[ ]*#[ ]*include[ ]*[<\"](cuda|cublas|nccl)")
+set(CUDA_OWN_HEADER "^[ ]*#[ ]*include[ ]*\"((worker/backend/cuda|tests/support|tests/unit/worker/backend/cuda)/[^\"]+)\"")
+
+function(needs_cuda FILE OUT)
+  get_property(known GLOBAL PROPERTY "LOOPSERVE_NEEDS_CUDA_${FILE}" SET)
+  if(NOT known)
+    set_property(GLOBAL PROPERTY "LOOPSERVE_NEEDS_CUDA_${FILE}" FALSE)  # of those in the course of being asked
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${FILE})
+    set(answer FALSE)
+    if(FILE MATCHES "\\.cu$")
+      set(answer TRUE)
+    endif()
+    set(parts)
+    if(FILE MATCHES "\\.h$")
+      string(REGEX REPLACE "\\.h$" "" stem ${FILE})
+      list(APPEND parts ${stem}.cc ${stem}.cu)
+    endif()
+    file(STRINGS ${FILE} lines REGEX "#[ ]*include")
+    foreach(line IN LISTS lines)
+      if(line MATCHES "${CUDA_HEADER}")
+        set(answer TRUE)
+      elseif(line MATCHES "${CUDA_OWN_HEADER}")
+        list(APPEND parts ${PROJECT_SOURCE_DIR}/${CMAKE_MATCH_1})
+      endif()
+    endforeach()
+    foreach(part IN LISTS parts)
+      if(NOT answer AND EXISTS ${part})
+        needs_cuda(${part} answer)
+      endif()
+    endforeach()
+    set_property(GLOBAL PROPERTY "LOOPSERVE_NEEDS_CUDA_${FILE}" ${answer})
+  endif()
+  get_property(answer GLOBAL PROPERTY "LOOPSERVE_NEEDS_CUDA_${FILE}")
+  set(${OUT} ${answer} PARENT_SCOPE)
+endfunction()
+
+function(cuda_free FREE REST)
+  set(free)
+  set(rest)
+  foreach(file ${ARGN})
+    cmake_path(ABSOLUTE_PATH file OUTPUT_VARIABLE path)
+    needs_cuda(${path} answer)
+    if(answer)
+      list(APPEND rest ${file})
+    else()
+      list(APPEND free ${file})
+    endif()
+  endforeach()
+  set(${FREE} ${free} PARENT_SCOPE)
+  set(${REST} ${rest} PARENT_SCOPE)
+endfunction()
