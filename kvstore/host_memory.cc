@@ -7,6 +7,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/status_macros.h"
 #include "common/units.h"
 #include "kvstore/memory.h"
 
@@ -70,6 +71,10 @@ class HostMemory final : public Memory {
     std::memcpy(device, host.data(), host.size());
     return absl::OkStatus();
   }
+  absl::Status CopyWithin(const std::byte* from, std::byte* to, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+    return absl::OkStatus();
+  }
   absl::Status Fence() override { return absl::OkStatus(); }
 
  private:
@@ -100,6 +105,37 @@ class HostMemory final : public Memory {
 };
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<MemoryRegion>> Memory::AllocateHost(size_t bytes) {
+  return CreateHostMemory()->Allocate(bytes);
+}
+
+absl::Status Memory::CopyRunsToHost(const std::byte* device, std::byte* host,
+                                    const CopyRuns& runs) {
+  for (size_t i = 0; i < runs.count; ++i) {
+    RETURN_IF_ERROR(
+        CopyToHost(device + i * runs.device_stride, {host + i * runs.host_stride, runs.bytes}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Memory::CopyRunsFromHost(const std::byte* host, std::byte* device,
+                                      const CopyRuns& runs) {
+  for (size_t i = 0; i < runs.count; ++i) {
+    RETURN_IF_ERROR(
+        CopyFromHost({host + i * runs.host_stride, runs.bytes}, device + i * runs.device_stride));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Memory::CopyWithin(const std::byte* from, std::byte* to, size_t bytes) {
+  const auto buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  absl::Status status = CopyToHost(from, {buffer.get(), bytes});
+  status.Update(Fence());
+  if (status.ok()) status = CopyFromHost({buffer.get(), bytes}, to);
+  status.Update(Fence());
+  return status;
+}
 
 std::unique_ptr<Memory> CreateHostMemory() { return std::make_unique<HostMemory>(); }
 

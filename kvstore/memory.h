@@ -27,6 +27,16 @@ class MemoryRegion {
   virtual size_t size() const = 0;
 };
 
+// Equal runs of bytes, apart by fixed strides on either side of a copy. All heads of one rank, say,
+// which lie together in its arena and spread over a logical block.
+struct CopyRuns {
+  size_t bytes = 0;  // of each run
+  size_t count = 1;
+  size_t device_stride = 0;  // from one run's start to the next one's; at least `bytes`
+  size_t host_stride = 0;
+  static constexpr CopyRuns One(size_t bytes) { return {bytes, 1, bytes, bytes}; }
+};
+
 class Memory {
  public:
   virtual ~Memory() = default;
@@ -36,10 +46,21 @@ class Memory {
   virtual std::optional<uint64_t> free_bytes() const { return std::nullopt; }
   // ResourceExhausted when the device has not that much left. Aligned to 64 bytes.
   virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(size_t bytes) = 0;
-  // Copies between this device and the host; may return before the bytes have arrived.
+  // Host memory that this device copies to and from fastest; plain memory unless a device knows
+  // better. Slow: to be called at start, for all that will be needed. ResourceExhausted.
+  virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> AllocateHost(size_t bytes);
+  // Copies between this device and the host; may return before the bytes have arrived, in any
+  // order. Both sides must stay as they are until Fence, also after an error.
   virtual absl::Status CopyToHost(const std::byte* device, MutableByteSpan host) = 0;
   virtual absl::Status CopyFromHost(ByteSpan host, std::byte* device) = 0;
-  // Returns once every copy issued by this thread has finished.
+  // The same for many runs at once; a loop unless a device knows better.
+  virtual absl::Status CopyRunsToHost(const std::byte* device, std::byte* host,
+                                      const CopyRuns& runs);
+  virtual absl::Status CopyRunsFromHost(const std::byte* host, std::byte* device,
+                                        const CopyRuns& runs);
+  // Copies from one place of this device to another, which do not overlap; finished on return.
+  virtual absl::Status CopyWithin(const std::byte* from, std::byte* to, size_t bytes);
+  // Returns once every copy issued by this thread has finished; the first error of any of them.
   virtual absl::Status Fence() = 0;
 };
 

@@ -8,6 +8,18 @@
 
 namespace loopserve::worker::cuda {
 
+absl::StatusOr<CurrentDevice> CurrentDevice::Set(int device) {
+  int previous = 0;
+  CUDA_RETURN_IF_ERROR(cudaGetDevice(&previous));
+  if (previous == device) return CurrentDevice(kNothingToDo);
+  CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
+  return CurrentDevice(previous);
+}
+
+CurrentDevice::~CurrentDevice() {
+  if (previous_ != kNothingToDo) cudaSetDevice(previous_);
+}
+
 absl::StatusOr<Stream> Stream::Create(int priority) {
   Stream stream;
   CUDA_RETURN_IF_ERROR(

@@ -20,6 +20,21 @@
 
 namespace loopserve::worker::cuda {
 
+// Makes a device current for the calling thread as long as it lives, and the previous one after it.
+class CurrentDevice final {
+ public:
+  static absl::StatusOr<CurrentDevice> Set(int device);
+  CurrentDevice(CurrentDevice&& other) noexcept
+      : previous_(std::exchange(other.previous_, kNothingToDo)) {}
+  CurrentDevice& operator=(CurrentDevice&&) = delete;
+  ~CurrentDevice();
+
+ private:
+  static constexpr int kNothingToDo = -1;
+  explicit CurrentDevice(int previous) : previous_(previous) {}
+  int previous_;
+};
+
 // A queue of work that does not synchronise with the legacy default stream.
 class Stream final {
  public:
