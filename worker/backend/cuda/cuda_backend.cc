@@ -2,7 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,14 +24,17 @@
 #include "worker/backend/cuda/kernels/embed_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
 #include "worker/backend/cuda/kernels/rope.h"
+#include "worker/backend/cuda/matmul/cublas_lt.h"
 #include "worker/backend/cuda/matmul/matmul.h"
+#include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/backend/cuda/step_graphs.h"
 
 namespace loopserve::worker {
 namespace cuda {
 namespace {
 
-constexpr size_t kWorkspaceBytes = size_t{320} << 20;
+// Of products at once; more are computed in parts.
+constexpr int64_t kMatMulRows = 2048;
 
 absl::Status Shape(bool fits, absl::string_view op) {
   return fits ? absl::OkStatus()
@@ -148,6 +153,7 @@ class CudaBackend final : public Backend {
                                         ActivationType activations);
   // `values` on the device: the step's copy of them if there is one, else sent now.
   absl::StatusOr<const int32_t*> OnDevice(std::span<const int32_t> values);
+  absl::Status MakeMatMul();
   absl::Status Plan(const StepInputs& inputs, ActivationType activations, DeviceStep& tables,
                     AttentionRunner& attention);
   // The contiguous f32 scratch of the copies between host and bf16 buffers.
@@ -157,8 +163,10 @@ class CudaBackend final : public Backend {
   const std::string name_;
   std::unique_ptr<kvstore::Memory> memory_;
   Stream stream_;
+  std::optional<CublasLt> lt_;
+  MatMulLimits limits_{.rows = kMatMulRows};  // of the matrices loaded so far
   DeviceRegion workspace_;
-  std::unique_ptr<MatMulRunner> matmul_;
+  std::unique_ptr<MatMulRunner> matmul_;  // made for them at the first product
   DeviceRegion copy_scratch_;
   DeviceRegion index_scratch_;
 
@@ -176,9 +184,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index) {
   std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(device)));
   ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
   ASSIGN_OR_RETURN(backend->memory_, CreateCudaMemory(index));
-  ASSIGN_OR_RETURN(backend->workspace_, DeviceRegion::Create(kWorkspaceBytes));
-  ASSIGN_OR_RETURN(backend->matmul_,
-                   MatMulRunner::Create(backend->workspace_.data(), backend->workspace_.size()));
+  absl::StatusOr<CublasLt> lt = CublasLt::Load();
+  if (!lt.ok()) return absl::FailedPreconditionError(lt.status().message());
+  backend->lt_ = *std::move(lt);
   return backend;
 }
 
@@ -190,11 +198,18 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
   RETURN_IF_ERROR(
       Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
   std::vector<std::byte> packed(PackedBytes(weight.type, rows.size(), weight.cols));
-  RETURN_IF_ERROR(PackForDevice(weight, rows.begin, rows.end, packed));
+  RETURN_IF_ERROR(PackForDevice(weight, rows, packed));
   ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(packed.size()));
   CUDA_RETURN_IF_ERROR(
       cudaMemcpy(region.data(), packed.data(), packed.size(), cudaMemcpyHostToDevice));
-  const DeviceWeight on_device = WeightAt(region.data(), weight.type, rows.size(), weight.cols);
+  const DeviceWeight on_device{.type = DeviceTypeOf(weight.type),
+                               .data = region.data(),
+                               .rows = rows.size(),
+                               .cols = weight.cols};
+  limits_.cols = std::max(limits_.cols, weight.cols);
+  if (on_device.type != WeightType::kBF16) {
+    limits_.quantised_rows = std::max(limits_.quantised_rows, rows.size());
+  }
   return std::make_unique<DeviceMatrix>(std::move(region), on_device);
 }
 
@@ -294,8 +309,9 @@ absl::Status CudaBackend::EmbedPart(const Matrix& table, common::TokenId first,
   RETURN_IF_ERROR(Shape(out.rows == static_cast<int64_t>(tokens.size()) && out.cols == table.cols(),
                         "EmbedRows"));
   ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(tokens));
-  CUDA_RETURN_IF_ERROR(LaunchEmbedRows(static_cast<const DeviceMatrix&>(table).weight(), first,
-                                       on_device, out, stream()));
+  const DeviceWeight& weight = static_cast<const DeviceMatrix&>(table).weight();
+  CUDA_RETURN_IF_ERROR(LaunchEmbedRows({weight.type, weight.data, weight.rows, weight.cols},
+                                       on_device, first, out, stream()));
   return absl::OkStatus();
 }
 
@@ -327,7 +343,14 @@ absl::Status CudaBackend::MatMul(TensorView x, std::span<const Matrix* const> we
                               outs[i].cols == weights[i]->rows(),
                           "MatMul"));
   }
+  if (matmul_ == nullptr) RETURN_IF_ERROR(MakeMatMul());
   return matmul_->Run(x, on_device, outs, stream());
+}
+
+absl::Status CudaBackend::MakeMatMul() {
+  ASSIGN_OR_RETURN(workspace_, DeviceRegion::Create(MatMulRunner::WorkspaceBytes(limits_)));
+  matmul_ = std::make_unique<MatMulRunner>(&*lt_, limits_, workspace_.data());
+  return absl::OkStatus();
 }
 
 absl::Status CudaBackend::AddBias(TensorView x, TensorView bias) {

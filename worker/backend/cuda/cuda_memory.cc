@@ -1,5 +1,6 @@
 #include "worker/backend/cuda/cuda_memory.h"
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -38,6 +39,13 @@ class CudaMemory final : public kvstore::Memory {
 
   absl::string_view name() const override { return name_; }
   bool host_addressable() const override { return false; }
+
+  std::optional<uint64_t> free_bytes() const override {
+    const auto current = CurrentDevice::Set(device_);
+    size_t free = 0, total = 0;
+    if (!current.ok() || cudaMemGetInfo(&free, &total) != cudaSuccess) return std::nullopt;
+    return free;
+  }
 
   absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(size_t bytes) override {
     ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(device_));
