@@ -38,20 +38,24 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const worker::G
 
 absl::Status ModelRunner::LoadRanks(const worker::GgufFile& file, const worker::ModelConfig& config,
                                     const Options& options) {
-  auto comms = worker::CreateThreadCommunicators(options.tp, absl::Minutes(10));
+  std::vector<worker::Backend*> backends;
   for (int r = 0; r < options.tp; ++r) {
     Rank rank;
     ASSIGN_OR_RETURN(rank.backend, worker::CreateBackend({.name = options.backend,
+                                                          .device = r,
                                                           .threads = options.threads,
                                                           .isa = options.isa}));
     ASSIGN_OR_RETURN(rank.model,
                      worker::LoadModel(file, config, {.rank = r, .size = options.tp}, *rank.backend,
                                        {.max_step_tokens = options.max_step_tokens,
                                         .max_logit_rows = options.max_step_tokens,
-                                        .max_positions = options.max_positions}));
-    rank.comm = std::move(comms[static_cast<size_t>(r)]);
+                                        .max_positions = options.max_positions,
+                                        .shard_inputs = options.shard_inputs}));
+    backends.push_back(rank.backend.get());
     ranks_.push_back(std::move(rank));
   }
+  ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, absl::Minutes(10)));
+  for (size_t r = 0; r < comms.size(); ++r) ranks_[r].comm = std::move(comms[r]);
   return absl::OkStatus();
 }
 

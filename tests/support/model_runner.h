@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,6 +36,7 @@ class ModelRunner final {
     int64_t max_positions = 0;  // of one sequence; 0: the model's context
     int sequences = 1;
     int32_t block_tokens = 16;
+    std::optional<bool> shard_inputs;  // unset: as the backend prefers
   };
 
   // What one sequence adds in a step.

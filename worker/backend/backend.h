@@ -26,12 +26,14 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/ids.h"
 #include "kvstore/block_pool.h"
 #include "kvstore/memory.h"
 #include "worker/backend/attention_plan.h"
 #include "worker/backend/tensor.h"
 #include "worker/backend/weight_types.h"
+#include "worker/comm/communicator.h"
 
 namespace loopserve::worker {
 
@@ -105,6 +107,18 @@ class Backend {
   virtual absl::string_view name() const = 0;
   virtual kvstore::Memory& memory() = 0;
   virtual bool Supports(WeightType type) const = 0;
+
+  // --- Ranks
+  // Communicators for the ranks whose backends these are, in order; called on the first of them, at
+  // the start and again after an abort. A rank that the others miss for longer than `timeout` ends
+  // their wait. FailedPrecondition when the devices cannot be joined.
+  virtual absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
+      std::span<Backend* const> group, absl::Duration timeout) {
+    return CreateThreadCommunicators(static_cast<int>(group.size()), timeout);
+  }
+  // Whether the ranks' links make it worth to split the sums of a block's last matrices among the
+  // ranks (one AllReduceSum each, within rounding) instead of their outputs (bit-identical).
+  virtual bool prefers_input_sharding() const { return false; }
 
   // --- Weights
   // Takes the rows of `weight` into the backend's packing. The view may be unmapped afterwards

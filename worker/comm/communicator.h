@@ -9,6 +9,10 @@
 // the (first) abort's status: no rank waits for a dead one. Once a call has returned, however it
 // ended, nobody reads or writes its tensors any more.
 //
+// On a device the calls are work on the rank's stream, as the backend's ops are: they return before
+// the values have arrived, and may be recorded with the ops of a step. Wait() tells when they have;
+// after an abort the rank's tensors are its own again once its backend's Synchronize() returned.
+//
 // Tensors that do not fit each other, and a root that is no rank, abort the group with
 // InvalidArgument.
 #pragma once
@@ -32,10 +36,14 @@ class Communicator {
   // Columns [offset of rank r, + local.cols) of `full` become rank r's `local`, on every rank.
   // The ranks' widths may differ, even be 0, and add up to full.cols.
   virtual absl::Status AllGatherCols(TensorView local, TensorView full) = 0;
-  // Sums elementwise in rank order; every rank gets the same bits.
+  // Sums elementwise, on the host in rank order; every rank gets the same bits.
   virtual absl::Status AllReduceSum(TensorView x) = 0;
   virtual absl::Status Broadcast(TensorView x, int root) = 0;
   virtual absl::Status Barrier() = 0;
+  // Returns when all this rank's calls and ops so far have taken effect, or with the abort's
+  // status, in bounded time: a device whose work does not come to an end is a rank that is missed.
+  // Never part of what is recorded. Nothing to wait for on the host.
+  virtual absl::Status Wait() { return absl::OkStatus(); }
   virtual void Abort(absl::Status why) = 0;
 };
 

@@ -19,6 +19,7 @@
 #include "common/thread.h"
 #include "common/units.h"
 #include "worker/engine/memory_limit.h"
+#include "worker/engine/rank_watch.h"
 
 namespace loopserve::worker {
 namespace {
@@ -26,7 +27,7 @@ namespace {
 using kvstore::KvBlockPool;
 
 // How long the others get to notice an abort before they count as stalled too.
-constexpr absl::Duration kAbortGrace = absl::Seconds(1);
+constexpr absl::Duration kAbortGrace = absl::Milliseconds(400);
 
 absl::Status WithRank(int rank, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat("rank ", rank, ": ", status.message()));
@@ -35,14 +36,24 @@ absl::Status WithRank(int rank, const absl::Status& status) {
 class ThreadRankGroup final : public RankGroup {
  public:
   ThreadRankGroup(std::vector<Rank> parts, std::unique_ptr<KvBlockPool> pool,
-                  absl::Duration step_timeout, common::Logger& log)
-      : step_timeout_(step_timeout), log_(log), slots_(parts.size()), pool_(std::move(pool)) {
+                  absl::Duration step_timeout, absl::Duration stall_timeout, common::Logger& log)
+      : step_timeout_(step_timeout),
+        stall_timeout_(stall_timeout),
+        log_(log),
+        watch_(static_cast<int>(parts.size()), stall_timeout),
+        slots_(parts.size()),
+        pool_(std::move(pool)) {
     for (size_t i = 0; i < parts.size(); ++i) slots_[i].parts = std::move(parts[i]);
-    MakeCommunicators();
+  }
+
+  // Before anything else.
+  absl::Status Start() {
+    RETURN_IF_ERROR(Connect());
     for (int i = 0; i < size(); ++i) {
       threads_.push_back(
           common::NamedThread(absl::StrCat("rank-", i), [this, i](std::stop_token) { Loop(i); }));
     }
+    return absl::OkStatus();
   }
 
   ~ThreadRankGroup() override {
@@ -50,11 +61,14 @@ class ThreadRankGroup final : public RankGroup {
       absl::MutexLock lock(&mutex_);
       stop_ = true;
     }
-    for (Slot& slot : slots_) slot.comm->Abort(absl::CancelledError("the rank group is closing"));
+    for (Slot& slot : slots_) {
+      if (slot.comm) slot.comm->Abort(absl::CancelledError("the rank group is closing"));
+    }
   }
 
   absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) override {
     RETURN_IF_ERROR(Heal());
+    watch_.Begin();
     {
       absl::MutexLock lock(&mutex_);
       for (Slot& slot : slots_) {
@@ -101,9 +115,15 @@ class ThreadRankGroup final : public RankGroup {
 
   bool AllIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return busy_ == 0; }
 
-  void MakeCommunicators() {
-    auto comms = CreateThreadCommunicators(size(), step_timeout_);
-    for (size_t i = 0; i < slots_.size(); ++i) slots_[i].comm = std::move(comms[i]);
+  absl::Status Connect() {
+    std::vector<Backend*> backends;
+    for (const Slot& slot : slots_) backends.push_back(slot.parts.backend.get());
+    // This thread notices first, and knows better who is missed.
+    ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_));
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      slots_[i].comm = Watched(std::move(comms[i]), watch_);
+    }
+    return absl::OkStatus();
   }
 
   // After a failed step: fresh communicators, once every rank has come back from it.
@@ -114,11 +134,13 @@ class ThreadRankGroup final : public RankGroup {
       if (!AllIdle()) {
         return absl::UnavailableError(
             absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
-                         " has not come back from a step that was given up after ",
-                         absl::FormatDuration(step_timeout_)));
+                         " has not come back from a step that was given up"));
       }
-      MakeCommunicators();
-      for (Slot& slot : slots_) slot.up = true;
+    }
+    RETURN_IF_ERROR(Connect());  // no rank is at its communicator
+    for (Slot& slot : slots_) slot.up = true;
+    {
+      absl::MutexLock lock(&mutex_);
       broken_ = false;
     }
     log_.Info("rank group rebuilt", {{"ranks", size()}});
@@ -133,20 +155,39 @@ class ThreadRankGroup final : public RankGroup {
 
   absl::Status AwaitAll() {
     absl::MutexLock lock(&mutex_);
+    const absl::Time end = absl::Now() + step_timeout_;
     const absl::Condition idle(this, &ThreadRankGroup::AllIdle);
-    if (!mutex_.AwaitWithTimeout(idle, step_timeout_)) {
-      if (failure_.ok()) {
-        failure_ = absl::DeadlineExceededError(absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
-                                                            " did not finish a step within ",
-                                                            absl::FormatDuration(step_timeout_)));
-      }
-      for (Slot& slot : slots_) slot.comm->Abort(failure_);
-      mutex_.AwaitWithTimeout(idle, std::min(step_timeout_, kAbortGrace));
+    absl::Time failed = absl::InfiniteFuture();
+    while (!mutex_.AwaitWithTimeout(
+        idle, std::clamp(end - absl::Now(), absl::Milliseconds(1), watch_.tick()))) {
+      const absl::Time now = absl::Now();
+      if (!failure_.ok()) failed = std::min(failed, now);
+      if (failure_.ok() ? GiveUp(now >= end) : now - failed > stall_timeout_) break;
     }
     if (failure_.ok() && AllIdle()) return absl::OkStatus();
     broken_ = true;
     for (int rank : Stalled()) slots_[static_cast<size_t>(rank)].up = false;
     return failure_;
+  }
+
+  // Ends the step for those who wait for a silent rank, or for everybody when it is `late`. False
+  // when all is well.
+  bool GiveUp(bool late) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const std::vector<int> silent = watch_.Silent();
+    if (!late && silent.empty()) return false;
+    failure_ = absl::DeadlineExceededError(
+        silent.empty()
+            ? absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
+                           " did not finish a step within ", absl::FormatDuration(step_timeout_))
+            : absl::StrCat("rank ", absl::StrJoin(silent, ", "),
+                           " stalled: the others waited for longer than ",
+                           absl::FormatDuration(stall_timeout_)));
+    for (Slot& slot : slots_) slot.comm->Abort(failure_);
+    const auto back = [this, &silent]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return silent.empty() ? AllIdle() : Stalled() == silent;
+    };
+    mutex_.AwaitWithTimeout(absl::Condition(&back), std::min(step_timeout_, kAbortGrace));
+    return true;
   }
 
   std::vector<int> Stalled() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -214,7 +255,12 @@ class ThreadRankGroup final : public RankGroup {
         }
       }
       slot.comm->Abort(why);
+      // What was sent to the device before may still write to the step's blocks.
+      if (const absl::Status drained = slot.parts.backend->Synchronize(); !drained.ok()) {
+        log_.Warning("rank not drained", {{"rank", rank}, {"error", drained.ToString()}});
+      }
     }
+    watch_.Arrive(rank);
     absl::MutexLock lock(&mutex_);
     if (logits.ok()) slot.logits = *logits;
     slot.finished = absl::Now();
@@ -223,7 +269,9 @@ class ThreadRankGroup final : public RankGroup {
   }
 
   const absl::Duration step_timeout_;
+  const absl::Duration stall_timeout_;
   common::Logger& log_;
+  RankWatch watch_;
   std::vector<Slot> slots_;                  // never resized
   const std::unique_ptr<KvBlockPool> pool_;  // in memory of the slots' backends
   mutable absl::Mutex mutex_;
@@ -393,18 +441,23 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& fil
   }
   file.ReleasePages();
   ASSIGN_OR_RETURN(auto pool, KvBlockPool::Create(shape, blocks, std::move(shards)));
-  return Assemble(std::move(ranks), std::move(pool), options.step_timeout, log);
+  return Assemble(std::move(ranks), std::move(pool), options.step_timeout, log,
+                  options.stall_timeout);
 }
 
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Assemble(std::vector<Rank> ranks,
                                                                std::unique_ptr<KvBlockPool> pool,
                                                                absl::Duration step_timeout,
-                                                               common::Logger& log) {
+                                                               common::Logger& log,
+                                                               absl::Duration stall_timeout) {
   if (ranks.empty() || static_cast<int>(ranks.size()) != pool->ranks()) {
     return absl::InvalidArgumentError(absl::StrCat("the pool has arenas for ", pool->ranks(),
                                                    " ranks, there are ", ranks.size()));
   }
-  return std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout, log);
+  auto group = std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout,
+                                                 stall_timeout, log);
+  RETURN_IF_ERROR(group->Start());
+  return group;
 }
 
 }  // namespace loopserve::worker

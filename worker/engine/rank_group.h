@@ -4,9 +4,10 @@
 // Run executes one step on all ranks in lockstep; the caller (the engine's leader) has made every
 // decision already, ranks only execute. A group of one rank is no special case.
 //
-// A rank that fails, or that does not finish within `step_timeout`, aborts the step on all ranks:
-// Run then returns the cause, and the group heals itself at the next Run (fresh communicators;
-// weights stay). While a stalled rank has not come back, Run returns Unavailable, at once.
+// A rank that fails, that falls silent while the others wait for it (rank_watch.h), or that does
+// not finish within `step_timeout`, aborts the step on all ranks: Run then returns the cause, and
+// the group heals itself at the next Run (fresh communicators; weights stay). While a stalled rank
+// has not come back, Run returns Unavailable, at once.
 //
 // Thread rule: one thread calls Run. The accessors are safe from any thread.
 #pragma once
@@ -31,6 +32,8 @@
 
 namespace loopserve::worker {
 
+inline constexpr absl::Duration kStallTimeout = absl::Milliseconds(1500);
+
 struct RankGroupOptions {
   int tp = 1;
   int threads = 0;  // of the whole group; 0: all cores that the process may use
@@ -42,7 +45,11 @@ struct RankGroupOptions {
   uint64_t kv_device_bytes = uint64_t{1} << 30;
   uint64_t kv_host_bytes = 0;  // what the host tier may grow to: part of the predicted need
   ModelOptions model;
+  // For a whole step, however much work it is. Of one rank alone it is all that is known.
   absl::Duration step_timeout = absl::Seconds(120);
+  // How long a rank may be missed by the others before it counts as stalled. With the time that
+  // these get to notice the abort, a stalled rank ends a step within two seconds.
+  absl::Duration stall_timeout = kStallTimeout;
   // Bytes the machine can give; unset: what the system reports (MemAvailable, container limit).
   std::optional<uint64_t> available_bytes;
 };
@@ -56,7 +63,8 @@ class RankGroup {
                                                            const RankGroupOptions& options,
                                                            common::Logger& log);
 
-  // The same from given parts: for ranks that fail on purpose.
+  // The same from given parts: for ranks that fail on purpose. Also what Backend::ConnectRanks
+  // says.
   struct Rank {
     std::unique_ptr<Backend> backend;
     std::unique_ptr<Model> model;
@@ -64,7 +72,8 @@ class RankGroup {
   };
   static absl::StatusOr<std::unique_ptr<RankGroup>> Assemble(
       std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,
-      absl::Duration step_timeout, common::Logger& log);
+      absl::Duration step_timeout, common::Logger& log,
+      absl::Duration stall_timeout = kStallTimeout);
 
   // Waits for the ranks, a stalled one included.
   virtual ~RankGroup() = default;

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "common/cpus.h"
+#include "common/status_macros.h"
 #include "gtest/gtest.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
@@ -58,7 +60,7 @@ class FakeModel final : public Model {
 };
 
 std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout,
-                                 int cpu = -1) {
+                                 int cpu = -1, absl::Duration stall_timeout = kStallTimeout) {
   std::vector<RankGroup::Rank> ranks;
   std::vector<KvBlockPool::Shard> shards;
   for (size_t i = 0; i < bodies.size(); ++i) {
@@ -72,7 +74,8 @@ std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Dura
                                .head_dim = 2,
                                .block_tokens = 4};
   auto pool = *KvBlockPool::Create(shape, 4, std::move(shards));
-  return *RankGroup::Assemble(std::move(ranks), std::move(pool), timeout, common::Logger::Null());
+  return *RankGroup::Assemble(std::move(ranks), std::move(pool), timeout, common::Logger::Null(),
+                              stall_timeout);
 }
 
 std::shared_ptr<const StepPlan> EmptyPlan() { return std::make_shared<StepPlan>(); }
@@ -158,6 +161,61 @@ TEST(RankGroup, ASingleRankThatStallsIsGivenUpToo) {
   EXPECT_THAT(group->Run(EmptyPlan()),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 0")));
   wake.Notify();
+}
+
+// Long before a whole step may take: the others know how long it should have been.
+TEST(RankGroup, ARankThatTheOthersMissEndsTheStepWithinTwoSeconds) {
+  absl::Notification wake;
+  std::atomic<bool> stall = true;
+  const auto good = [](Communicator& comm) {
+    RETURN_IF_ERROR(comm.Barrier());
+    return comm.Barrier();
+  };
+  const auto stuck = [&](Communicator& comm) {
+    RETURN_IF_ERROR(comm.Barrier());
+    if (stall) wake.WaitForNotification();
+    return comm.Barrier();
+  };
+  auto group = Fakes({good, stuck, good}, absl::Minutes(2));
+  const absl::Time start = absl::Now();
+  EXPECT_THAT(group->Run(EmptyPlan()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 1 stalled")));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  EXPECT_TRUE(group->rank_up(0));
+  EXPECT_FALSE(group->rank_up(1));
+  EXPECT_TRUE(group->rank_up(2));
+  EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kUnavailable));
+  stall = false;
+  wake.Notify();
+  absl::StatusOr<StepResult> result = group->Run(EmptyPlan());
+  while (!result.ok()) result = group->Run(EmptyPlan());  // until the rank is back
+  EXPECT_TRUE(group->rank_up(1));
+}
+
+// One that fails while another is stuck does not wait for it either.
+TEST(RankGroup, AFailureIsNotHeldUpByARankThatStalls) {
+  absl::Notification wake;
+  const auto bad = [](Communicator&) { return absl::InternalError("boom"); };
+  const auto stuck = [&](Communicator&) {
+    wake.WaitForNotification();
+    return absl::OkStatus();
+  };
+  auto group = Fakes({bad, stuck}, absl::Minutes(2));
+  const absl::Time start = absl::Now();
+  EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kInternal, HasSubstr("boom")));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  wake.Notify();
+}
+
+TEST(RankGroup, StepsThatAreLongForEveryRankAreNoStall) {
+  const auto works = [](int milliseconds) {
+    return [milliseconds](Communicator& comm) {
+      absl::SleepFor(absl::Milliseconds(milliseconds));
+      return comm.Barrier();
+    };
+  };
+  auto group = Fakes({works(100), works(250)}, absl::Minutes(2), -1, absl::Milliseconds(20));
+  EXPECT_OK(group->Run(EmptyPlan()));
 }
 
 TEST(RankGroup, PoolAndRanksMustAgree) {

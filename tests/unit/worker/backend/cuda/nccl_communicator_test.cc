@@ -1,0 +1,321 @@
+#include "worker/backend/cuda/nccl_communicator.h"
+
+#include <gmock/gmock.h>
+
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "tests/support/status_matchers.h"
+#include "tests/unit/worker/backend/cuda/fake_nccl.h"
+
+namespace loopserve::worker::cuda {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+constexpr int kSize = 3;
+
+// Values of either type in rows that lie further apart than they are wide.
+class Values {
+ public:
+  Values(int64_t rows, int64_t cols, ActivationType type, int64_t gap = 3)
+      : rows_(rows), cols_(cols), type_(type), bytes_(Bytes(rows, cols + gap), std::byte{0x55}) {
+    stride_ = cols + gap;
+  }
+  TensorView view() {
+    return {reinterpret_cast<float*>(bytes_.data()), rows_, cols_, stride_, type_};
+  }
+  float Get(int64_t r, int64_t c) {
+    const void* const at = view().Cols(c, 1).row(r);
+    return type_ == ActivationType::kF32 ? *static_cast<const float*>(at)
+                                         : Bf16ToFloat(*static_cast<const uint16_t*>(at));
+  }
+  void Set(int64_t r, int64_t c, float value) {
+    void* const at = view().Cols(c, 1).row(r);
+    if (type_ == ActivationType::kF32) {
+      *static_cast<float*>(at) = value;
+    } else {
+      *static_cast<uint16_t*>(at) = FloatToBf16(value);
+    }
+  }
+  void Fill(const std::function<float(int64_t, int64_t)>& value) {
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t c = 0; c < cols_; ++c) Set(r, c, value(r, c));
+    }
+  }
+  // Also that the gaps are as they were.
+  void Expect(const std::function<float(int64_t, int64_t)>& value) {
+    const float untouched = Values(1, 1, type_).Get(0, 0);
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t c = 0; c < stride_; ++c) {
+        EXPECT_EQ(Get(r, c), c < cols_ ? value(r, c) : untouched) << r << ", " << c;
+      }
+    }
+  }
+
+ private:
+  size_t Bytes(int64_t rows, int64_t cols) const {
+    return static_cast<size_t>(rows * cols) * BytesOf(type_);
+  }
+  const int64_t rows_, cols_;
+  int64_t stride_ = 0;
+  const ActivationType type_;
+  std::vector<std::byte> bytes_;
+};
+
+class NcclCommunicatorTest : public ::testing::Test {
+ protected:
+  absl::Status Connect(absl::Duration timeout = absl::Minutes(1), int size = kSize) {
+    std::vector<std::unique_ptr<NcclDevice>> devices;
+    devices_.clear();
+    for (int r = 0; r < size; ++r) {
+      auto device = std::make_unique<FakeDevice>();
+      devices_.push_back(device.get());
+      devices.push_back(std::move(device));
+    }
+    auto ranks = ConnectNcclRanks(nccl_, std::move(devices), timeout);
+    if (ranks.ok()) ranks_ = *std::move(ranks);
+    return ranks.status();
+  }
+  void OnRanks(const std::function<void(Communicator&)>& body) {
+    std::vector<std::thread> threads;
+    for (const auto& comm : ranks_) threads.emplace_back([&] { body(*comm); });
+    for (std::thread& thread : threads) thread.join();
+  }
+  // Lets go of the communicators and says how often NCCL was asked to abort each.
+  std::vector<int> AbortsInTheEnd() {
+    ranks_.clear();
+    std::vector<int> aborts;
+    for (const auto& comm : world_.comms) aborts.push_back(comm->aborts);
+    return aborts;
+  }
+
+  FakeWorld world_;
+  const NcclFunctions nccl_ = FakeNccl();
+  std::vector<FakeDevice*> devices_;
+  std::vector<std::unique_ptr<Communicator>> ranks_;
+};
+
+float Mark(int rank, int64_t row, int64_t col) {
+  return static_cast<float>(16 * rank + 4 * row + col);  // exact in bf16, too
+}
+
+TEST_F(NcclCommunicatorTest, GathersColumnsOfAnyWidth) {
+  for (const int size : {1, 3}) {
+    ASSERT_OK(Connect(absl::Minutes(1), size));
+    for (const auto type : {ActivationType::kF32, ActivationType::kBf16}) {
+      for (const int64_t rows : {1, 4}) {
+        for (const auto& widths : {std::vector<int64_t>{3, 3, 3}, {2, 0, 3}, {0, 0, 1}}) {
+          int64_t total = 0;
+          for (int r = 0; r < size; ++r) total += widths[static_cast<size_t>(r)];
+          OnRanks([&](Communicator& comm) {
+            Values local(rows, widths[static_cast<size_t>(comm.rank())], type);
+            Values full(rows, total, type);
+            local.Fill([&](int64_t r, int64_t c) { return Mark(comm.rank(), r, c); });
+            ASSERT_OK(comm.AllGatherCols(local.view(), full.view()));
+            ASSERT_OK(comm.Wait());
+            full.Expect([&](int64_t r, int64_t c) {
+              int rank = 0;
+              while (c >= widths[static_cast<size_t>(rank)]) {
+                c -= widths[static_cast<size_t>(rank++)];
+              }
+              return Mark(rank, r, c);
+            });
+          });
+        }
+      }
+    }
+    ranks_.clear();
+    world_.Reset();
+  }
+}
+
+TEST_F(NcclCommunicatorTest, GathersIntoAPlaceThatHoldsTheLocalPart) {
+  ASSERT_OK(Connect());
+  for (const int64_t rows : {1, 3}) {
+    OnRanks([&](Communicator& comm) {
+      Values full(rows, 2 * kSize, ActivationType::kF32);
+      full.Fill([](int64_t r, int64_t c) { return Mark(static_cast<int>(c / 2), r, c % 2); });
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < 2 * kSize; ++c) {
+          if (c / 2 != comm.rank()) full.Set(r, c, -1);
+        }
+      }
+      ASSERT_OK(comm.AllGatherCols(full.view().Cols(2 * comm.rank(), 2), full.view()));
+      full.Expect([](int64_t r, int64_t c) { return Mark(static_cast<int>(c / 2), r, c % 2); });
+    });
+  }
+}
+
+TEST_F(NcclCommunicatorTest, SumsAndBroadcasts) {
+  ASSERT_OK(Connect());
+  for (const auto type : {ActivationType::kF32, ActivationType::kBf16}) {
+    for (const int64_t gap : {0, 5}) {
+      OnRanks([&](Communicator& comm) {
+        Values x(2, 4, type, gap);
+        x.Fill([&](int64_t r, int64_t c) { return Mark(comm.rank(), r, c); });
+        ASSERT_OK(comm.AllReduceSum(x.view()));
+        x.Expect(
+            [](int64_t r, int64_t c) { return Mark(0, r, c) + Mark(1, r, c) + Mark(2, r, c); });
+        for (int root = 0; root < kSize; ++root) {
+          x.Fill([&](int64_t r, int64_t c) { return Mark(comm.rank(), r, c); });
+          ASSERT_OK(comm.Broadcast(x.view(), root));
+          x.Expect([&](int64_t r, int64_t c) { return Mark(root, r, c); });
+        }
+        ASSERT_OK(comm.Barrier());
+        EXPECT_OK(comm.AllReduceSum({}));
+        EXPECT_OK(comm.AllGatherCols({}, {}));
+      });
+    }
+  }
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+}
+
+TEST_F(NcclCommunicatorTest, TensorsThatDoNotFitAbortTheGroup) {
+  const std::function<absl::Status(Communicator&)> calls[] = {
+      [](Communicator& comm) {
+        Values x(1, comm.rank() == 2 ? 3 : 2, ActivationType::kF32);
+        return comm.AllReduceSum(x.view());
+      },
+      [](Communicator& comm) {
+        Values x(1, 2, comm.rank() == 0 ? ActivationType::kF32 : ActivationType::kBf16);
+        return comm.AllReduceSum(x.view());
+      },
+      [](Communicator& comm) {
+        Values local(1, 2, ActivationType::kF32), full(1, 7, ActivationType::kF32);
+        return comm.AllGatherCols(local.view(), full.view());
+      },
+      [](Communicator& comm) {
+        Values x(1, 2, ActivationType::kF32);
+        return comm.Broadcast(x.view(), 3);
+      },
+      [](Communicator& comm) {
+        Values x(1, 2, ActivationType::kF32);
+        return comm.rank() == 1 ? comm.Barrier() : comm.AllReduceSum(x.view());
+      }};
+  for (const auto& call : calls) {
+    world_.Reset();
+    ASSERT_OK(Connect());
+    OnRanks([&](Communicator& comm) {
+      EXPECT_THAT(call(comm), StatusIs(absl::StatusCode::kInvalidArgument));
+      EXPECT_THAT(comm.Wait(), StatusIs(absl::StatusCode::kInvalidArgument));
+    });
+    EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+  }
+}
+
+TEST_F(NcclCommunicatorTest, AnAbortFreesThoseWhoWaitAndTheFirstOneCounts) {
+  ASSERT_OK(Connect());
+  OnRanks([&](Communicator& comm) {
+    if (comm.rank() == 1) comm.Abort(absl::InternalError("rank 1 broke"));
+    for (int later = 0; later < 3; ++later) {
+      EXPECT_EQ(comm.Barrier(), absl::InternalError("rank 1 broke"));
+      EXPECT_EQ(comm.Wait(), absl::InternalError("rank 1 broke"));
+    }
+    comm.Abort(absl::CancelledError("too late"));
+  });
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+  EXPECT_EQ(world_.used_after_abort, 0);
+}
+
+// A peer that hangs in NCCL: the abort of its communicator is what frees the call.
+TEST_F(NcclCommunicatorTest, AnAbortEndsACallThatHangsInNccl) {
+  ASSERT_OK(Connect());
+  {
+    absl::MutexLock lock(&world_.mutex);
+    for (int r = 0; r < kSize; ++r) world_.posted[static_cast<size_t>(r)].resize(2 - (r == 2));
+    world_.done = 1;
+  }
+  const absl::Time start = absl::Now();
+  std::thread breaker([&] {
+    absl::SleepFor(absl::Milliseconds(50));
+    ranks_[0]->Abort(absl::UnavailableError("given up"));
+    EXPECT_LT(absl::Now() - start, absl::Milliseconds(150)) << "an abort waits for nobody";
+  });
+  OnRanks([](Communicator& comm) {
+    absl::Status status;
+    while (status.ok()) status = comm.Barrier();
+    EXPECT_EQ(status, absl::UnavailableError("given up"));
+  });
+  breaker.join();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+}
+
+TEST_F(NcclCommunicatorTest, ARankThatDoesNotComeIsMissedInBoundedTime) {
+  ASSERT_OK(Connect(absl::Milliseconds(50)));
+  OnRanks([](Communicator& comm) {
+    if (comm.rank() == 2) return;
+    EXPECT_THAT(comm.Barrier(), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ADeviceWithoutASignOfLifeIsMissedInBoundedTime) {
+  ASSERT_OK(Connect(absl::Milliseconds(300)));
+  OnRanks([&](Communicator& comm) {
+    ASSERT_OK(comm.Barrier());
+    FakeDevice& device = *devices_[static_cast<size_t>(comm.rank())];
+    device.idle = false;
+    ASSERT_OK(comm.rank() == 1 ? absl::OkStatus() : device.Mark());
+    EXPECT_THAT(comm.Wait(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 1")));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ADeviceThatGoesOnIsWaitedFor) {
+  ASSERT_OK(Connect(absl::Milliseconds(200)));
+  devices_[0]->idle = false;
+  std::thread device([&] {
+    for (int i = 0; i < 20; ++i) {
+      absl::SleepFor(absl::Milliseconds(25));
+      EXPECT_OK(devices_[i % 2 == 0 ? 0 : 1]->Mark());
+    }
+    devices_[0]->idle = true;
+  });
+  EXPECT_OK(ranks_[0]->Wait());
+  device.join();
+}
+
+TEST_F(NcclCommunicatorTest, TroubleOfADeviceOrOfNcclEndsTheStepForAll) {
+  ASSERT_OK(Connect());
+  devices_[1]->broken = true;
+  OnRanks([&](Communicator& comm) {
+    devices_[static_cast<size_t>(comm.rank())]->idle = false;
+    EXPECT_THAT(comm.Wait(), StatusIs(absl::StatusCode::kInternal, HasSubstr("illegal address")));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ErrorsThatNcclReportsLaterAreFound) {
+  ASSERT_OK(Connect());
+  world_.async_error = ncclRemoteError;
+  OnRanks([&](Communicator& comm) {
+    EXPECT_THAT(comm.Wait(), StatusIs(absl::StatusCode::kInternal, HasSubstr("a peer is gone")));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ACallThatNcclRefusesAborts) {
+  ASSERT_OK(Connect());
+  world_.call_result = ncclInvalidUsage;
+  OnRanks([&](Communicator& comm) {
+    EXPECT_THAT(comm.Barrier(),
+                StatusIs(absl::StatusCode::kInternal, HasSubstr("ncclAllReduce: something broke")));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ARankThatCannotJoinIsTheGroupsError) {
+  world_.init_result = ncclSystemError;
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("ncclCommInitRank")));
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1})) << "of those who could";
+}
+
+TEST(NcclRanks, EachNeedsAGpuOfItsOwn) {
+  const NcclRank ranks[] = {{.device = 0}, {.device = 1}, {.device = 0}};
+  EXPECT_THAT(ConnectNcclRanks(ranks, absl::Seconds(1)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ranks 0 and 2")));
+  EXPECT_THAT(ConnectNcclRanks({}, absl::Seconds(1)), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+}  // namespace
+}  // namespace loopserve::worker::cuda

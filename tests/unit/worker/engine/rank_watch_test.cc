@@ -1,0 +1,118 @@
+#include "worker/engine/rank_watch.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::worker {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using testing::StatusIs;
+
+constexpr absl::Duration kPatience = absl::Seconds(2);
+
+class RankWatchTest : public ::testing::Test {
+ protected:
+  RankWatchTest() { watch_.Begin(now_); }
+  void Pass(absl::Duration time) { now_ += time; }
+  void Arrive(std::vector<int> ranks) {
+    for (const int rank : ranks) watch_.Arrive(rank, now_);
+  }
+  // Looks as often as the watch wants while `time` passes; who was silent at the end.
+  std::vector<int> SilentAfter(absl::Duration time) {
+    std::vector<int> silent;
+    for (const absl::Time end = now_ + time; now_ < end;) {
+      Pass(watch_.tick());
+      silent = watch_.Silent(now_);
+    }
+    return silent;
+  }
+
+  absl::Time now_ = absl::UnixEpoch();
+  RankWatch watch_{3, kPatience};
+};
+
+TEST_F(RankWatchTest, NobodyIsMissedUntilSomebodyHasCome) {
+  EXPECT_THAT(SilentAfter(absl::Minutes(5)), IsEmpty());
+}
+
+TEST_F(RankWatchTest, WhoIsMissedForTooLongIsSilent) {
+  Pass(absl::Milliseconds(10));
+  Arrive({0, 2});
+  EXPECT_THAT(SilentAfter(kPatience), IsEmpty());
+  EXPECT_THAT(SilentAfter(absl::Milliseconds(200)), ElementsAre(1));
+  Arrive({1});
+  EXPECT_THAT(SilentAfter(absl::Minutes(1)), IsEmpty());
+  Arrive({1});
+  EXPECT_THAT(SilentAfter(kPatience + absl::Seconds(1)), ElementsAre(0, 2));
+}
+
+TEST_F(RankWatchTest, WhatTookTheFirstOneLongMayTakeTheOthersLonger) {
+  Pass(absl::Seconds(30));
+  Arrive({0});
+  EXPECT_THAT(SilentAfter(absl::Seconds(119)), IsEmpty());
+  EXPECT_THAT(SilentAfter(absl::Seconds(2)), ElementsAre(1, 2));
+}
+
+TEST_F(RankWatchTest, TheMeasureIsTheStretchSinceAllWereTogether) {
+  Pass(absl::Seconds(30));
+  Arrive({0});
+  Pass(absl::Seconds(60));
+  Arrive({1, 2});
+  Pass(absl::Milliseconds(1));
+  Arrive({1});
+  EXPECT_THAT(SilentAfter(kPatience + absl::Milliseconds(200)), ElementsAre(0, 2));
+}
+
+TEST_F(RankWatchTest, WhileTheProcessStoodStillNobodyWasMissed) {
+  Arrive({0});
+  watch_.Silent(now_);
+  Pass(absl::Hours(1));
+  EXPECT_THAT(watch_.Silent(now_), IsEmpty());
+  EXPECT_THAT(SilentAfter(kPatience), ElementsAre(1, 2));
+  Pass(absl::Hours(-2));  // a clock that was set back
+  EXPECT_THAT(watch_.Silent(now_), ElementsAre(1, 2));
+}
+
+TEST_F(RankWatchTest, AStepBeginsAfresh) {
+  Arrive({0});
+  EXPECT_THAT(SilentAfter(absl::Minutes(1)), ElementsAre(1, 2));
+  watch_.Begin(now_);
+  EXPECT_THAT(SilentAfter(absl::Minutes(1)), IsEmpty());
+}
+
+TEST_F(RankWatchTest, ALoneRankIsNeverSilent) {
+  RankWatch watch(1, kPatience);
+  watch.Begin(now_);
+  watch.Arrive(0, now_);
+  EXPECT_THAT(watch.Silent(now_ + absl::Hours(1)), IsEmpty());
+}
+
+TEST_F(RankWatchTest, EveryCallOfACommunicatorTells) {
+  auto comm = Watched(std::move(CreateThreadCommunicators(1, absl::Seconds(1))[0]), watch_);
+  float value = 3;
+  const TensorView x{&value, 1, 1, 1};
+  const std::function<absl::Status()> calls[] = {
+      [&] { return comm->AllGatherCols(x, x); }, [&] { return comm->AllReduceSum(x); },
+      [&] { return comm->Broadcast(x, 0); }, [&] { return comm->Barrier(); },
+      [&] { return comm->Wait(); }};
+  for (const auto& call : calls) {
+    watch_.Begin();
+    EXPECT_OK(call());
+    now_ = absl::Now();
+    EXPECT_THAT(SilentAfter(absl::Minutes(1)), ElementsAre(1, 2));
+  }
+  EXPECT_EQ(value, 3);
+  comm->Abort(absl::CancelledError("over"));
+  EXPECT_THAT(comm->Barrier(), StatusIs(absl::StatusCode::kCancelled));
+}
+
+}  // namespace
+}  // namespace loopserve::worker

@@ -1,0 +1,240 @@
+#include "worker/backend/cuda/nccl_communicator.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/backend/cuda/nccl_group.h"
+
+namespace loopserve::worker::cuda {
+namespace {
+
+// A sign of life every so many exchanges: each costs the launch of a kernel.
+constexpr int kCallsPerMark = 16;
+
+ncclDataType_t TypeOf(ActivationType type) {
+  return type == ActivationType::kF32 ? ncclFloat32 : ncclBfloat16;
+}
+
+size_t Values(const TensorView& x) { return static_cast<size_t>(x.rows * x.cols); }
+bool IsDense(const TensorView& x) { return x.rows <= 1 || x.stride == x.cols; }
+
+// Values of one type, `at` values behind `base`.
+void* Place(void* base, int64_t at, ActivationType type) {
+  return static_cast<std::byte*>(base) + at * static_cast<int64_t>(BytesOf(type));
+}
+
+TensorView Dense(void* data, const TensorView& like) {
+  return {static_cast<float*>(data), like.rows, like.cols, like.cols, like.type};
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(std::shared_ptr<NcclGroup> group, int rank)
+      : group_(std::move(group)), device_(group_->device(rank)), rank_(rank) {}
+
+  int rank() const override { return rank_; }
+  int size() const override { return group_->size(); }
+
+  absl::Status AllGatherCols(TensorView local, TensorView full) override;
+  absl::Status AllReduceSum(TensorView x) override;
+  absl::Status Broadcast(TensorView x, int root) override;
+  absl::Status Barrier() override;
+  absl::Status Wait() override {
+    RETURN_IF_ERROR(device_.Bind());
+    return group_->Drain(rank_);
+  }
+  void Abort(absl::Status why) override { group_->Abort(std::move(why)); }
+
+ private:
+  // The others' offers, which fit this one.
+  absl::StatusOr<std::span<const NcclOffer>> Meet(const NcclOffer& mine);
+  // OK, or the abort of the group for this reason.
+  absl::Status Sure(const absl::Status& status) {
+    return status.ok() ? status : group_->Break(status);
+  }
+  absl::Status Exchange(const PartColumns& parts, const void* local, void* all, int64_t rows,
+                        ActivationType type);
+  // Runs `exchange` on the values of x where they lie, or in the workspace when there are gaps.
+  absl::Status Densely(TensorView x, absl::FunctionRef<absl::Status(void* values)> exchange);
+
+  const std::shared_ptr<NcclGroup> group_;  // shared by the ranks of the group
+  NcclDevice& device_;
+  const int rank_;
+  int calls_ = 0;
+};
+
+absl::Status Mismatch() {
+  return absl::InvalidArgumentError("the ranks' tensors do not fit each other");
+}
+
+bool Fits(const NcclOffer& mine, const NcclOffer& other) {
+  if (other.call != mine.call || other.type != mine.type || other.root != mine.root) return false;
+  if (mine.call != NcclOffer::Call::kGather) {
+    return other.rows == mine.rows && other.cols == mine.cols;
+  }
+  return other.rows == mine.full_rows && other.full_rows == mine.full_rows &&
+         other.full_cols == mine.full_cols;
+}
+
+absl::StatusOr<std::span<const NcclOffer>> NcclCommunicator::Meet(const NcclOffer& mine) {
+  RETURN_IF_ERROR(Sure(device_.Bind()));
+  ASSIGN_OR_RETURN(const std::span<const NcclOffer> offers, group_->Meet(rank_, mine));
+  int64_t cols = 0;
+  for (const NcclOffer& other : offers) {
+    if (!Fits(mine, other)) return group_->Break(Mismatch());
+    cols += other.cols;
+  }
+  if (mine.call == NcclOffer::Call::kGather && cols != mine.full_cols) {
+    return group_->Break(Mismatch());
+  }
+  if (calls_++ % kCallsPerMark == 0) RETURN_IF_ERROR(Sure(device_.Mark()));
+  return offers;
+}
+
+absl::Status NcclCommunicator::AllGatherCols(TensorView local, TensorView full) {
+  ASSIGN_OR_RETURN(const auto offers, Meet({.call = NcclOffer::Call::kGather,
+                                            .type = full.type,
+                                            .rows = local.rows,
+                                            .cols = local.cols,
+                                            .full_rows = full.rows,
+                                            .full_cols = full.cols}));
+  if (local.type != full.type) return group_->Break(Mismatch());
+  if (Values(full) == 0) return absl::OkStatus();
+  PartColumns parts{.count = size()};
+  for (int r = 0; r < size(); ++r) {
+    parts.begin[r + 1] = parts.begin[r] + static_cast<int32_t>(offers[static_cast<size_t>(r)].cols);
+  }
+  if (full.rows == 1) return Exchange(parts, local.data, full.data, 1, full.type);
+
+  const absl::StatusOr<std::byte*> all = device_.Workspace(Values(full) * BytesOf(full.type));
+  RETURN_IF_ERROR(Sure(all.status()));
+  void* mine = local.data;
+  if (!IsDense(local)) {
+    mine = Place(*all, full.rows * parts.begin[rank_], full.type);
+    RETURN_IF_ERROR(Sure(device_.CopyRows(local, Dense(mine, local))));
+  }
+  RETURN_IF_ERROR(Exchange(parts, mine, *all, full.rows, full.type));
+  return Sure(device_.PlaceParts(*all, parts, full));
+}
+
+// Every rank's part, dense, behind the one before it in `all`. `local` may be its place there.
+absl::Status NcclCommunicator::Exchange(const PartColumns& parts, const void* local, void* all,
+                                        int64_t rows, ActivationType type) {
+  const NcclFunctions& nccl = group_->nccl();
+  const auto count = [&](int r) {
+    return static_cast<size_t>(rows * (parts.begin[r + 1] - parts.begin[r]));
+  };
+  bool equal = true;
+  for (int r = 1; r < size(); ++r) equal = equal && count(r) == count(0);
+  if (equal) {
+    return group_->Call(rank_, "ncclAllGather", [&](ncclComm_t comm) {
+      return nccl.all_gather(local, all, count(0), TypeOf(type), comm, device_.stream());
+    });
+  }
+  return group_->Call(rank_, "ncclBroadcast", [&](ncclComm_t comm) {
+    ncclResult_t result = nccl.group_start();
+    if (result != ncclSuccess) return result;
+    for (int r = 0; r < size() && result == ncclSuccess; ++r) {
+      if (count(r) == 0) continue;
+      void* const part = Place(all, rows * parts.begin[r], type);
+      result = nccl.broadcast(r == rank_ ? local : part, part, count(r), TypeOf(type), r, comm,
+                              device_.stream());
+    }
+    const ncclResult_t ended = nccl.group_end();
+    return result != ncclSuccess ? result : ended;
+  });
+}
+
+absl::Status NcclCommunicator::Densely(TensorView x,
+                                       absl::FunctionRef<absl::Status(void* values)> exchange) {
+  if (Values(x) == 0) return absl::OkStatus();
+  if (IsDense(x)) return exchange(x.data);
+  const absl::StatusOr<std::byte*> packed = device_.Workspace(Values(x) * BytesOf(x.type));
+  RETURN_IF_ERROR(Sure(packed.status()));
+  RETURN_IF_ERROR(Sure(device_.CopyRows(x, Dense(*packed, x))));
+  RETURN_IF_ERROR(exchange(*packed));
+  return Sure(device_.CopyRows(Dense(*packed, x), x));
+}
+
+absl::Status NcclCommunicator::AllReduceSum(TensorView x) {
+  RETURN_IF_ERROR(
+      Meet({.call = NcclOffer::Call::kSum, .type = x.type, .rows = x.rows, .cols = x.cols})
+          .status());
+  return Densely(x, [&](void* values) {
+    return group_->Call(rank_, "ncclAllReduce", [&](ncclComm_t comm) {
+      return group_->nccl().all_reduce(values, values, Values(x), TypeOf(x.type), ncclSum, comm,
+                                       device_.stream());
+    });
+  });
+}
+
+absl::Status NcclCommunicator::Broadcast(TensorView x, int root) {
+  RETURN_IF_ERROR(Meet({.call = NcclOffer::Call::kBroadcast,
+                        .type = x.type,
+                        .root = root,
+                        .rows = x.rows,
+                        .cols = x.cols})
+                      .status());
+  if (root < 0 || root >= size()) return group_->Break(Mismatch());
+  return Densely(x, [&](void* values) {
+    return group_->Call(rank_, "ncclBroadcast", [&](ncclComm_t comm) {
+      return group_->nccl().broadcast(values, values, Values(x), TypeOf(x.type), root, comm,
+                                      device_.stream());
+    });
+  });
+}
+
+// Work behind it starts on no device before the work in front of it is done on all.
+absl::Status NcclCommunicator::Barrier() {
+  RETURN_IF_ERROR(Meet({.call = NcclOffer::Call::kBarrier}).status());
+  const absl::StatusOr<std::byte*> value = device_.Workspace(sizeof(float));
+  RETURN_IF_ERROR(Sure(value.status()));
+  return group_->Call(rank_, "ncclAllReduce", [&](ncclComm_t comm) {
+    return group_->nccl().all_reduce(*value, *value, 1, ncclFloat32, ncclSum, comm,
+                                     device_.stream());
+  });
+}
+
+absl::Status CheckRanks(std::span<const NcclRank> ranks) {
+  if (ranks.empty() || ranks.size() > kMaxParts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a group of GPUs has 1 to ", kMaxParts, " ranks, not ", ranks.size()));
+  }
+  for (size_t a = 0; a < ranks.size(); ++a) {
+    for (size_t b = a + 1; b < ranks.size(); ++b) {
+      if (ranks[a].device != ranks[b].device) continue;
+      return absl::InvalidArgumentError(absl::StrCat("ranks ", a, " and ", b, " are both on GPU ",
+                                                     ranks[a].device, ": each needs its own"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
+    std::span<const NcclRank> ranks, absl::Duration timeout) {
+  RETURN_IF_ERROR(CheckRanks(ranks));
+  ASSIGN_OR_RETURN(const NcclFunctions* const nccl, LoadNccl());
+  std::vector<std::unique_ptr<NcclDevice>> devices;
+  for (const NcclRank& rank : ranks) {
+    ASSIGN_OR_RETURN(auto device, CreateNcclDevice(rank.device, rank.stream));
+    devices.push_back(std::move(device));
+  }
+  return ConnectNcclRanks(*nccl, std::move(devices), timeout);
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
+    const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
+    absl::Duration timeout) {
+  auto group = std::make_shared<NcclGroup>(nccl, std::move(devices), timeout);
+  RETURN_IF_ERROR(group->Connect());
+  std::vector<std::unique_ptr<Communicator>> ranks;
+  for (int r = 0; r < group->size(); ++r) {
+    ranks.push_back(std::make_unique<NcclCommunicator>(group, r));
+  }
+  return ranks;
+}
+
+}  // namespace loopserve::worker::cuda

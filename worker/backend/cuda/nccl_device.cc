@@ -1,0 +1,89 @@
+#include "worker/backend/cuda/nccl_device.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "common/status_macros.h"
+#include "worker/backend/cuda/cuda_error.h"
+#include "worker/backend/cuda/handles.h"
+
+namespace loopserve::worker::cuda {
+namespace {
+
+class StreamDevice final : public NcclDevice {
+ public:
+  StreamDevice(int device, cudaStream_t stream, DeviceRegion count, PinnedRegion seen)
+      : device_(device), stream_(stream), count_(std::move(count)), seen_(std::move(seen)) {}
+
+  absl::Status Bind() override {
+    CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    return absl::OkStatus();
+  }
+  cudaStream_t stream() const override { return stream_; }
+
+  absl::StatusOr<std::byte*> Workspace(size_t bytes) override {
+    if (regions_.empty() || regions_.back().size() < bytes) {
+      // Doubling keeps what the outgrown ones hold below the size of the last.
+      const size_t last = regions_.empty() ? size_t{1} << 16 : regions_.back().size();
+      ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(std::max(bytes, 2 * last)));
+      regions_.push_back(std::move(region));
+    }
+    return regions_.back().data();
+  }
+
+  absl::Status CopyRows(TensorView from, TensorView to) override {
+    CUDA_RETURN_IF_ERROR(LaunchCopyRows(from, to, stream_));
+    return absl::OkStatus();
+  }
+  absl::Status PlaceParts(const std::byte* from, const PartColumns& parts,
+                          TensorView full) override {
+    CUDA_RETURN_IF_ERROR(LaunchPlaceParts(from, parts, full, stream_));
+    return absl::OkStatus();
+  }
+
+  absl::Status Mark() override {
+    CUDA_RETURN_IF_ERROR(
+        LaunchMark(reinterpret_cast<uint64_t*>(count_.data()), SeenValue(), stream_));
+    return absl::OkStatus();
+  }
+  uint64_t marks() const override { return *SeenValue(); }
+
+  absl::StatusOr<bool> Idle() override {
+    const cudaError_t error = cudaStreamQuery(stream_);
+    if (error == cudaErrorNotReady) {
+      cudaGetLastError();
+      return false;
+    }
+    CUDA_RETURN_IF_ERROR(error);
+    return true;
+  }
+
+ private:
+  volatile uint64_t* SeenValue() const {
+    return reinterpret_cast<volatile uint64_t*>(seen_.data());
+  }
+
+  const int device_;
+  const cudaStream_t stream_;
+  DeviceRegion count_;
+  mutable PinnedRegion seen_;  // the device writes it
+  std::vector<DeviceRegion> regions_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NcclDevice>> CreateNcclDevice(int device, cudaStream_t stream) {
+  int before = 0;
+  CUDA_RETURN_IF_ERROR(cudaGetDevice(&before));
+  CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
+  ASSIGN_OR_RETURN(DeviceRegion count, DeviceRegion::Create(sizeof(uint64_t)));
+  ASSIGN_OR_RETURN(PinnedRegion seen, PinnedRegion::Create(sizeof(uint64_t)));
+  *reinterpret_cast<volatile uint64_t*>(seen.data()) = 0;
+  CUDA_RETURN_IF_ERROR(cudaMemset(count.data(), 0, sizeof(uint64_t)));
+  CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
+  CUDA_RETURN_IF_ERROR(cudaSetDevice(before));
+  return std::make_unique<StreamDevice>(device, stream, std::move(count), std::move(seen));
+}
+
+}  // namespace loopserve::worker::cuda

@@ -1,0 +1,109 @@
+// NcclGroup: what the communicators of one rank group share, when the ranks are threads of this
+// process on a GPU each.
+//
+// Every exchange begins with a *rendezvous* of the ranks' threads: each offers the shape of its
+// tensor and sees the others'. So widths need not be told beforehand, tensors that do not fit are
+// found before a kernel is started, and a thread that does not come is missed by its peers on the
+// host, where waiting can be ended, rather than on the devices. It costs microseconds, since ranks
+// run ahead of their devices together; work that is replayed from a graph has no rendezvous.
+//
+// An abort ends the communicators of all ranks, each exactly once and on a thread of its own, since
+// ncclCommAbort may wait for a device; the call itself waits for nothing.
+//
+// Thread rule: `rank`'s methods on its thread; Abort and status from any.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "worker/backend/cuda/nccl_device.h"
+#include "worker/backend/cuda/nccl_library.h"
+
+namespace loopserve::worker::cuda {
+
+// What a rank brings to an exchange.
+struct NcclOffer {
+  enum class Call : uint8_t { kGather, kSum, kBroadcast, kBarrier } call = Call::kBarrier;
+  ActivationType type = ActivationType::kF32;
+  int root = 0;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t full_rows = 0;  // of a gather's result
+  int64_t full_cols = 0;
+};
+
+class NcclGroup final {
+ public:
+  // `nccl` must outlive the group.
+  NcclGroup(const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
+            absl::Duration timeout);
+  // Aborts, and waits until NCCL has let go of the devices. Graphs that hold calls of this group
+  // must be gone before.
+  ~NcclGroup();
+
+  // Once, before anything else: makes the communicators and lets all ranks exchange a value.
+  absl::Status Connect();
+
+  int size() const { return static_cast<int>(devices_.size()); }
+  const NcclFunctions& nccl() const { return nccl_; }
+  NcclDevice& device(int rank) { return *devices_[static_cast<size_t>(rank)]; }
+
+  // Waits for the offers of all ranks; element r of the result is rank r's. The span is good until
+  // this rank's next rendezvous.
+  absl::StatusOr<std::span<const NcclOffer>> Meet(int rank, const NcclOffer& offer);
+  // Calls NCCL with the rank's communicator; aborts the group if NCCL refuses.
+  absl::Status Call(int rank, absl::string_view name,
+                    absl::FunctionRef<ncclResult_t(ncclComm_t)> call);
+  // Waits for the rank's stream, watching the signs of life of all devices.
+  absl::Status Drain(int rank);
+
+  void Abort(absl::Status why);
+  // Abort(why) and the group's status.
+  absl::Status Break(absl::Status why);
+  // OK, or why the group was aborted: the first reason.
+  absl::Status status() const;
+
+ private:
+  struct Rank {
+    std::vector<NcclOffer> seen;  // [rank], the last meeting's: its thread's own
+    // Two, so that one who has met everybody may offer again while others still read.
+    std::array<NcclOffer, 2> offers;
+    alignas(64) std::atomic<uint64_t> meetings = 0;
+    // Guarded by mutex_ (an element of a vector cannot say so).
+    ncclComm_t comm = nullptr;
+    bool calling = false;
+  };
+
+  absl::Status InitRanks();
+  absl::Status ExchangeOnce();
+  absl::Status AwaitMeeting(int rank, uint64_t meeting);
+  absl::Status CheckDevice(int rank);
+  // The ranks whose devices have come least far, for a message.
+  std::string Slowest();
+  uint64_t Marks();
+  void AbortRank(int rank);
+
+  const NcclFunctions& nccl_;
+  const std::vector<std::unique_ptr<NcclDevice>> devices_;  // [rank]
+  const absl::Duration timeout_;
+  std::vector<Rank> ranks_;  // never resized
+  std::atomic<bool> aborted_ = false;
+  mutable absl::Mutex mutex_;
+  absl::Status why_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::jthread> aborting_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace loopserve::worker::cuda

@@ -1,0 +1,87 @@
+#include "worker/engine/rank_watch.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace loopserve::worker {
+namespace {
+
+// Of the time that the first rank needed: how much longer another may take for the same work.
+constexpr int kSlack = 4;
+
+class WatchedCommunicator final : public Communicator {
+ public:
+  WatchedCommunicator(std::unique_ptr<Communicator> comm, RankWatch& watch)
+      : comm_(std::move(comm)), watch_(watch) {}
+
+  int rank() const override { return comm_->rank(); }
+  int size() const override { return comm_->size(); }
+  absl::Status AllGatherCols(TensorView local, TensorView full) override {
+    watch_.Arrive(rank());
+    return comm_->AllGatherCols(local, full);
+  }
+  absl::Status AllReduceSum(TensorView x) override {
+    watch_.Arrive(rank());
+    return comm_->AllReduceSum(x);
+  }
+  absl::Status Broadcast(TensorView x, int root) override {
+    watch_.Arrive(rank());
+    return comm_->Broadcast(x, root);
+  }
+  absl::Status Barrier() override {
+    watch_.Arrive(rank());
+    return comm_->Barrier();
+  }
+  absl::Status Wait() override {
+    watch_.Arrive(rank());
+    return comm_->Wait();
+  }
+  void Abort(absl::Status why) override { comm_->Abort(std::move(why)); }
+
+ private:
+  const std::unique_ptr<Communicator> comm_;
+  RankWatch& watch_;
+};
+
+}  // namespace
+
+void RankWatch::Begin(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  std::fill(calls_.begin(), calls_.end(), 0);
+  lead_ = 0;
+  arrived_ = calls_.size();
+  together_ = now;
+}
+
+void RankWatch::Arrive(int rank, absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  uint64_t& calls = calls_[static_cast<size_t>(rank)];
+  if (++calls > lead_) {
+    lead_ = calls;
+    arrived_ = 0;
+    stretch_ = now - together_;
+    missed_ = absl::ZeroDuration();
+    seen_ = now;
+  }
+  if (calls == lead_) ++arrived_;
+  if (arrived_ == calls_.size()) together_ = now;
+}
+
+std::vector<int> RankWatch::Silent(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  std::vector<int> silent;
+  if (arrived_ == calls_.size()) return silent;
+  missed_ += std::clamp(now - seen_, absl::ZeroDuration(), 2 * tick());
+  seen_ = now;
+  if (missed_ <= std::max(patience_, kSlack * stretch_)) return silent;
+  for (size_t rank = 0; rank < calls_.size(); ++rank) {
+    if (calls_[rank] < lead_) silent.push_back(static_cast<int>(rank));
+  }
+  return silent;
+}
+
+std::unique_ptr<Communicator> Watched(std::unique_ptr<Communicator> comm, RankWatch& watch) {
+  return std::make_unique<WatchedCommunicator>(std::move(comm), watch);
+}
+
+}  // namespace loopserve::worker
