@@ -1,7 +1,7 @@
 // What every test on a GPU begins with: a fixture that is skipped, loudly, where there is none.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
 namespace loopserve::tests {

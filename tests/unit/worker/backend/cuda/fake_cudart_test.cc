@@ -1,6 +1,7 @@
 // The pretended runtime itself: what other tests rely on it to catch.
 #include "tests/support/fake_cudart.h"
 
+#include <cuda_runtime.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -1,5 +1,6 @@
 #include "worker/backend/cuda/kernels/probe.h"
 
+#include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/fake_cudart.h"
