@@ -16,7 +16,8 @@ const kvstore::KvShape kLlama{32, 8, 128, 32, kvstore::KvDtype::kBf16};
 template <class T>
 std::vector<T> Read(const AttentionPlan& plan, size_t at, int32_t count) {
   std::vector<T> all(static_cast<size_t>(count));
-  if (count > 0) std::memcpy(all.data(), plan.words.data() + at, all.size() * sizeof(T));
+  if (count > 0)
+    std::memcpy(static_cast<void*>(all.data()), plan.words.data() + at, all.size() * sizeof(T));
   return all;
 }
 
@@ -55,16 +56,16 @@ void CheckPart(const AttentionPlan& plan, const AttentionPart& part, size_t item
   for (const AttentionSplitTile& tile : tiles) {
     if (tile.rows == 0) continue;
     ASSERT_GT(tile.slots, 1);
+    int32_t key = 0;
     for (int32_t i = 0; i < tile.slots; ++i) {
-      const AttentionItem* item = slots[static_cast<size_t>(tile.first_slot + i)];
+      const AttentionItem*& item = slots[static_cast<size_t>(tile.first_slot + i)];
       ASSERT_NE(item, nullptr);
       EXPECT_EQ(item->sequence, tile.sequence);
       EXPECT_EQ(item->first_row, tile.first_row);
       EXPECT_EQ(item->rows, tile.rows);
-      if (i > 0) {
-        EXPECT_EQ(item->key_begin, slots[static_cast<size_t>(tile.first_slot + i - 1)]->key_end);
-      }
-      slots[static_cast<size_t>(tile.first_slot + i)] = nullptr;
+      if (i > 0) EXPECT_EQ(item->key_begin, key);
+      key = item->key_end;
+      item = nullptr;
     }
   }
   for (const AttentionItem* item : slots) EXPECT_EQ(item, nullptr) << "a slot that nobody combines";
