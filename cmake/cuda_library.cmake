@@ -11,8 +11,10 @@
 #   cuda_runtime   the runtime, static; cuBLASLt and NCCL are opened at run time and never linked.
 #                  A program whose property LOOPSERVE_FAKE_CUDA is ON brings its own (tests/support)
 set(LOOPSERVE_CUDA_TOOLKIT ${PROJECT_SOURCE_DIR}/build/cuda-toolkit)
-set(LOOPSERVE_FLASHINFER_INCLUDES ${LOOPSERVE_CUDA_TOOLKIT}/flashinfer/include
-                                  ${LOOPSERVE_CUDA_TOOLKIT}/flashinfer/cutlass/include)
+# FlashInfer needs a newer CCCL than CUDA 13.0's and brings it along.
+set(LOOPSERVE_FLASHINFER_INCLUDES include cutlass/include cutlass/tools/util/include
+                                  cccl/libcudacxx/include cccl/cub cccl/thrust curand)
+list(TRANSFORM LOOPSERVE_FLASHINFER_INCLUDES PREPEND ${LOOPSERVE_CUDA_TOOLKIT}/flashinfer/)
 set(NVCC ${LOOPSERVE_CUDA_TOOLKIT}/cuda/bin/nvcc)
 if(NOT EXISTS ${NVCC})
   message(FATAL_ERROR "LOOPSERVE_CUDA needs build/cuda-toolkit; run .ci/cuda (make does it by itself)")

@@ -27,6 +27,7 @@
 #include "worker/backend/cuda/matmul/cublas_lt.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
+#include "worker/backend/cuda/nccl_communicator.h"
 #include "worker/backend/cuda/step_graphs.h"
 
 namespace loopserve::worker {
@@ -109,6 +110,10 @@ class CudaBackend final : public Backend {
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
 
+  absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
+      std::span<Backend* const> group, absl::Duration timeout) override;
+  bool prefers_input_sharding() const override { return true; }
+
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
                                                      RowRange rows) override;
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols,
@@ -175,6 +180,7 @@ class CudaBackend final : public Backend {
   DeviceStep step_, call_;
   AttentionRunner step_attention_, call_attention_;
   uint64_t generations_ = 0;  // of everything that recordings point to
+  bool records_ = true;
   StepGraphs graphs_;
 };
 
@@ -188,6 +194,20 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index) {
   if (!lt.ok()) return absl::FailedPreconditionError(lt.status().message());
   backend->lt_ = *std::move(lt);
   return backend;
+}
+
+// Recordings of steps with several ranks would have to go before their communicators: such groups
+// run their steps as they are.
+absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> CudaBackend::ConnectRanks(
+    std::span<Backend* const> group, absl::Duration timeout) {
+  if (group.size() == 1) return CreateThreadCommunicators(1, timeout);
+  std::vector<NcclRank> ranks;
+  for (Backend* const member : group) {
+    auto& backend = static_cast<CudaBackend&>(*member);
+    backend.records_ = false;
+    ranks.push_back({.device = backend.device_.index(), .stream = backend.stream()});
+  }
+  return ConnectNcclRanks(ranks, timeout);
 }
 
 // --- Weights and buffers
@@ -254,7 +274,7 @@ absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<ab
     generations_ = now;
     graphs_.Clear();
   }
-  bool is_decode = !inputs.sequences.empty();
+  bool is_decode = records_ && !inputs.sequences.empty();
   for (const AttentionSequence& sequence : inputs.sequences) is_decode &= sequence.rows == 1;
   if (!is_decode) return ops();
   StepShape shape = step_attention_.ShapeWords();
