@@ -6,6 +6,7 @@ PRESET ?= $(if $(CUDA),cuda,release)
 JOBS ?= $(shell nproc)
 export NINJA_STATUS := [%f/%t %es]
 BIN := build/bin
+GPU_PYTHON ?= python3  # one that has PyTorch, the peer on a GPU
 PYTEST := build/venv/bin/pytest -q -p no:cacheprovider
 
 define ninja
@@ -15,7 +16,7 @@ endef
 
 .PHONY: help setup build build-all model demo test test-unit test-py test-asan test-tsan lint \
         format bench bench-cpu bench-kernels profile-step reference check-reference clean \
-        cuda test-cuda gpu-bundle
+        cuda test-cuda gpu-bundle gpu-check
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -93,6 +94,9 @@ profile-step: setup model ## Where a step's time goes; writes bench/results/step
 	@mkdir -p bench/results
 	@$(BIN)/loopserve-step-profile --model=$$(.ci/model) --rounds=5 >bench/results/step_profile.json
 	@build/venv/bin/python bench/draw_profile.py bench/results/step_profile.json docs/images/step_profile.svg
+
+gpu-check: ## On a machine with a GPU: checks and measures what needs one (8 min, QUICK=1: 4), from .ci/gpu_bundle; writes bench/results/gpu.json
+	@$(GPU_PYTHON) bench/gpu_check.py --bundle .ci/gpu_bundle $(if $(QUICK),--quick) $(ARGS)
 
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \

@@ -19,6 +19,7 @@ SEED = 20240607
 CHUNK_BLOCKS = 1 << 18
 # The standard deviation of the codes of one block, uniform as they are, if its scale is one.
 CODE_DEVIATION = {"Q4_0": 4.61, "Q8_0": 73.9}
+MATRIX_TYPES = (*CODE_DEVIATION, "BF16")
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
             "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
@@ -40,6 +41,7 @@ class Shape:
 
 SHAPES = {
     "1b": Shape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192, vocab=32000),
+    "small": Shape(layers=8, width=512, heads=8, kv_heads=2, ffn=1024, vocab=512, context=2048),
     "tiny": Shape(layers=2, width=128, heads=2, kv_heads=1, ffn=256, vocab=512, context=1024),
 }
 
@@ -67,6 +69,10 @@ def random_blocks(kind, values, deviation, seed):
         count = min(CHUNK_BLOCKS, blocks - start)
         if kind == "F32":
             yield rng.normal(1, deviation, count).astype("<f4").tobytes()
+            continue
+        if kind == "BF16":  # the upper half of an F32
+            exact = rng.normal(0, deviation, count).astype("<f4")
+            yield (exact.view("<u4") >> 16).astype("<u2").tobytes()
             continue
         chunk = rng.integers(0, 256, (count, block_bytes), dtype=np.uint8)
         scales = deviation / CODE_DEVIATION[kind] * rng.uniform(0.5, 1.5, count)
@@ -136,7 +142,7 @@ def write(path, shape, kind, seed=SEED):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--shape", choices=SHAPES, default="1b")
-    parser.add_argument("--type", choices=CODE_DEVIATION, default="Q4_0")
+    parser.add_argument("--type", choices=MATRIX_TYPES, default="Q4_0")
     parser.add_argument("--out", required=True)
     options = parser.parse_args(argv)
     write(options.out, SHAPES[options.shape], options.type)

@@ -1,12 +1,15 @@
 #include "bench/step_runner.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <numeric>
 #include <string>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "bench/random_fill.h"
 #include "common/status_macros.h"
 
 namespace loopserve::bench {
@@ -14,13 +17,20 @@ namespace loopserve::bench {
 using common::TokenId;
 using worker::StepPlan;
 
-absl::StatusOr<double> StepRunner::Prefill(int64_t tokens) {
+namespace {
+constexpr size_t kRandomBlocks = 16;  // different ones in a random history
+}  // namespace
+
+absl::StatusOr<double> StepRunner::Prefill(int64_t tokens, int64_t chunk) {
+  if (chunk == 0) chunk = options_.step_tokens;
+  if (chunk > options_.step_tokens) return absl::InvalidArgumentError("the chunk is too large");
   Sequence sequence;
-  return Fill(sequence, tokens);
+  return Compute(sequence, tokens, chunk);
 }
 
 absl::StatusOr<double> StepRunner::Extend(int64_t tokens, int64_t depth) {
-  if (tokens > kStepTokens) return absl::InvalidArgumentError("that is more than one step");
+  if (tokens > options_.step_tokens)
+    return absl::InvalidArgumentError("that is more than one step");
   RETURN_IF_ERROR(Prepare(1, depth, tokens));
   auto plan = std::make_shared<StepPlan>();
   AddPart(sequences_[depth][0], depth, tokens, *plan);
@@ -29,10 +39,16 @@ absl::StatusOr<double> StepRunner::Extend(int64_t tokens, int64_t depth) {
 }
 
 absl::StatusOr<double> StepRunner::Decode(int64_t batch, int64_t depth, int64_t steps) {
-  if (batch > kMaxBatch) return absl::InvalidArgumentError("the batch is too large");
+  ASSIGN_OR_RETURN(const std::vector<double> times, DecodeSteps(batch, depth, steps));
+  return std::accumulate(times.begin(), times.end(), 0.0);
+}
+
+absl::StatusOr<std::vector<double>> StepRunner::DecodeSteps(int64_t batch, int64_t depth,
+                                                            int64_t steps) {
+  if (batch > options_.max_batch) return absl::InvalidArgumentError("the batch is too large");
   RETURN_IF_ERROR(Prepare(batch, depth, steps));
   std::vector<Sequence>& sequences = sequences_[depth];
-  double seconds = 0;
+  std::vector<double> times;
   for (int64_t i = 0; i < steps; ++i) {
     auto plan = std::make_shared<StepPlan>();
     for (int64_t s = 0; s < batch; ++s) {
@@ -40,9 +56,9 @@ absl::StatusOr<double> StepRunner::Decode(int64_t batch, int64_t depth, int64_t 
       plan->logit_rows.push_back(static_cast<int32_t>(s));
     }
     ASSIGN_OR_RETURN(const double step, Time(std::move(plan)));
-    seconds += step;
+    times.push_back(step);
   }
-  return seconds;
+  return times;
 }
 
 // Sequences have bytes of their own, as different users' have. What is behind the history is
@@ -51,8 +67,10 @@ absl::Status StepRunner::Prepare(int64_t batch, int64_t depth, int64_t tokens) {
   std::vector<Sequence>& sequences = sequences_[depth];
   for (auto s = static_cast<int64_t>(sequences.size()); s < batch; ++s) {
     Sequence sequence;
-    if (s == 0) {
-      RETURN_IF_ERROR(Fill(sequence, depth).status());
+    if (options_.history == History::kRandom) {
+      RETURN_IF_ERROR(FillAtRandom(sequence, depth));
+    } else if (s == 0) {
+      RETURN_IF_ERROR(Compute(sequence, depth, options_.step_tokens).status());
     } else {
       RETURN_IF_ERROR(Reserve(sequence, depth));
       for (size_t b = 0; b < sequence.blocks.size(); ++b) {
@@ -98,11 +116,11 @@ absl::StatusOr<double> StepRunner::Time(std::shared_ptr<const StepPlan> plan) {
 }
 
 // Computes the sequence's first `tokens` tokens; returns the time of the steps.
-absl::StatusOr<double> StepRunner::Fill(Sequence& sequence, int64_t tokens) {
+absl::StatusOr<double> StepRunner::Compute(Sequence& sequence, int64_t tokens, int64_t chunk) {
   RETURN_IF_ERROR(Reserve(sequence, tokens));
   double seconds = 0;
-  for (int64_t begin = 0; begin < tokens; begin += kStepTokens) {
-    const int64_t rows = std::min(kStepTokens, tokens - begin);
+  for (int64_t begin = 0; begin < tokens; begin += chunk) {
+    const int64_t rows = std::min(chunk, tokens - begin);
     auto plan = std::make_shared<StepPlan>();
     AddPart(sequence, begin, rows, *plan);
     if (begin + rows == tokens) plan->logit_rows = {static_cast<int32_t>(rows - 1)};
@@ -110,6 +128,21 @@ absl::StatusOr<double> StepRunner::Fill(Sequence& sequence, int64_t tokens) {
     seconds += step;
   }
   return seconds;
+}
+
+// The same few random blocks again and again, in memory of their own.
+absl::Status StepRunner::FillAtRandom(Sequence& sequence, int64_t tokens) {
+  RETURN_IF_ERROR(Reserve(sequence, tokens));
+  kvstore::KvBlockPool& pool = ranks_->pool();
+  while (random_blocks_.size() < std::min(kRandomBlocks, sequence.blocks.size())) {
+    auto& block = random_blocks_.emplace_back(pool.shape().block_bytes());
+    FillKvBlock(pool.shape(), random_blocks_.size(), block);
+  }
+  for (size_t b = 0; b < sequence.blocks.size(); ++b) {
+    const auto& block = random_blocks_[b % random_blocks_.size()];
+    RETURN_IF_ERROR(pool.WriteBlock(sequence.blocks[b], block));
+  }
+  return absl::OkStatus();
 }
 
 bool ParseRankFlag(absl::string_view arg, worker::RankGroupOptions& options) {

@@ -5,21 +5,23 @@
 //   StepRunner runner(*RankGroup::Create(file, ranks, log));
 //   runner.Prefill(512);  // seconds
 //
-// Histories are computed once and kept, by depth. Errors: InvalidArgument for a step that is too
-// large, ResourceExhausted when the KV pool is.
+// Histories are computed once and kept, by depth; or, where only time counts, filled with random KV
+// at once. Errors: InvalidArgument for a step that is too large, ResourceExhausted when the KV pool
+// is.
 //
 // Thread rule: one caller.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <utility>
 #include <vector>
-#include "absl/strings/string_view.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/ids.h"
 #include "worker/engine/rank_group.h"
 
@@ -33,20 +35,35 @@ class StepRunner final {
     return {.max_step_tokens = kStepTokens, .max_logit_rows = kMaxBatch};
   }
 
-  explicit StepRunner(std::unique_ptr<worker::RankGroup> ranks) : ranks_(std::move(ranks)) {}
+  enum class History { kComputed, kRandom };
+  struct Options {
+    int64_t step_tokens = kStepTokens;  // rows of the largest step; the model must allow it
+    int64_t max_batch = kMaxBatch;
+    History history = History::kComputed;
+  };
 
-  // Seconds to compute that many tokens in steps of kStepTokens, logits of the last.
-  absl::StatusOr<double> Prefill(int64_t tokens);
+  explicit StepRunner(std::unique_ptr<worker::RankGroup> ranks) : ranks_(std::move(ranks)) {}
+  StepRunner(std::unique_ptr<worker::RankGroup> ranks, Options options)
+      : ranks_(std::move(ranks)), options_(options) {}
+
+  // Seconds to compute that many tokens in steps of `chunk` (0: of the largest size), logits of the
+  // last.
+  absl::StatusOr<double> Prefill(int64_t tokens, int64_t chunk = 0);
   // Seconds to compute `tokens` behind a history of `depth` tokens, in one step.
   absl::StatusOr<double> Extend(int64_t tokens, int64_t depth);
   // Seconds for `steps` tokens of each of `batch` sequences, each behind `depth` of its own.
   absl::StatusOr<double> Decode(int64_t batch, int64_t depth, int64_t steps);
+  // The same, step by step.
+  absl::StatusOr<std::vector<double>> DecodeSteps(int64_t batch, int64_t depth, int64_t steps);
 
   // Has `batch` histories of `depth` tokens and room for `tokens` more behind each. Extend and
   // Decode do so themselves; before them, it keeps the history's own steps out of a profile.
   absl::Status Prepare(int64_t batch, int64_t depth, int64_t tokens);
+  // Lets go of all histories and their blocks.
+  void Forget() { sequences_.clear(); }
 
   const worker::RankGroup& ranks() const { return *ranks_; }
+  kvstore::KvBlockPool& pool() const { return ranks_->pool(); }
 
  private:
   // A text and the blocks that hold its KV.
@@ -59,9 +76,12 @@ class StepRunner final {
   absl::Status Reserve(Sequence& sequence, int64_t tokens);
   void AddPart(const Sequence& sequence, int64_t begin, int64_t rows, worker::StepPlan& plan) const;
   absl::StatusOr<double> Time(std::shared_ptr<const worker::StepPlan> plan);
-  absl::StatusOr<double> Fill(Sequence& sequence, int64_t tokens);
+  absl::StatusOr<double> Compute(Sequence& sequence, int64_t tokens, int64_t chunk);
+  absl::Status FillAtRandom(Sequence& sequence, int64_t tokens);
 
   std::unique_ptr<worker::RankGroup> ranks_;
+  Options options_;
+  std::vector<std::vector<std::byte>> random_blocks_;   // what random histories consist of
   std::map<int64_t, std::vector<Sequence>> sequences_;  // by depth
 };
 
