@@ -145,7 +145,13 @@ absl::Status MatMulRunner::RunLarge(TensorView x, const DeviceWeight& weight, Te
                                                 weight_scratch_, stream),
                                "MatMul: decoding weights"));
     }
-    RETURN_IF_ERROR(lt_->Run(PartOf(x, weight, out, first, count), lt_workspace_, stream));
+    const absl::Status status =
+        lt_->Run(PartOf(x, weight, out, first, count), lt_workspace_, stream);
+    // A shape for which the library has no algorithm: slower, but right.
+    if (absl::IsUnimplemented(status)) {
+      return RunSkinny(x, weight.type, std::span(&weight, 1), std::span(&out, 1), stream);
+    }
+    RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
 }
@@ -194,8 +200,9 @@ absl::Status MatMulRunner::Prepare(TensorView x, std::span<const DeviceWeight> w
     if (FewRows(weights[i].type, x.rows)) continue;
     const int64_t part = PartRows(weights[i]);
     for (int64_t first = 0; part > 0 && first < weights[i].rows; first += part) {
-      RETURN_IF_ERROR(lt_->Prepare(
-          PartOf(x, weights[i], outs[i], first, std::min(part, weights[i].rows - first))));
+      const absl::Status status = lt_->Prepare(
+          PartOf(x, weights[i], outs[i], first, std::min(part, weights[i].rows - first)));
+      if (!status.ok() && !absl::IsUnimplemented(status)) return status;
     }
   }
   return absl::OkStatus();

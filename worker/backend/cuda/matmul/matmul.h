@@ -2,7 +2,8 @@
 //
 // The number of rows decides how: a few rows are bound by reading the weights and take kernels that
 // read them once, as they are packed; many rows are bound by arithmetic and go to cuBLASLt, which
-// wants quantised weights decoded to bf16 first. Whatever the path, x is rounded to bf16 and sums
+// wants quantised weights decoded to bf16 first; a shape that it refuses takes the kernels for few
+// rows, 64 at a time. Whatever the path, x is rounded to bf16 and sums
 // are float32.
 //
 // Thread rule: the backend's thread, and one stream, because calls share the workspace.
