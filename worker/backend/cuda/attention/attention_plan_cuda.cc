@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t kKeyStep = 64;     // chunks of keys are multiples of it
 constexpr int64_t kMinChunk = 128;   // fewer keys are not worth a thread block
 constexpr int64_t kItemCost = 64;    // what an item costs beside its keys, in keys
-constexpr int64_t kBlocksPerSm = 2;  // thread blocks that run on a multiprocessor at a time
 constexpr int64_t kMaxSplits = 256;  // of one tile
 constexpr int64_t kLongest = int64_t{1} << 40;
 
@@ -47,11 +46,11 @@ int64_t SmallestChunk(std::span<const Tile> tiles, int64_t longest, int64_t most
   return low * kKeyStep;
 }
 
-// Keys per item, so that the items fill whole waves of the GPU's thread blocks.
-int64_t ChooseChunk(std::span<const Tile> tiles, int64_t blocks_per_item, int32_t sms) {
+// Keys per item, so that the items fill whole waves of the `places` for thread blocks.
+int64_t ChooseChunk(std::span<const Tile> tiles, int64_t blocks_per_item, int64_t places) {
   int64_t longest = 0;
   for (const Tile& tile : tiles) longest = std::max(longest, tile.keys());
-  const int64_t wave = std::max<int64_t>(1, kBlocksPerSm * sms / blocks_per_item);
+  const int64_t wave = std::max<int64_t>(1, places / blocks_per_item);
   int64_t best = kLongest;
   int64_t best_cost = kLongest;
   for (int64_t waves = 1; waves <= 4; ++waves) {
@@ -72,10 +71,10 @@ struct Part {
   std::vector<AttentionSplitTile> split_tiles;
 };
 
-Part MakePart(std::span<const Tile> tiles, int64_t blocks_per_item, int32_t sms) {
+Part MakePart(std::span<const Tile> tiles, int64_t blocks_per_item, int64_t places) {
   Part part;
   if (tiles.empty()) return part;
-  const int64_t chunk = ChooseChunk(tiles, blocks_per_item, sms);
+  const int64_t chunk = ChooseChunk(tiles, blocks_per_item, places);
   int32_t slots = 0;
   for (const Tile& tile : tiles) {
     const auto splits = static_cast<int32_t>(CeilDiv(tile.keys(), chunk));
@@ -151,7 +150,7 @@ AttentionPlan PlanAttention(std::span<const AttentionSequence> sequences, int32_
   AttentionPlan plan;
   plan.shape.tensor_cores = CanUseTensorCores(shape, options);
   const int32_t few_rows = plan.shape.tensor_cores ? 16 : 8;
-  const int32_t many_rows = plan.shape.tensor_cores ? 64 : 32;
+  const int32_t many_rows = plan.shape.tensor_cores ? 128 : 32;
   const int32_t group = q_heads / shape.kv_heads;
   const int32_t few_heads = HeadsPerTile(group, few_rows);
   std::vector<Tile> few;
@@ -164,8 +163,12 @@ AttentionPlan PlanAttention(std::span<const AttentionSequence> sequences, int32_
     AppendTiles(seq, static_cast<int32_t>(i), tile_rows / HeadsPerTile(group, tile_rows),
                 options.window, is_few ? few : many);
   }
-  const Part few_part = MakePart(few, shape.kv_heads * PartsOfGroup(group, few_rows), sms);
-  const Part many_part = MakePart(many, shape.kv_heads * PartsOfGroup(group, many_rows), sms);
+  // Thread blocks that a multiprocessor has room for: two, but of the largest.
+  const int64_t many_places = int64_t{sms} * (plan.shape.tensor_cores ? 1 : 2);
+  const Part few_part =
+      MakePart(few, shape.kv_heads * PartsOfGroup(group, few_rows), int64_t{sms} * 2);
+  const Part many_part =
+      MakePart(many, shape.kv_heads * PartsOfGroup(group, many_rows), many_places);
   plan.shape.few = ShapeOf(few_part, few_rows);
   plan.shape.many = ShapeOf(many_part, many_rows);
   const AttentionWords at = WordsOf(plan.shape);

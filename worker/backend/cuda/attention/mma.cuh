@@ -31,7 +31,7 @@ __device__ inline void LoadTransposed(uint32_t (&r)[4], const void* row) {
 // Starts a copy of 16 bytes into shared memory; zeros, and no read, unless `exists`.
 __device__ inline void CopyAsync(void* shared, const void* global, bool exists) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n"
                :
                : "r"(address), "l"(__cvta_generic_to_global(global)), "r"(exists ? 16 : 0)
                : "memory");

@@ -17,12 +17,13 @@ namespace loopserve::worker::cuda {
 constexpr int kGroupKeys = 16;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-template <int kHeadDim, bool kInt8>
+// kInt8: the vectors are bytes. kScaled: they have scales, as bytes do and bf16 made of them.
+template <int kHeadDim, bool kInt8, bool kScaled = kInt8>
 struct Group {
   static constexpr int kVectorBytes = kHeadDim * (kInt8 ? 1 : 2);
   static constexpr int kChunks = kVectorBytes / 16;  // of a vector: 4, 8 or 16
   static constexpr int kSideBytes = kGroupKeys * kVectorBytes;
-  static constexpr int kScaleBytes = kInt8 ? kGroupKeys * 4 : 0;
+  static constexpr int kScaleBytes = kScaled ? kGroupKeys * 4 : 0;
   // Keys, values, keys' scales, values' scales.
   static constexpr int kBytes = 2 * (kSideBytes + kScaleBytes);
 
@@ -35,10 +36,10 @@ struct Group {
 };
 
 // The 16 packed rows of a warp, g and g + 8 of which are a lane's, and what was summed for them.
-template <int kHeadDim, bool kInt8>
+template <int kHeadDim, bool kInt8, bool kScaled = kInt8>
 class WarpRows {
  public:
-  using G = Group<kHeadDim, kInt8>;
+  using G = Group<kHeadDim, kInt8, kScaled>;
   static constexpr int kSteps = kHeadDim / 16;  // of the inner dimension
   static constexpr int kTiles = kHeadDim / 8;   // of the output's columns
 
@@ -156,19 +157,21 @@ class WarpRows {
   __device__ void Weigh(float (&scores)[2 * kGroups][4], const unsigned char* groups, int key0,
                         int key_end, const AttentionParams& p) {
     const int j = threadIdx.x % 4;
-    float highest[2] = {highest_[0], highest_[1]};
 #pragma unroll
     for (int n = 0; n < 2 * kGroups; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int key = 8 * n + 2 * j + (e & 1);
-        const int h = e >> 1;
-        const bool seen = key0 + key < key_end && Sees(position_[h], key0 + key, p.window);
         float scale = p.scale_log2;
-        if constexpr (kInt8) scale *= Scale(groups, 0, key);
-        scores[n][e] = seen ? scores[n][e] * scale : -INFINITY;
-        highest[h] = fmaxf(highest[h], scores[n][e]);
+        if constexpr (kScaled) scale *= Scale(groups, 0, 8 * n + 2 * j + (e & 1));
+        scores[n][e] *= scale;
       }
+    }
+    Hide<kGroups>(scores, key0, key_end, p.window);
+    float highest[2] = {highest_[0], highest_[1]};
+#pragma unroll
+    for (int n = 0; n < 2 * kGroups; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) highest[e >> 1] = fmaxf(highest[e >> 1], scores[n][e]);
     }
     float reference[2];
 #pragma unroll
@@ -184,11 +187,28 @@ class WarpRows {
       for (int e = 0; e < 4; ++e) {
         float weight = Exp2(scores[n][e] - reference[e >> 1]);
         total_[e >> 1] += weight;
-        if constexpr (kInt8) {
+        if constexpr (kScaled) {
           // What does not exist has any scale.
           if (weight != 0) weight *= Scale(groups, 1, 8 * n + 2 * j + (e & 1));
         }
         scores[n][e] = weight;
+      }
+    }
+  }
+
+  // -infinity for keys that a row does not see; mostly there are none.
+  template <int kGroups>
+  __device__ void Hide(float (&scores)[2 * kGroups][4], int key0, int key_end, int window) const {
+    const int last = key0 + kGroups * kGroupKeys - 1;
+    const bool all =
+        last < key_end && Sees(position_[0], last, window) && Sees(position_[1], key0, window);
+    if (!__any_sync(kWholeWarp, !all)) return;
+#pragma unroll
+    for (int n = 0; n < 2 * kGroups; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int key = key0 + 8 * n + static_cast<int>(threadIdx.x % 4) * 2 + (e & 1);
+        if (key >= key_end || !Sees(position_[e >> 1], key, window)) scores[n][e] = -INFINITY;
       }
     }
   }

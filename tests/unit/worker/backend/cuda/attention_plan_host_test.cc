@@ -63,9 +63,7 @@ void CheckPart(const AttentionPlan& plan, const AttentionPart& part, size_t item
       EXPECT_EQ(item->sequence, tile.sequence);
       EXPECT_EQ(item->first_row, tile.first_row);
       EXPECT_EQ(item->rows, tile.rows);
-      if (i > 0) {
-        EXPECT_EQ(item->key_begin, key);
-      }
+      EXPECT_TRUE(i == 0 || item->key_begin == key);
       key = item->key_end;
       item = nullptr;
     }
