@@ -71,9 +71,9 @@ class ModelRunner final {
 
  private:
   struct Rank {
+    std::unique_ptr<worker::Communicator> comm;  // outlives the backend, which may have recorded it
     std::unique_ptr<worker::Backend> backend;
     std::unique_ptr<worker::Model> model;
-    std::unique_ptr<worker::Communicator> comm;
   };
 
   ModelRunner() = default;

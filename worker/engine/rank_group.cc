@@ -102,8 +102,9 @@ class ThreadRankGroup final : public RankGroup {
  private:
   // One rank. Its thread reads `parts` and `comm`, and owns the results until it has finished.
   struct Slot {
-    Rank parts;
+    // Outlives the backend, which may hold recorded calls of it.
     std::unique_ptr<Communicator> comm;
+    Rank parts;
     std::vector<AttentionSequence> sequences;  // of the step at hand: its thread's own
     std::atomic<bool> up = true;
     // Guarded by mutex_ (an element of a vector cannot say so); set = there is a step to run.

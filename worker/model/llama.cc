@@ -1,6 +1,8 @@
 // The Llama family: pre-norm RMS, grouped-query attention with RoPE, SwiGLU; also what shares its
 // file layout (Mistral, SmolLM2, ...). Heads, feed-forward columns and vocabulary rows are shared
-// among ranks by the outputs of each matrix and gathered, so no sum is ever split.
+// among ranks by the outputs of each matrix and gathered, so no sum is ever split; where the
+// backend prefers it, the last matrix of attention and of the feed-forward takes the rank's own
+// heads or columns as inputs instead, and the ranks' outputs are summed (ModelOptions).
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -26,7 +28,31 @@ std::string LayerTensor(int32_t layer, absl::string_view name) {
   return absl::StrCat("blk.", layer, ".", name);
 }
 
-TensorPlan PlanTensors(const ModelConfig& c) {
+// How many groups the inputs of attn_output and ffn_down come in where ranks share them; 0: they
+// share the outputs.
+struct SharedInputs {
+  int64_t heads = 0;
+  int64_t ffn = 0;
+};
+
+// What the files' formats allow, for all layers alike.
+SharedInputs SharedInputsOf(const GgufFile& file, const ModelConfig& c, const ShardSpec& shard) {
+  int32_t block = 1;  // of ffn_down, the largest of all layers
+  for (int32_t i = 0; i < c.layers; ++i) {
+    const auto* const down = file.FindTensor(LayerTensor(i, "ffn_down.weight"));
+    if (down != nullptr) block = std::max(block, InfoOf(down->view.type).block_values);
+  }
+  SharedInputs shared{.heads = c.kv_heads, .ffn = c.ffn / block};
+  for (int32_t i = 0; i < c.layers; ++i) {
+    const auto* const o = file.FindTensor(LayerTensor(i, "attn_output.weight"));
+    const auto* const down = file.FindTensor(LayerTensor(i, "ffn_down.weight"));
+    if (o == nullptr || !CanShareInputs(o->view, shared.heads, shard.size)) shared.heads = 0;
+    if (down == nullptr || !CanShareInputs(down->view, shared.ffn, shard.size)) shared.ffn = 0;
+  }
+  return shared;
+}
+
+TensorPlan PlanTensors(const ModelConfig& c, const SharedInputs& shared = {}) {
   const int64_t q = int64_t{c.q_heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
   TensorPlan plan;
@@ -39,11 +65,20 @@ TensorPlan PlanTensors(const ModelConfig& c) {
     plan.AddLinear(LayerTensor(i, "attn_q"), q, c.hidden, c.kv_heads);
     plan.AddLinear(LayerTensor(i, "attn_k"), kv, c.hidden, c.kv_heads);
     plan.AddLinear(LayerTensor(i, "attn_v"), kv, c.hidden, c.kv_heads);
-    plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, c.hidden);
+    if (shared.heads > 0) {
+      plan.AddLinearOfParts(LayerTensor(i, "attn_output"), c.hidden, q, shared.heads);
+    } else {
+      plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, c.hidden);
+    }
     plan.Add({LayerTensor(i, "ffn_norm.weight"), c.hidden});
-    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, c.ffn);
-    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, c.ffn);
-    plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, c.hidden);
+    const int64_t ffn_units = shared.ffn > 0 ? shared.ffn : c.ffn;
+    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, ffn_units);
+    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, ffn_units);
+    if (shared.ffn > 0) {
+      plan.AddLinearOfParts(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, shared.ffn);
+    } else {
+      plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, c.hidden);
+    }
     plan.Ignore(LayerTensor(i, "attn_rot_embd"));  // a table some old files carry
   }
   return plan;
@@ -104,14 +139,15 @@ struct Scratch {
   std::unique_ptr<Buffer> last_residual, last_proj, logits, logits_full;
 };
 
-LocalSizes SizesOf(const ModelConfig& c, const ShardSpec& shard) {
+LocalSizes SizesOf(const ModelConfig& c, const ShardSpec& shard, const SharedInputs& shared) {
   LocalSizes n{};
   n.kv_heads = SplitEvenly(c.kv_heads, shard).size();
   n.q_heads = n.kv_heads * (c.q_heads / c.kv_heads);
   n.q = n.q_heads * c.head_dim;
   n.kv = n.kv_heads * c.head_dim;
   n.hidden = SplitEvenly(c.hidden, shard).size();
-  n.ffn = SplitEvenly(c.ffn, shard).size();
+  const int64_t ffn_units = shared.ffn > 0 ? shared.ffn : c.ffn;
+  n.ffn = SplitEvenly(ffn_units, shard).size() * (c.ffn / ffn_units);
   n.vocab = SplitEvenly(c.vocab, shard).size();
   return n;
 }
@@ -124,8 +160,8 @@ struct Wanted {
 };
 
 std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
-                                  const ModelOptions& options) {
-  const LocalSizes n = SizesOf(c, shard);
+                                  const SharedInputs& shared, const ModelOptions& options) {
+  const LocalSizes n = SizesOf(c, shard, shared);
   const int64_t rows = options.max_step_tokens;
   const int64_t last = options.max_logit_rows;
   std::vector<Wanted> shapes = {{&Scratch::residual, rows, c.hidden, BufferUse::kExact},
@@ -141,8 +177,10 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
                                 {&Scratch::last_proj, last, c.hidden},
                                 {&Scratch::logits, last, n.vocab, BufferUse::kExact}};
   if (shard.size > 1) {
-    shapes.push_back({&Scratch::attn_full, rows, int64_t{c.q_heads} * c.head_dim});
-    shapes.push_back({&Scratch::ffn_full, rows, c.ffn});
+    if (shared.heads == 0) {
+      shapes.push_back({&Scratch::attn_full, rows, int64_t{c.q_heads} * c.head_dim});
+    }
+    if (shared.ffn == 0) shapes.push_back({&Scratch::ffn_full, rows, c.ffn});
     shapes.push_back({&Scratch::proj_full, rows, c.hidden});
     shapes.push_back({&Scratch::logits_full, last, c.vocab, BufferUse::kExact});
   }
@@ -151,12 +189,13 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
 
 class LlamaModel final : public Model {
  public:
-  LlamaModel(const ModelConfig& config, const ShardSpec& shard, Backend& backend,
-             const ModelOptions& options)
+  LlamaModel(const ModelConfig& config, const ShardSpec& shard, const SharedInputs& shared,
+             Backend& backend, const ModelOptions& options)
       : config_(config),
         shard_(shard),
+        shared_(shared),
         options_(options),
-        local_(SizesOf(config, shard)),
+        local_(SizesOf(config, shard, shared)),
         vocab_rows_(SplitEvenly(config.vocab, shard)),
         backend_(backend) {}
 
@@ -172,6 +211,8 @@ class LlamaModel final : public Model {
   absl::Status Qkv(const Layer& layer, TensorView normed, std::span<const int32_t> positions);
   // The outputs of `linear` for all ranks' columns.
   absl::StatusOr<TensorView> Project(const Linear& linear, TensorView x, Communicator& comm);
+  // The same where x is this rank's part of the inputs.
+  absl::StatusOr<TensorView> SumOfParts(const Linear& linear, TensorView x, Communicator& comm);
   // Attention of layer i over the appended keys, projected back to [rows, hidden].
   absl::StatusOr<TensorView> Attend(int32_t i, const StepBatch& batch, const kvstore::KvArena& kv,
                                     Communicator& comm);
@@ -185,6 +226,7 @@ class LlamaModel final : public Model {
 
   const ModelConfig config_;
   const ShardSpec shard_;
+  const SharedInputs shared_;
   const ModelOptions options_;
   const LocalSizes local_;
   const RowRange vocab_rows_;
@@ -243,7 +285,7 @@ absl::Status LoadLayer(int32_t i, Loader& loader, Layer& layer) {
 }
 
 absl::Status LlamaModel::Load(const GgufFile& file) {
-  const TensorPlan plan = PlanTensors(config_);
+  const TensorPlan plan = PlanTensors(config_, shared_);
   RETURN_IF_ERROR(plan.Check(file));
   Loader loader(file, plan, shard_, backend_);
   RETURN_IF_ERROR(loader.ToMatrix(kEmbeddingTensor, embedding_));
@@ -256,7 +298,7 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
   RopeSpec rope = config_.rope;
   rope.max_positions = PositionsOf(config_, options_);
   ASSIGN_OR_RETURN(rope_, backend_.MakeRopeTable(rope));
-  for (const Wanted& wanted : ScratchShapes(config_, shard_, options_)) {
+  for (const Wanted& wanted : ScratchShapes(config_, shard_, shared_, options_)) {
     ASSIGN_OR_RETURN(scratch_.*wanted.buffer,
                      backend_.Allocate(wanted.rows, wanted.cols, wanted.use));
   }
@@ -311,6 +353,16 @@ absl::StatusOr<TensorView> LlamaModel::Project(const Linear& linear, TensorView 
   return Gathered(out, scratch_.proj_full, comm);
 }
 
+absl::StatusOr<TensorView> LlamaModel::SumOfParts(const Linear& linear, TensorView x,
+                                                  Communicator& comm) {
+  const TensorView out = scratch_.proj_full->view().Rows(0, x.rows);
+  const Matrix* const weight = linear.weight.get();
+  RETURN_IF_ERROR(backend_.MatMul(x, {&weight, 1}, {&out, 1}));
+  RETURN_IF_ERROR(comm.AllReduceSum(out));
+  if (linear.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(out, linear.bias->view()));
+  return out;
+}
+
 absl::StatusOr<TensorView> LlamaModel::FeedForward(const Layer& layer, TensorView normed,
                                                    Communicator& comm) {
   const TensorView gate = scratch_.gate->view().Rows(0, normed.rows);
@@ -321,6 +373,7 @@ absl::StatusOr<TensorView> LlamaModel::FeedForward(const Layer& layer, TensorVie
   if (layer.gate.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(gate, layer.gate.bias->view()));
   if (layer.up.bias != nullptr) RETURN_IF_ERROR(backend_.AddBias(up, layer.up.bias->view()));
   RETURN_IF_ERROR(backend_.SiluMul(gate, up));
+  if (shared_.ffn > 0) return SumOfParts(layer.down, gate, comm);
   ASSIGN_OR_RETURN(const TensorView full, Gathered(gate, scratch_.ffn_full, comm));
   return Project(layer.down, full, comm);
 }
@@ -337,8 +390,10 @@ absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
                           .kv = &kv,
                           .sequences = batch.sequences,
                           .out = attn}));
+  const Linear& o = layers_[static_cast<size_t>(i)].o;
+  if (shared_.heads > 0) return SumOfParts(o, attn, comm);
   ASSIGN_OR_RETURN(const TensorView heads, Gathered(attn, scratch_.attn_full, comm));
-  return Project(layers_[static_cast<size_t>(i)].o, heads, comm);
+  return Project(o, heads, comm);
 }
 
 absl::Status LlamaModel::Layers(const StepBatch& batch, const kvstore::KvArena& kv,
@@ -400,6 +455,7 @@ absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvs
                                     .kv = &kv,
                                     .q_heads = static_cast<int32_t>(local_.q_heads)},
                                    [&] { return Layers(batch, kv, comm); }));
+  RETURN_IF_ERROR(comm.Wait());
   ASSIGN_OR_RETURN(const TensorView logits,
                    HostLogits(static_cast<int64_t>(batch.logit_rows.size())));
   RETURN_IF_ERROR(backend_.Synchronize());
@@ -426,19 +482,25 @@ class LlamaArchitecture final : public Architecture {
                                                      " tokens exceeds the model's ",
                                                      config.context_tokens));
     }
-    auto model = std::make_unique<LlamaModel>(config, shard, backend, options);
+    const bool share_inputs = options.shard_inputs.value_or(backend.prefers_input_sharding());
+    const SharedInputs shared =
+        share_inputs && shard.size > 1 ? SharedInputsOf(file, config, shard) : SharedInputs{};
+    auto model = std::make_unique<LlamaModel>(config, shard, shared, backend, options);
     RETURN_IF_ERROR(model->Load(file));
     return model;
   }
 
   MemoryEstimate Estimate(const GgufFile& file, const ModelConfig& config, const ShardSpec& shard,
                           const ModelOptions& options) const override {
+    const SharedInputs shared = options.shard_inputs.value_or(false) && shard.size > 1
+                                    ? SharedInputsOf(file, config, shard)
+                                    : SharedInputs{};
     size_t values =
         config.rope.inv_freq.size() * 2 * static_cast<size_t>(PositionsOf(config, options));
-    for (const Wanted& wanted : ScratchShapes(config, shard, options)) {
+    for (const Wanted& wanted : ScratchShapes(config, shard, shared, options)) {
       values += static_cast<size_t>(wanted.rows * wanted.cols);
     }
-    return {.weights_bytes = PlanTensors(config).ShardBytes(file, shard),
+    return {.weights_bytes = PlanTensors(config, shared).ShardBytes(file, shard),
             .scratch_bytes = values * sizeof(float)};
   }
 };

@@ -66,8 +66,8 @@ struct ModelOptions {
   int64_t max_step_tokens = 512;  // rows of the largest step: sizes the scratch activations
   int64_t max_logit_rows = 64;
   int64_t max_positions = 0;  // longest sequence that will run; 0: the model's whole context
-  // With several ranks: whether the last matrices of a block are split by their inputs where the
-  // file allows (input_sharding.h); unset: as the backend prefers.
+  // With several ranks: whether the last matrix of attention and of the feed-forward is split by
+  // its inputs, where the file's blocks allow it; unset: as the backend prefers.
   std::optional<bool> shard_inputs;
 };
 

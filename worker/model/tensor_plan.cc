@@ -9,11 +9,37 @@
 namespace loopserve::worker {
 namespace {
 
+RowRange ShareOf(int64_t total, int64_t units, const ShardSpec& shard) {
+  if (units == 0) return {0, total};
+  const int64_t per_unit = total / units;
+  const RowRange share = SplitEvenly(units, shard);
+  return {share.begin * per_unit, share.end * per_unit};
+}
+
 RowRange RangeOf(const PlannedTensor& tensor, const ShardSpec& shard) {
-  if (tensor.units == 0) return {0, tensor.outputs};
-  const int64_t per_unit = tensor.outputs / tensor.units;
-  const RowRange units = SplitEvenly(tensor.units, shard);
-  return {units.begin * per_unit, units.end * per_unit};
+  return ShareOf(tensor.outputs, tensor.units, shard);
+}
+
+RowRange InputRangeOf(const PlannedTensor& tensor, const ShardSpec& shard) {
+  return ShareOf(tensor.inputs, tensor.input_units, shard);
+}
+
+// The columns of every row, whole blocks of the format, one row behind the other.
+std::vector<std::byte> CopyColumns(const WeightView& weight, RowRange columns) {
+  const WeightTypeInfo& info = InfoOf(weight.type);
+  const auto bytes_of = [&info](int64_t values) {
+    return static_cast<size_t>(values / info.block_values * info.block_bytes);
+  };
+  const size_t begin = bytes_of(columns.begin);
+  const size_t size = bytes_of(columns.size());
+  std::vector<std::byte> bytes;
+  bytes.reserve(static_cast<size_t>(weight.rows) * size);
+  for (int64_t r = 0; r < weight.rows; ++r) {
+    const auto part =
+        weight.data.subspan(static_cast<size_t>(r) * weight.row_bytes() + begin, size);
+    bytes.insert(bytes.end(), part.begin(), part.end());
+  }
+  return bytes;
 }
 
 absl::Status CheckShape(const PlannedTensor& planned, const GgufFile::Tensor& found) {
@@ -29,6 +55,15 @@ absl::Status CheckShape(const PlannedTensor& planned, const GgufFile::Tensor& fo
 
 }  // namespace
 
+bool CanShareInputs(const WeightView& weight, int64_t input_units, int ranks) {
+  if (input_units < ranks || weight.cols % input_units != 0) return false;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const RowRange share = ShareOf(weight.cols, input_units, {rank, ranks});
+    if (share.end % InfoOf(weight.type).block_values != 0) return false;
+  }
+  return true;
+}
+
 void TensorPlan::Add(PlannedTensor tensor) {
   index_.emplace(tensor.name, tensors_.size());
   tensors_.push_back(std::move(tensor));
@@ -37,6 +72,15 @@ void TensorPlan::Add(PlannedTensor tensor) {
 void TensorPlan::AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, int64_t units) {
   Add({absl::StrCat(name, ".weight"), outputs, inputs, units});
   Add({absl::StrCat(name, ".bias"), outputs, 0, units, false});
+}
+
+void TensorPlan::AddLinearOfParts(absl::string_view name, int64_t outputs, int64_t inputs,
+                                  int64_t input_units) {
+  Add({.name = absl::StrCat(name, ".weight"),
+       .outputs = outputs,
+       .inputs = inputs,
+       .input_units = input_units});
+  Add({.name = absl::StrCat(name, ".bias"), .outputs = outputs, .required = false});
 }
 
 void TensorPlan::Ignore(absl::string_view name) {
@@ -68,7 +112,12 @@ size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard) cons
     const GgufFile::Tensor* const found = file.FindTensor(planned.name);
     if (found == nullptr || planned.outputs == 0) continue;
     const auto outputs = static_cast<size_t>(worker::RangeOf(planned, shard).size());
-    bytes += outputs * (planned.inputs == 0 ? sizeof(float) : found->view.row_bytes());
+    if (planned.inputs == 0) {
+      bytes += outputs * sizeof(float);
+    } else {
+      const auto inputs = static_cast<size_t>(worker::InputRangeOf(planned, shard).size());
+      bytes += outputs * found->view.row_bytes() * inputs / static_cast<size_t>(planned.inputs);
+    }
   }
   return bytes;
 }
@@ -76,6 +125,11 @@ size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard) cons
 RowRange TensorPlan::RangeOf(absl::string_view name, const ShardSpec& shard) const {
   const auto it = index_.find(name);
   return it == index_.end() ? RowRange{} : worker::RangeOf(tensors_[it->second], shard);
+}
+
+RowRange TensorPlan::InputRangeOf(absl::string_view name, const ShardSpec& shard) const {
+  const auto it = index_.find(name);
+  return it == index_.end() ? RowRange{} : worker::InputRangeOf(tensors_[it->second], shard);
 }
 
 absl::StatusOr<std::unique_ptr<Matrix>> TensorPlan::LoadMatrix(const GgufFile& file,
@@ -90,7 +144,13 @@ absl::StatusOr<std::unique_ptr<Matrix>> TensorPlan::LoadMatrix(const GgufFile& f
     return absl::UnimplementedError(absl::StrCat("backend ", backend.name(), " cannot compute '",
                                                  name, "' in ", InfoOf(tensor->view.type).name));
   }
-  return backend.LoadMatrix(tensor->view, RangeOf(name, shard));
+  const RowRange inputs = InputRangeOf(name, shard);
+  if (inputs.size() == tensor->view.cols) {
+    return backend.LoadMatrix(tensor->view, RangeOf(name, shard));
+  }
+  const std::vector<std::byte> bytes = CopyColumns(tensor->view, inputs);
+  const WeightView part{tensor->view.type, tensor->view.rows, inputs.size(), bytes};
+  return backend.LoadMatrix(part, {0, part.rows});
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> TensorPlan::LoadVector(const GgufFile& file,

@@ -27,13 +27,22 @@ struct PlannedTensor {
   // they go. 0: every rank holds all.
   int64_t units = 0;
   bool required = true;
+  // The same for the inputs of a matrix: a rank with a part of them computes a part of every sum.
+  int64_t input_units = 0;
 };
+
+// Whether ranks can share the inputs of a matrix in so many equal groups: every rank gets some, and
+// none gets a part of a block of the file's format.
+bool CanShareInputs(const WeightView& weight, int64_t input_units, int ranks);
 
 class TensorPlan final {
  public:
   void Add(PlannedTensor tensor);
   // Weight and optional bias of one linear layer: "<name>.weight", "<name>.bias".
   void AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, int64_t units);
+  // The same with shared inputs. Every rank has the whole bias, which belongs to the whole sum.
+  void AddLinearOfParts(absl::string_view name, int64_t outputs, int64_t inputs,
+                        int64_t input_units);
   // A tensor that may be there and is read elsewhere, or is known to be of no use.
   void Ignore(absl::string_view name);
 
@@ -44,8 +53,10 @@ class TensorPlan final {
   size_t ShardBytes(const GgufFile& file, const ShardSpec& shard) const;
   // The rank's range of the tensor's outputs.
   RowRange RangeOf(absl::string_view name, const ShardSpec& shard) const;
+  // And of its inputs.
+  RowRange InputRangeOf(absl::string_view name, const ShardSpec& shard) const;
 
-  // The rank's rows of a matrix. Unimplemented when the backend lacks the weight type.
+  // The rank's rows, or columns, of a matrix. Unimplemented when the backend lacks the weight type.
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const GgufFile& file, absl::string_view name,
                                                      const ShardSpec& shard,
                                                      Backend& backend) const;

@@ -181,6 +181,20 @@ TEST_P(LlamaForwardTest, RanksDoNotChangeABit) {
   }
 }
 
+// Sums that ranks share are rounded in another order, and that is all.
+TEST_P(LlamaForwardTest, RanksThatShareInputsAgreeWithinRounding) {
+  const auto tokens = SomeTokens(20, model_.config);
+  const auto alone = model_.Runner({.shard_inputs = true})->AppendAll(0, tokens, 9);
+  ASSERT_THAT(alone, IsOk());
+  EXPECT_TRUE(*alone == *model_.Runner({})->AppendAll(0, tokens, 9)) << "one rank shares nothing";
+  for (int tp = 2; tp <= model_.config.kv_heads; ++tp) {
+    const auto shared = model_.Runner({.tp = tp, .shard_inputs = true})->AppendAll(0, tokens, 9);
+    ASSERT_THAT(shared, IsOk());
+    EXPECT_FALSE(*shared == *alone) << "nothing was shared";
+    EXPECT_THAT(*shared, ::testing::Pointwise(::testing::FloatNear(2e-4f), *alone));
+  }
+}
+
 TEST_P(LlamaForwardTest, SequencesOfOneStepDoNotMeet) {
   const auto tokens = SomeTokens(30, model_.config);
   const std::vector<common::TokenId> a(tokens.begin(), tokens.begin() + 18);
@@ -222,6 +236,38 @@ TEST_P(LlamaForwardTest, AskingForFewLogitsDoesNotChangeThem) {
     const auto expected = all->begin() + static_cast<ptrdiff_t>((5 + rows[i]) * vocab);
     EXPECT_TRUE(std::equal(expected, expected + static_cast<ptrdiff_t>(vocab),
                            some->begin() + static_cast<ptrdiff_t>(i * vocab)));
+  }
+}
+
+// Blocks of 32 and 256 inputs stay whole: the feed-forward is shared in blocks, and the heads where
+// they fit, else by outputs as ever.
+TEST(LlamaSharedInputsTest, FollowTheBlocksOfTheFile) {
+  TinyModelSpec spec = *FindPreset("gqa");
+  spec.hidden = 256;
+  spec.ffn = 768;
+  spec.q_heads = 8;
+  spec.kv_heads = 4;
+  spec.head_dim = 64;
+  for (const WeightType type : {WeightType::kQ8_0, WeightType::kQ4_K}) {
+    const Loaded model(testing::WithType(spec, type));
+    const auto tokens = SomeTokens(12, model.config);
+    const auto alone = model.Runner({})->AppendAll(0, tokens, 9);
+    ASSERT_THAT(alone, IsOk());
+    for (const int tp : {2, 3, 4}) {
+      const auto shared = model.Runner({.tp = tp, .shard_inputs = true})->AppendAll(0, tokens, 9);
+      ASSERT_THAT(shared, IsOk());
+      EXPECT_THAT(*shared, ::testing::Pointwise(::testing::FloatNear(1e-3f), *alone));
+    }
+    // The same weights, once, and less to hold in between.
+    const ModelOptions options = {.max_step_tokens = 8, .shard_inputs = true};
+    size_t bytes = 0, alike = 0;
+    for (int r = 0; r < 2; ++r) {
+      const MemoryEstimate estimate = EstimateMemory(*model.file, model.config, {r, 2}, options);
+      bytes += estimate.weights_bytes;
+      alike +=
+          EstimateMemory(*model.file, model.config, {r, 2}, {.max_step_tokens = 8}).weights_bytes;
+    }
+    EXPECT_EQ(bytes, alike);
   }
 }
 

@@ -109,5 +109,49 @@ TEST_F(TensorPlanTest, LoadsTheRanksPart) {
   EXPECT_EQ(*none, nullptr);
 }
 
+TEST_F(TensorPlanTest, LoadsTheRanksPartOfTheInputs) {
+  TensorPlan plan;
+  plan.AddLinearOfParts("linear", 10, 4, 2);
+  plan.Add({"norm.weight", 4});
+  GgufWriter writer = Sound();
+  AddTensor(writer, "linear.bias", {10});
+  ASSERT_THAT(Check(writer), IsOk());
+  ASSERT_THAT(plan.Check(*file_), IsOk());
+  EXPECT_EQ(plan.RangeOf("linear.weight", {1, 2}).size(), 10);
+  EXPECT_EQ(plan.InputRangeOf("linear.weight", {1, 2}).begin, 2);
+  EXPECT_EQ(plan.InputRangeOf("linear.bias", {1, 2}).size(), 0);
+  EXPECT_EQ(plan.ShardBytes(*file_, {1, 2}), (20 + 10 + 4) * sizeof(float));
+
+  const auto backend = *CreateBackend({.name = "reference"});
+  const auto matrix = plan.LoadMatrix(*file_, "linear.weight", {1, 2}, *backend);
+  ASSERT_THAT(matrix, IsOk());
+  EXPECT_EQ((*matrix)->rows(), 10);
+  EXPECT_EQ((*matrix)->cols(), 2);
+  // Row r holds 4r, 4r + 1, ...: the second half of it.
+  std::vector<float> x = {1, 10}, y(10);
+  const TensorView out{y.data(), 1, 10, 10};
+  const Matrix* const weight = matrix->get();
+  ASSERT_THAT(backend->MatMul({x.data(), 1, 2, 2}, {&weight, 1}, {&out, 1}), IsOk());
+  EXPECT_EQ(y[0], 2 + 30);
+  EXPECT_EQ(y[9], 38 + 390);
+  const auto bias = plan.LoadVector(*file_, "linear.bias", {1, 2}, *backend);
+  ASSERT_THAT(bias, IsOk());
+  EXPECT_EQ((*bias)->view().cols, 10);
+}
+
+TEST(CanShareInputsTest, KeepsBlocksWhole) {
+  const auto can = [](WeightType type, int64_t cols, int64_t units, int ranks) {
+    return CanShareInputs({.type = type, .rows = 1, .cols = cols}, units, ranks);
+  };
+  EXPECT_TRUE(can(WeightType::kF32, 48, 3, 2));
+  EXPECT_TRUE(can(WeightType::kQ8_0, 96, 3, 2));
+  EXPECT_FALSE(can(WeightType::kQ8_0, 64, 4, 3)) << "16 values of a block of 32";
+  EXPECT_TRUE(can(WeightType::kQ8_0, 64, 4, 2));
+  EXPECT_TRUE(can(WeightType::kQ4_K, 2048, 8, 8)) << "4 query heads of 64 per KV head";
+  EXPECT_FALSE(can(WeightType::kQ4_K, 768, 4, 2)) << "3 of them";
+  EXPECT_FALSE(can(WeightType::kF32, 48, 2, 3)) << "nothing left for the third";
+  EXPECT_FALSE(can(WeightType::kF32, 48, 5, 2));
+}
+
 }  // namespace
 }  // namespace loopserve::worker
