@@ -2,6 +2,16 @@
 // copies beside those that compute. To be compiled for sm_90a only.
 #pragma once
 
+// FlashInfer's hopper headers take all of CUTLASS's device-wide kernels and test utilities (which
+// need cuRAND) with them through this one header, of which they use only what is included below.
+#define FLASHINFER_CUTLASS_UTILS_CUH_
+#include <cuda_fp8.h>
+
+#include <cutlass/cutlass.h>
+#include <cutlass/numeric_types.h>
+#include <cute/tensor.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+
 #include <flashinfer/attention/hopper/attention_updater.cuh>
 #include <flashinfer/attention/hopper/prefill_sm90.cuh>
 #include <flashinfer/attention/hopper/variants.cuh>
@@ -82,8 +92,15 @@ cudaError_t LaunchSm90(const Sm90Launch& launch, cudaStream_t stream) {
       /*USE_TMA_LOAD_KV=*/false, kHeadDim, kHeadDim, Sm90TileRows(kHeadDim), kTileKeys, kStages,
       Sm90Params::DTypeQ, Sm90Params::DTypeKV, Sm90Params::DTypeO, Sm90Params::IdType,
       flashinfer::StandardAttention>;
+  // FlashInfer launches a block for each multiprocessor of the device, and each reads its own list.
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  if (multiprocessors != launch.multiprocessors) return cudaErrorInvalidValue;
   Sm90Params params = ParamsOf(launch, kHeadDim);
-  const cudaError_t error = flashinfer::BatchPrefillWithPagedKVCacheKernelTraitsDispatched<
+  error = flashinfer::BatchPrefillWithPagedKVCacheKernelTraitsDispatched<
       Traits, /*LEFT_SLIDING_WINDOW=*/false, /*CAUSAL=*/true,
       /*SAME_SCHEDULE_FOR_ALL_HEADS=*/false>(params, stream);
   return error != cudaSuccess ? error : cudaGetLastError();

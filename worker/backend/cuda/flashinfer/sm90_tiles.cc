@@ -30,20 +30,32 @@ std::vector<Tile> TilesOf(std::span<const AttentionSequence> sequences, int32_t 
 
 using Work = std::pair<int32_t, const Tile*>;  // query head, tile
 
-// Head after head, so that blocks that run together read the same keys.
-std::vector<std::vector<Work>> Assign(const std::vector<Tile>& tiles,
+// Query heads whose keys and values of all sequences stay in the second level cache together.
+int32_t HeadsAtOnce(std::span<const AttentionSequence> sequences, const FlashPrefillShape& shape) {
+  constexpr int64_t kCacheBytes = 32 << 20;
+  int64_t kv_head_bytes = 0;
+  for (const AttentionSequence& s : sequences) kv_head_bytes += s.kv_tokens * shape.head_dim * 4;
+  const int64_t kv_heads =
+      std::clamp<int64_t>(kCacheBytes / kv_head_bytes, 1, int64_t{shape.kv_heads});
+  return static_cast<int32_t>(kv_heads) * (shape.q_heads / shape.kv_heads);
+}
+
+std::vector<std::vector<Work>> Assign(const std::vector<Tile>& tiles, int32_t heads_at_once,
                                       const FlashPrefillPlan& plan) {
   using Load = std::pair<int64_t, size_t>;
   std::priority_queue<Load, std::vector<Load>, std::greater<>> loads;
   std::vector<std::vector<Work>> works(static_cast<size_t>(plan.multiprocessors));
   for (size_t block = 0; block < works.size(); ++block) loads.emplace(0, block);
-  for (int32_t head = 0; head < plan.shape.q_heads; ++head) {
+  for (int32_t first = 0; first < plan.shape.q_heads; first += heads_at_once) {
+    const int32_t end = std::min(first + heads_at_once, plan.shape.q_heads);
     for (const Tile& tile : tiles) {
-      const auto [load, block] = loads.top();
-      loads.pop();
-      // Reading the queries and writing the result cost about as much as two tiles' keys.
-      loads.emplace(load + 2 * plan.tile_rows + tile.keys, block);
-      works[block].emplace_back(head, &tile);
+      for (int32_t head = first; head < end; ++head) {
+        const auto [load, block] = loads.top();
+        loads.pop();
+        // Reading the queries and writing the result cost about as much as two tiles' keys.
+        loads.emplace(load + 2 * plan.tile_rows + tile.keys, block);
+        works[block].emplace_back(head, &tile);
+      }
     }
   }
   return works;
@@ -55,9 +67,10 @@ void PlanSm90(std::span<const AttentionSequence> sequences, std::span<const int3
               TableWriter& writer, FlashPrefillPlan& plan) {
   plan.tile_rows = Sm90TileRows(plan.shape.head_dim);
   const std::vector<Tile> tiles = TilesOf(sequences, plan.tile_rows);
+  const int32_t heads = HeadsAtOnce(sequences, plan.shape);
   std::vector<int32_t> first_work = {0}, head, index, sequence;
   std::vector<int32_t> first_row, rows, kv_tokens, blocks;
-  for (const std::vector<Work>& works : Assign(tiles, plan)) {
+  for (const std::vector<Work>& works : Assign(tiles, heads, plan)) {
     for (const auto& [work_head, tile] : works) {
       const AttentionSequence& s = sequences[static_cast<size_t>(tile->sequence)];
       head.push_back(work_head);
