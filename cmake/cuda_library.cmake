@@ -12,8 +12,8 @@
 #                  A program whose property LOOPSERVE_FAKE_CUDA is ON brings its own (tests/support)
 set(LOOPSERVE_CUDA_TOOLKIT ${PROJECT_SOURCE_DIR}/build/cuda-toolkit)
 # FlashInfer needs a newer CCCL than CUDA 13.0's and brings it along.
-set(LOOPSERVE_FLASHINFER_INCLUDES include cutlass/include cutlass/tools/util/include
-                                  cccl/libcudacxx/include cccl/cub cccl/thrust curand)
+set(LOOPSERVE_FLASHINFER_INCLUDES include cutlass/include
+                                  cccl/libcudacxx/include cccl/cub cccl/thrust)
 list(TRANSFORM LOOPSERVE_FLASHINFER_INCLUDES PREPEND ${LOOPSERVE_CUDA_TOOLKIT}/flashinfer/)
 set(NVCC ${LOOPSERVE_CUDA_TOOLKIT}/cuda/bin/nvcc)
 if(NOT EXISTS ${NVCC})
