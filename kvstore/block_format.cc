@@ -1,6 +1,7 @@
 #include "kvstore/block_format.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/byte_io.h"
@@ -30,12 +31,11 @@ absl::Status CheckNumbers(const BlockHeader& header, uint32_t num_ids) {
   return num_ids == expected ? absl::OkStatus() : Damaged("token ids");
 }
 
-}  // namespace
+size_t HeadBytes(const BlockHeader& header) {
+  return kFixedBytes + header.tokens.size() * sizeof(common::TokenId);
+}
 
-std::vector<std::byte> EncodeBlockRecord(const BlockHeader& header, ByteSpan payload) {
-  ByteWriter out;
-  out.Reserve(kFixedBytes + header.tokens.size() * sizeof(common::TokenId) + payload.size() +
-              kCrcBytes);
+void PutHead(const BlockHeader& header, size_t payload_bytes, ByteWriter& out) {
   out.Put(kMagic);
   out.Put(kBlockFormatVersion);
   out.Put(header.codec);
@@ -48,14 +48,39 @@ std::vector<std::byte> EncodeBlockRecord(const BlockHeader& header, ByteSpan pay
   out.Put(header.shape.block_tokens);
   out.Put(header.num_tokens);
   out.Put(static_cast<uint32_t>(header.tokens.size()));
-  out.Put(static_cast<uint32_t>(payload.size()));
+  out.Put(static_cast<uint32_t>(payload_bytes));
   out.PutHash(header.root.hash);
   out.PutHash(header.parent.hash);
   out.PutHash(header.key.hash);
   out.PutBytes(std::as_bytes(std::span(header.tokens)));
+}
+
+}  // namespace
+
+std::vector<std::byte> EncodeBlockRecord(const BlockHeader& header, ByteSpan payload) {
+  ByteWriter out;
+  out.Reserve(BlockRecordBytes(header, payload.size()));
+  PutHead(header, payload.size(), out);
   out.PutBytes(payload);
   out.PutCrc();
   return std::move(out).Take();
+}
+
+size_t BlockRecordBytes(const BlockHeader& header, size_t payload_bytes) {
+  return HeadBytes(header) + payload_bytes + kCrcBytes;
+}
+
+MutableByteSpan BeginBlockRecord(const BlockHeader& header, size_t payload_bytes,
+                                 MutableByteSpan record) {
+  ByteWriter head;
+  PutHead(header, payload_bytes, head);
+  std::ranges::copy(head.bytes(), record.begin());
+  return record.subspan(head.bytes().size(), payload_bytes);
+}
+
+void SealBlockRecord(MutableByteSpan record) {
+  const uint32_t crc = common::Crc32c(record.first(record.size() - kCrcBytes));
+  std::memcpy(record.last(kCrcBytes).data(), &crc, kCrcBytes);
 }
 
 absl::StatusOr<BlockRecord> ParseBlockRecord(ByteSpan bytes) {
@@ -91,6 +116,13 @@ absl::StatusOr<BlockRecord> ParseBlockRecord(ByteSpan bytes) {
   record.payload = in.GetBytes(payload_bytes);
   if (!in.ok() || in.remaining() != kCrcBytes) return Damaged("length");
   return record;
+}
+
+uint16_t PeekCodec(ByteSpan bytes) {
+  ByteReader in(bytes);
+  in.Get<uint32_t>();
+  in.Get<uint16_t>();
+  return in.Get<uint16_t>();
 }
 
 absl::Status CheckBlock(const BlockHeader& header, const ExpectedBlock& expected) {

@@ -44,9 +44,21 @@ struct BlockRecord {
 
 std::vector<std::byte> EncodeBlockRecord(const BlockHeader& header, ByteSpan payload);
 
+// The same in a place of the caller's, for a payload that is not there yet. Begin writes all that
+// goes before it into `record`, BlockRecordBytes long, and returns the payload's place; Seal writes
+// the checksum when that is filled.
+size_t BlockRecordBytes(const BlockHeader& header, size_t payload_bytes);
+MutableByteSpan BeginBlockRecord(const BlockHeader& header, size_t payload_bytes,
+                                 MutableByteSpan record);
+void SealBlockRecord(MutableByteSpan record);
+
 // DataLoss when the bytes are no whole, undamaged record; Unimplemented when they are one of
 // another version.
 absl::StatusOr<BlockRecord> ParseBlockRecord(ByteSpan bytes);
+
+// The codec that a record says it is of, before anything of it is proved; 0, which no codec has,
+// for bytes that are too short.
+uint16_t PeekCodec(ByteSpan bytes);
 
 // What a reader knows of the block it asked for. Spans are views.
 struct ExpectedBlock {

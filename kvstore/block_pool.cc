@@ -1,5 +1,6 @@
 #include "kvstore/block_pool.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -98,52 +99,73 @@ void KvBlockPool::Release(common::BlockId id) {
   if (--use_counts_[id.value()] == 0) free_.push_back(id.value());
 }
 
-absl::Status KvBlockPool::ReadBlock(common::BlockId id, MutableByteSpan logical) const {
-  if (id.value() >= num_blocks_ || logical.size() != shape_.block_bytes()) {
-    return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
-  }
-  const size_t head_bytes = shape_.head_bytes();
+bool KvBlockPool::host_addressable() const {
+  return std::ranges::all_of(shards_,
+                             [](const Shard& shard) { return shard.memory->host_addressable(); });
+}
+
+// The heads of `arena` in a logical block: one run for each layer and side.
+CopyRuns KvBlockPool::RunsOf(const KvArena& arena) const {
+  const size_t run = shape_.head_bytes() * static_cast<size_t>(arena.shape.kv_heads);
+  return {.bytes = run,
+          .count = static_cast<size_t>(shape_.layers) * 2,
+          .device_stride = run,
+          .host_stride = shape_.head_bytes() * static_cast<size_t>(shape_.kv_heads)};
+}
+
+absl::Status KvBlockPool::CheckCopy(common::BlockId id, size_t bytes) const {
+  if (id.value() < num_blocks_ && bytes == shape_.block_bytes()) return absl::OkStatus();
+  return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
+}
+
+absl::Status KvBlockPool::StartRead(common::BlockId id, MutableByteSpan logical) const {
+  RETURN_IF_ERROR(CheckCopy(id, logical.size()));
   for (size_t rank = 0; rank < arenas_.size(); ++rank) {
     const KvArena& arena = arenas_[rank];
-    const size_t run = head_bytes * static_cast<size_t>(arena.shape.kv_heads);
-    const std::byte* from = arena.block(id);
-    for (int32_t layer = 0; layer < shape_.layers; ++layer) {
-      for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
-        const size_t to = shape_.offset(layer, side, arena.first_kv_head);
-        RETURN_IF_ERROR(shards_[rank].memory->CopyToHost(from, logical.subspan(to, run)));
-        from += run;
-      }
-    }
-    RETURN_IF_ERROR(shards_[rank].memory->Fence());
+    std::byte* const to = logical.data() + shape_.offset(0, KvSide::kKey, arena.first_kv_head);
+    RETURN_IF_ERROR(shards_[rank].memory->CopyRunsToHost(arena.block(id), to, RunsOf(arena)));
   }
   return absl::OkStatus();
+}
+
+absl::Status KvBlockPool::StartWrite(common::BlockId id, ByteSpan logical) {
+  RETURN_IF_ERROR(CheckCopy(id, logical.size()));
+  for (size_t rank = 0; rank < arenas_.size(); ++rank) {
+    const KvArena& arena = arenas_[rank];
+    const std::byte* const from =
+        logical.data() + shape_.offset(0, KvSide::kKey, arena.first_kv_head);
+    RETURN_IF_ERROR(shards_[rank].memory->CopyRunsFromHost(from, arena.block(id), RunsOf(arena)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvBlockPool::Fence() const {
+  absl::Status status;
+  for (const Shard& shard : shards_) status.Update(shard.memory->Fence());
+  return status;
+}
+
+absl::Status KvBlockPool::ReadBlock(common::BlockId id, MutableByteSpan logical) const {
+  absl::Status status = StartRead(id, logical);
+  status.Update(Fence());
+  return status;
 }
 
 absl::Status KvBlockPool::WriteBlock(common::BlockId id, ByteSpan logical) {
-  if (id.value() >= num_blocks_ || logical.size() != shape_.block_bytes()) {
-    return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
-  }
-  const size_t head_bytes = shape_.head_bytes();
-  for (size_t rank = 0; rank < arenas_.size(); ++rank) {
-    const KvArena& arena = arenas_[rank];
-    const size_t run = head_bytes * static_cast<size_t>(arena.shape.kv_heads);
-    std::byte* to = arena.block(id);
-    for (int32_t layer = 0; layer < shape_.layers; ++layer) {
-      for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
-        const size_t from = shape_.offset(layer, side, arena.first_kv_head);
-        RETURN_IF_ERROR(shards_[rank].memory->CopyFromHost(logical.subspan(from, run), to));
-        to += run;
-      }
-    }
-    RETURN_IF_ERROR(shards_[rank].memory->Fence());
-  }
-  return absl::OkStatus();
+  absl::Status status = StartWrite(id, logical);
+  status.Update(Fence());
+  return status;
 }
 
 absl::Status KvBlockPool::CopyBlock(common::BlockId from, common::BlockId to) {
-  std::vector<std::byte> bytes(shape_.block_bytes());
-  RETURN_IF_ERROR(ReadBlock(from, bytes));
-  return WriteBlock(to, bytes);
+  RETURN_IF_ERROR(CheckCopy(from, shape_.block_bytes()));
+  RETURN_IF_ERROR(CheckCopy(to, shape_.block_bytes()));
+  for (size_t rank = 0; rank < arenas_.size(); ++rank) {
+    const KvArena& arena = arenas_[rank];
+    RETURN_IF_ERROR(shards_[rank].memory->CopyWithin(arena.block(from), arena.block(to),
+                                                     arena.shape.block_bytes()));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace loopserve::kvstore

@@ -77,6 +77,10 @@ class KvBlockPool final {
   uint32_t free_blocks() const;
   int ranks() const { return static_cast<int>(arenas_.size()); }
   const KvArena& arena(int rank) const { return arenas_[static_cast<size_t>(rank)]; }
+  // False when some rank's blocks lie where only copies in the background reach fast.
+  bool host_addressable() const;
+  // The first rank's memory: the host memory that it gives (AllocateHost) serves them all.
+  Memory& memory() const { return *shards_.front().memory; }
 
   // A fresh block held once, or nothing when all are in use. Its bytes are undefined.
   std::optional<BlockHandle> Allocate();
@@ -84,15 +88,23 @@ class KvBlockPool final {
   uint32_t use_count(common::BlockId id) const;
 
   // Copies one logical block (all heads, `shape().block_bytes()` bytes) to or from host memory,
-  // gathering or scattering the ranks' heads. Only the first `tokens` positions need be valid.
+  // gathering or scattering the ranks' heads.
   absl::Status ReadBlock(common::BlockId id, MutableByteSpan logical) const;
   absl::Status WriteBlock(common::BlockId id, ByteSpan logical);
+  // The same in the background: the block and the host's bytes are to be left alone until this
+  // thread's next Fence, also when starting failed. Several blocks may be under way at once.
+  absl::Status StartRead(common::BlockId id, MutableByteSpan logical) const;
+  absl::Status StartWrite(common::BlockId id, ByteSpan logical);
+  // Waits for all that this thread started. An error says that any of it may not have arrived.
+  absl::Status Fence() const;
   // Device-side copy of a whole block: copy on write of a partly filled tail.
   absl::Status CopyBlock(common::BlockId from, common::BlockId to);
 
  private:
   friend class BlockHandle;
   KvBlockPool(const KvShape& shape, uint32_t num_blocks);
+  CopyRuns RunsOf(const KvArena& arena) const;
+  absl::Status CheckCopy(common::BlockId id, size_t bytes) const;
   void AddReference(common::BlockId id);
   void Release(common::BlockId id);
 

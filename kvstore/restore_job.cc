@@ -5,7 +5,6 @@
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
-#include "kvstore/codec/codec.h"
 
 namespace loopserve::kvstore {
 namespace {
@@ -38,53 +37,94 @@ RestoreJob::RestoreJob(Tools tools, Plan plan, RestoreDone done)
   }
 }
 
-void RestoreJob::Load(size_t block) {
-  {
-    absl::MutexLock lock(&mutex_);
-    if (over_ || block > failed_) return;
-  }
-  Settle(block, LoadInto(plan_.blocks[block]));
+bool RestoreJob::Wanted(size_t block) const {
+  absl::MutexLock lock(&mutex_);
+  return !over_ && block <= failed_;
 }
 
-absl::StatusOr<RestoreJob::Slot> RestoreJob::LoadInto(const BlockToLoad& block) {
+void RestoreJob::Load(size_t first, size_t count) {
   const absl::Time begin = absl::Now();
-  std::vector<Entry> planes;
-  Slot slot{.state = State::kLoaded};
-  for (uint8_t plane = 0;; ++plane) {
-    absl::StatusOr<Entry> entry = tools_.tiers.Get({block.key, plane});
-    // Any prefix of the planes is a block.
-    if (!entry.ok() && plane > 0) break;
-    RETURN_IF_ERROR(entry.status());
-    slot.bytes += entry->bytes->size();
-    slot.place = std::max(slot.place, entry->place);
-    planes.push_back(*std::move(entry));
-    const absl::StatusOr<BlockRecord> base = ParseBlockRecord(*planes[0].bytes);
-    const Codec* codec = base.ok() ? FindCodec(base->header.codec) : nullptr;
-    if (codec == nullptr || planes.size() == codec->planes().size()) break;
+  std::vector<Loading> batch;
+  batch.reserve(count);
+  // All are read before the first is written: a read may take long, and who gives the job up waits
+  // for writers.
+  for (size_t block = first; block < first + count && Wanted(block); ++block) {
+    batch.push_back({.block = block});
+    Read(batch.back());
+    if (!batch.back().status.ok()) break;
   }
-  std::vector<std::byte> logical(tools_.pool.shape().block_bytes());
-  if (absl::Status status = Decode(block, planes, logical); !status.ok()) {
-    tools_.metrics.CountError(slot.place, KindOf(status));
+  if (batch.empty()) return;
+  Write(batch);
+  const absl::Time end = absl::Now();
+  const absl::Duration each = (end - begin) / static_cast<int64_t>(batch.size());
+  for (const Loading& loading : batch) {
+    if (!loading.status.ok()) {
+      Settle(loading.block, loading.status);
+      continue;
+    }
+    const Slot& slot = loading.slot;
+    tools_.speeds.Measured(slot.place, slot.bytes, each, end);
+    tools_.metrics.CountMove(slot.place, Place::kDevice, KvMove::kLoad, slot.bytes, each);
+    Settle(loading.block, slot);
+  }
+}
+
+void RestoreJob::Read(Loading& loading) {
+  const BlockKey& key = plan_.blocks[loading.block].key;
+  loading.slot.state = State::kLoaded;
+  for (uint8_t plane = 0;; ++plane) {
+    absl::StatusOr<Entry> entry = tools_.tiers.Get({key, plane});
+    // Any prefix of the planes is a block.
+    if (!entry.ok() && plane > 0) return;
+    loading.status = entry.status();
+    if (!entry.ok()) return;
+    loading.slot.bytes += entry->bytes->size();
+    loading.slot.place = std::max(loading.slot.place, entry->place);
+    loading.planes.push_back(*std::move(entry));
+    // A damaged record may ask for too few planes here; Prove finds it out.
+    const Codec* codec = FindCodec(PeekCodec(*loading.planes[0].bytes));
+    if (codec == nullptr || loading.planes.size() == codec->planes().size()) return;
+  }
+}
+
+// Starts writing what proves to be right, up to the first block that does not, drops those behind
+// it from the batch, and waits. While anything is under way the job counts a writer.
+void RestoreJob::Write(std::vector<Loading>& batch) {
+  bool writing = false;
+  size_t taken = 0;
+  while (taken < batch.size()) {
+    Loading& loading = batch[taken++];
+    if (loading.status.ok()) loading.status = StartWrite(loading, writing);
+    if (!loading.status.ok()) break;
+  }
+  batch.resize(taken);
+  if (!writing) return;
+  const absl::Status arrived = tools_.pool.Fence();
+  EndWrite();
+  for (Loading& loading : batch) loading.status.Update(arrived);
+}
+
+absl::Status RestoreJob::StartWrite(Loading& loading, bool& writing) {
+  const BlockToLoad& block = plan_.blocks[loading.block];
+  const absl::StatusOr<ByteSpan> bytes = Prove(loading);
+  if (!bytes.ok()) {
+    tools_.metrics.CountError(loading.slot.place, KindOf(bytes.status()));
     const PlaneKey key{block.key, 0};
     tools_.tiers.Erase({&key, 1}).status().IgnoreError();
-    return status;
+    return bytes.status();
   }
-  if (!BeginWrite()) return absl::CancelledError("the restore is over");
-  const absl::Status written = tools_.pool.WriteBlock(block.into.id(), logical);
-  EndWrite();
-  RETURN_IF_ERROR(written);
-  const absl::Time end = absl::Now();
-  tools_.speeds.Measured(slot.place, slot.bytes, end - begin, end);
-  tools_.metrics.CountMove(slot.place, Place::kDevice, KvMove::kLoad, slot.bytes, end - begin);
-  return slot;
+  if (!writing) writing = BeginWrite();
+  if (!writing) return absl::CancelledError("the restore is over");
+  return tools_.pool.StartWrite(block.into.id(), *bytes);
 }
 
-absl::Status RestoreJob::Decode(const BlockToLoad& block, std::span<const Entry> planes,
-                                MutableByteSpan into) {
+// The bytes of the block, in what `loading` holds, if they are those of the block asked for.
+absl::StatusOr<ByteSpan> RestoreJob::Prove(Loading& loading) const {
+  const BlockToLoad& block = plan_.blocks[loading.block];
   const KvShape& shape = tools_.pool.shape();
   std::vector<ByteSpan> payloads;
   const Codec* codec = nullptr;
-  for (const Entry& entry : planes) {
+  for (const Entry& entry : loading.planes) {
     ASSIGN_OR_RETURN(const BlockRecord record, ParseBlockRecord(*entry.bytes));
     RETURN_IF_ERROR(CheckBlock(record.header, {.shape = shape,
                                                .root = plan_.root,
@@ -98,7 +138,23 @@ absl::Status RestoreJob::Decode(const BlockToLoad& block, std::span<const Entry>
     codec = of_record;
     payloads.push_back(record.payload);
   }
-  return codec->Decode(shape, static_cast<int32_t>(block.tokens.size()), payloads, into);
+  return Decode(loading, *codec, payloads);
+}
+
+absl::StatusOr<ByteSpan> RestoreJob::Decode(Loading& loading, const Codec& codec,
+                                            std::span<const ByteSpan> payloads) const {
+  const KvShape& shape = tools_.pool.shape();
+  const auto tokens = static_cast<int32_t>(plan_.blocks[loading.block].tokens.size());
+  if (codec.IsBlockItself(shape, tokens) && payloads.size() == 1 &&
+      payloads[0].size() == shape.block_bytes()) {
+    return payloads[0];
+  }
+  loading.decoded = HostBuffer::Take(tools_.arena, shape.block_bytes());
+  const MutableByteSpan into = loading.decoded.span();
+  // Slots without a token hold zeros rather than what was in the buffer before.
+  if (tokens < shape.block_tokens) std::ranges::fill(into, std::byte{0});
+  RETURN_IF_ERROR(codec.Decode(shape, tokens, payloads, into));
+  return into;
 }
 
 bool RestoreJob::BeginWrite() {

@@ -23,6 +23,8 @@
 #include "common/ids.h"
 #include "kvstore/block_format.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/codec/codec.h"
+#include "kvstore/host_arena.h"
 #include "kvstore/kv_metrics.h"
 #include "kvstore/restore_plan.h"
 #include "kvstore/tier/tier.h"
@@ -57,6 +59,7 @@ class RestoreJob final {
     KvBlockPool& pool;
     KvMetrics& metrics;
     SpeedMeter& speeds;
+    std::shared_ptr<HostArena> arena;  // for what must be decoded on the host; null: anywhere
   };
   struct Plan {
     BlockKey root;
@@ -70,8 +73,10 @@ class RestoreJob final {
 
   size_t num_blocks() const { return plan_.blocks.size(); }
   Place expected(size_t block) const { return plan_.blocks[block].expected; }
-  // Loads one block; blocking. Call it once for each.
-  void Load(size_t block);
+  // Loads `count` blocks from `first` on; blocking. Call it once for each block. Those of one call
+  // are read and proved one after the other while the device already copies the ones before, and
+  // waited for together; so give one call few enough that GiveUp, which waits for them, is quick.
+  void Load(size_t first, size_t count = 1);
   // Ends the job with what has arrived so far. No effect when it is over.
   void GiveUp(const std::string& reason);
   // When the job must be looked at again; the past when it is too slow by now, InfiniteFuture when
@@ -86,9 +91,22 @@ class RestoreJob final {
     uint64_t bytes = 0;
   };
 
-  absl::StatusOr<Slot> LoadInto(const BlockToLoad& block) ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status Decode(const BlockToLoad& block, std::span<const Entry> planes,
-                      MutableByteSpan into);
+  // A block on its way: what was read of it, which is also what the device copies from.
+  struct Loading {
+    size_t block = 0;
+    absl::Status status;
+    Slot slot;
+    std::vector<Entry> planes;
+    HostBuffer decoded;  // when the payload is not the block itself
+  };
+
+  bool Wanted(size_t block) const ABSL_LOCKS_EXCLUDED(mutex_);
+  void Read(Loading& loading);
+  absl::StatusOr<ByteSpan> Prove(Loading& loading) const;
+  absl::StatusOr<ByteSpan> Decode(Loading& loading, const Codec& codec,
+                                  std::span<const ByteSpan> payloads) const;
+  void Write(std::vector<Loading>& batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status StartWrite(Loading& loading, bool& writing) ABSL_LOCKS_EXCLUDED(mutex_);
   bool BeginWrite();
   void EndWrite();
   void Settle(size_t block, const absl::StatusOr<Slot>& slot);

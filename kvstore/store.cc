@@ -10,6 +10,9 @@
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
+#include "kvstore/block_saver.h"
+#include "kvstore/device_link.h"
+#include "kvstore/host_arena.h"
 #include "kvstore/prefix_index.h"
 #include "kvstore/restore_plan.h"
 #include "kvstore/tier/chain.h"
@@ -38,14 +41,17 @@ size_t MostPlanes() {
 class TieredStore final : public KvStore {
  public:
   TieredStore(std::vector<std::unique_ptr<Tier>> tiers, const StoreOptions& options,
-              const Codec& codec, KvBlockPool& pool, KvMetrics& metrics, common::Logger& log)
+              const Codec& codec, KvBlockPool& pool, std::shared_ptr<HostArena> arena,
+              KvMetrics& metrics, common::Logger& log)
       : codec_(codec),
         pool_(pool),
+        arena_(std::move(arena)),
+        batch_blocks_(BlocksPerBatch(pool)),
         metrics_(metrics),
         log_(log),
         chain_(Chain::Create(std::move(tiers), options.max_queued_bytes, metrics, log)),
         save_threads_("kv-save", 1, static_cast<size_t>(options.max_queued_saves)),
-        host_threads_("kv-load", options.io_threads),
+        host_threads_("kv-load", LoadThreads(pool, options.io_threads)),
         slow_threads_("kv-io", options.io_threads) {
     metrics_.SetUsageSource([this] { return chain_->usage_by_place(); });
   }
@@ -87,7 +93,10 @@ class TieredStore final : public KvStore {
   void ForgetInSaves(std::span<const BlockKey> keys);
   bool WasForgotten(const Saving& saving, const BlockKey& key) const;
   absl::Status SaveNow(Saving& saving);
-  absl::Status SaveBlock(const BlockHeader& header, const BlockHandle& block);
+  absl::Status StartRound(Saving& saving, std::span<const BlockKey> keys, size_t& next,
+                          BlockSaver& saver);
+  absl::Status PutBlock(Saving& saving, BlockSaver::Started& block, BlockSaver& saver);
+  absl::Status LetGo(Saving& saving, size_t index, const BlockKey& key);
   void Spread(const BlockKey& key);
   void PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens);
   void Later(absl::AnyInvocable<void()> task);
@@ -95,6 +104,8 @@ class TieredStore final : public KvStore {
 
   const Codec& codec_;
   KvBlockPool& pool_;
+  const std::shared_ptr<HostArena> arena_;  // null: where the device cares little
+  const size_t batch_blocks_;
   KvMetrics& metrics_;
   common::Logger& log_;
   const std::unique_ptr<Chain> chain_;
@@ -196,12 +207,20 @@ void TieredStore::Restore(RestoreRequest request, RestoreDone done) {
     return done(std::move(nothing));
   }
   plan.blocks.resize(load);
-  const auto job = std::make_shared<RestoreJob>(
-      RestoreJob::Tools{*chain_, pool_, metrics_, speeds_}, std::move(plan), std::move(done));
+  const auto job =
+      std::make_shared<RestoreJob>(RestoreJob::Tools{*chain_, pool_, metrics_, speeds_, arena_},
+                                   std::move(plan), std::move(done));
   watch_.Add(job);
-  for (size_t i = 0; i < job->num_blocks(); ++i) {
-    common::ThreadPool& threads = job->expected(i) == Place::kHost ? host_threads_ : slow_threads_;
-    if (!threads.Submit([job, i] { job->Load(i); })) return job->GiveUp("cancelled");
+  for (size_t i = 0; i < job->num_blocks();) {
+    const bool host = job->expected(i) == Place::kHost;
+    size_t count = 1;
+    while (host && count < batch_blocks_ && i + count < job->num_blocks() &&
+           job->expected(i + count) == Place::kHost) {
+      ++count;
+    }
+    common::ThreadPool& threads = host ? host_threads_ : slow_threads_;
+    if (!threads.Submit([job, i, count] { job->Load(i, count); })) return job->GiveUp("cancelled");
+    i += count;
   }
 }
 
@@ -231,34 +250,22 @@ void TieredStore::Finish(const SavingRef& saving, const absl::Status& status) {
 }
 
 absl::Status TieredStore::SaveNow(Saving& saving) {
-  SaveRequest& request = saving.request;
-  const std::span<const common::TokenId> tokens = request.tokens;
-  const auto size = static_cast<size_t>(block_tokens());
   const std::vector<BlockKey>& keys = saving.keys;
+  BlockSaver saver(codec_, pool_, *chain_, arena_);
+  size_t next = 0;
   absl::Status status;
-  for (size_t i = 0; i < keys.size() && status.ok(); ++i) {
-    if (stopping_) return absl::CancelledError("the store is closing");
-    if (WasForgotten(saving, keys[i])) return absl::CancelledError("forgotten meanwhile");
-    if (chain_->Contains({keys[i], 0})) {
-      Spread(keys[i]);
-    } else {
-      const auto part = tokens.subspan(i * size, std::min(size, tokens.size() - i * size));
-      status = SaveBlock({.codec = codec_.wire_id(),
-                          .shape = pool_.shape(),
-                          .root = request.root,
-                          .parent = i == 0 ? request.root : keys[i - 1],
-                          .key = keys[i],
-                          .num_tokens = static_cast<int32_t>(part.size()),
-                          .tokens = {part.begin(), part.end()}},
-                         request.blocks[i]);
-    }
-    request.blocks[i] = BlockHandle();
-    // Forget either erases this block itself, or has said so before it looked.
-    if (WasForgotten(saving, keys[i])) {
-      chain_->Erase(PlaneKeys(std::span(keys).subspan(i, 1), MostPlanes())).status().IgnoreError();
-      return absl::CancelledError("forgotten meanwhile");
+  absl::Status more = StartRound(saving, keys, next, saver);
+  while (status.ok()) {
+    absl::StatusOr<std::vector<BlockSaver::Started>> round = saver.Arrived();
+    status = round.status();
+    if (!status.ok() || round->empty()) break;
+    if (more.ok()) more = StartRound(saving, keys, next, saver);
+    for (BlockSaver::Started& block : *round) {
+      if (status.ok()) status = PutBlock(saving, block, saver);
     }
   }
+  status.Update(more);
+  if (absl::IsCancelled(status)) return status;
   // From the last block to the first, so that under pressure a sequence shrinks from its end.
   std::vector<PlaneKey> used = PlaneKeys(keys, codec_.planes().size());
   std::ranges::reverse(used);
@@ -266,24 +273,54 @@ absl::Status TieredStore::SaveNow(Saving& saving) {
   return status;
 }
 
-absl::Status TieredStore::SaveBlock(const BlockHeader& base, const BlockHandle& block) {
-  const absl::Time begin = absl::Now();
-  std::vector<std::byte> logical(pool_.shape().block_bytes());
-  RETURN_IF_ERROR(pool_.ReadBlock(block.id(), logical));
-  uint64_t bytes = 0;
-  const auto store = [&](size_t plane, ByteSpan payload) {
-    BlockHeader header = base;
-    header.plane = static_cast<uint8_t>(plane);
-    if (plane > 0) header.tokens.clear();
-    SharedBytes record = Share(EncodeBlockRecord(header, payload));
-    bytes += record->size();
-    return chain_->Put({header.key, header.plane}, std::move(record));
-  };
-  RETURN_IF_ERROR(codec_.Encode(pool_.shape(), base.num_tokens, logical, store));
-  if (chain_->place() == Place::kHost) {
-    metrics_.CountMove(Place::kDevice, Place::kHost, KvMove::kStore, bytes, absl::Now() - begin);
+// Starts to copy the next blocks that no tier has; none are left when it starts nothing.
+absl::Status TieredStore::StartRound(Saving& saving, std::span<const BlockKey> keys, size_t& next,
+                                     BlockSaver& saver) {
+  const SaveRequest& request = saving.request;
+  const std::span<const common::TokenId> tokens = request.tokens;
+  const auto size = static_cast<size_t>(block_tokens());
+  for (size_t started = 0; next < keys.size() && started < batch_blocks_; ++next) {
+    const size_t i = next;
+    if (stopping_) return absl::CancelledError("the store is closing");
+    if (WasForgotten(saving, keys[i])) return absl::CancelledError("forgotten meanwhile");
+    if (chain_->Contains({keys[i], 0})) {
+      Spread(keys[i]);
+      RETURN_IF_ERROR(LetGo(saving, i, keys[i]));
+      continue;
+    }
+    const auto part = tokens.subspan(i * size, std::min(size, tokens.size() - i * size));
+    RETURN_IF_ERROR(saver.Start({.codec = codec_.wire_id(),
+                                 .shape = pool_.shape(),
+                                 .root = request.root,
+                                 .parent = i == 0 ? request.root : keys[i - 1],
+                                 .key = keys[i],
+                                 .num_tokens = static_cast<int32_t>(part.size()),
+                                 .tokens = {part.begin(), part.end()}},
+                                i, request.blocks[i]));
+    ++started;
   }
   return absl::OkStatus();
+}
+
+absl::Status TieredStore::PutBlock(Saving& saving, BlockSaver::Started& block, BlockSaver& saver) {
+  if (stopping_) return absl::CancelledError("the store is closing");
+  const absl::Time begin = absl::Now();
+  uint64_t bytes = 0;
+  RETURN_IF_ERROR(saver.Put(block, bytes));
+  if (chain_->place() == Place::kHost) {
+    metrics_.CountMove(Place::kDevice, Place::kHost, KvMove::kStore, bytes,
+                       block.took + (absl::Now() - begin));
+  }
+  return LetGo(saving, block.index, block.header.key);
+}
+
+// The block is in the tiers, so the device may have it back.
+absl::Status TieredStore::LetGo(Saving& saving, size_t index, const BlockKey& key) {
+  saving.request.blocks[index] = BlockHandle();
+  // Forget either erases this block itself, or has said so before it looked.
+  if (!WasForgotten(saving, key)) return absl::OkStatus();
+  chain_->Erase(PlaneKeys({&key, 1}, MostPlanes())).status().IgnoreError();
+  return absl::CancelledError("forgotten meanwhile");
 }
 
 // Brings a block that some tier has to those that lack it, as it is: what came back from a lossy
@@ -378,7 +415,8 @@ std::array<Usage, kPlaces> TieredStore::usage() const {
 absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(std::vector<std::unique_ptr<Tier>> tiers,
                                                            const StoreOptions& options,
                                                            KvBlockPool& pool, KvMetrics& metrics,
-                                                           common::Logger& log) {
+                                                           common::Logger& log,
+                                                           std::shared_ptr<HostArena> arena) {
   const Codec* codec = FindCodec(options.codec);
   if (codec == nullptr) {
     std::string names;
@@ -390,14 +428,17 @@ absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(std::vector<std::uniq
     return absl::InvalidArgumentError(absl::StrCat("codec ", codec->name(), " stores no blocks of ",
                                                    DtypeName(pool.shape().dtype)));
   }
-  return std::make_unique<TieredStore>(std::move(tiers), options, *codec, pool, metrics, log);
+  return std::make_unique<TieredStore>(std::move(tiers), options, *codec, pool, std::move(arena),
+                                       metrics, log);
 }
 
 absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStore(const StoreOptions& options,
                                                        KvBlockPool& pool, KvMetrics& metrics,
                                                        common::Logger& log) {
+  const std::shared_ptr<HostArena> arena = ReserveArena(pool, options.host_bytes, log);
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Tier>> tiers,
                    CreateTiers({.host_bytes = options.host_bytes,
+                                .host_arena = arena,
                                 .disk_directory = options.disk_directory,
                                 .disk_bytes = options.disk_bytes,
                                 .remote_target = options.remote_target},
@@ -405,7 +446,7 @@ absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStore(const StoreOptions& optio
   if (tiers.empty()) {
     return absl::InvalidArgumentError("a store needs at least one of host, disk and remote tier");
   }
-  return CreateKvStoreOver(std::move(tiers), options, pool, metrics, log);
+  return CreateKvStoreOver(std::move(tiers), options, pool, metrics, log, arena);
 }
 
 }  // namespace loopserve::kvstore

@@ -41,7 +41,7 @@ struct StoreOptions {
   uint64_t disk_bytes = uint64_t{8} << 30;
   std::string remote_target;  // host:port of a kvstore service; empty: none
   std::string codec = "bf16";
-  int io_threads = 2;                               // each for host loads and for slower tiers
+  int io_threads = 2;  // at least, each for host loads and for slower tiers
   uint64_t max_queued_bytes = uint64_t{256} << 20;  // of writes that wait, for each tier
   int max_queued_saves = 256;                       // turns whose blocks wait to be encoded
 };
@@ -96,17 +96,19 @@ class KvStore {
   virtual std::array<Usage, 4> usage() const = 0;
 };
 
-// `pool` must outlive the store. FailedPrecondition when the disk directory cannot be used, with
-// the way out; InvalidArgument for an unknown codec, or one that does not store the pool's dtype.
-// An unreachable remote is not an error: it is tried again as long as the store lives.
+// `pool` must outlive the store. Unless the host can address the pool, all of `host_bytes` and some
+// more are reserved at once, in memory that the device copies fastest. FailedPrecondition when the
+// disk directory cannot be used, with the way out; InvalidArgument for an unknown codec, or one
+// that does not store the pool's dtype. An unreachable remote is not an error: it is tried again as
+// long as the store lives.
 absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStore(const StoreOptions& options,
                                                        KvBlockPool& pool, KvMetrics& metrics,
                                                        common::Logger& log);
 
-// The same over tiers that the caller has built, fastest first, at least one.
-absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(std::vector<std::unique_ptr<Tier>> tiers,
-                                                           const StoreOptions& options,
-                                                           KvBlockPool& pool, KvMetrics& metrics,
-                                                           common::Logger& log);
+// The same over tiers that the caller has built, fastest first, at least one. What is on its way
+// takes its memory from `arena`, if there is one.
+absl::StatusOr<std::unique_ptr<KvStore>> CreateKvStoreOver(
+    std::vector<std::unique_ptr<Tier>> tiers, const StoreOptions& options, KvBlockPool& pool,
+    KvMetrics& metrics, common::Logger& log, std::shared_ptr<HostArena> arena = nullptr);
 
 }  // namespace loopserve::kvstore

@@ -20,6 +20,10 @@ class Bf16Codec final : public Codec {
     return shape.block_bytes();
   }
 
+  bool IsBlockItself(const KvShape& shape, int32_t tokens) const override {
+    return Stores(shape.dtype) && tokens == shape.block_tokens;
+  }
+
   absl::Status Encode(
       const KvShape& shape, int32_t tokens, ByteSpan block,
       const std::function<absl::Status(size_t plane, ByteSpan payload)>& out) const override {

@@ -42,6 +42,12 @@ class Codec {
   virtual absl::Status Encode(
       const KvShape& shape, int32_t tokens, ByteSpan block,
       const std::function<absl::Status(size_t plane, ByteSpan payload)>& out) const = 0;
+  // Whether the payload of such a block, then its only plane, is the logical block as it lies. Who
+  // copies blocks may then leave out Encode and Decode.
+  virtual bool IsBlockItself(const KvShape& shape, int32_t tokens) const {
+    static_cast<void>(shape), static_cast<void>(tokens);
+    return false;
+  }
   // Decodes a prefix of planes into the first `tokens` positions of `block`; other positions are
   // left alone. DataLoss when the bytes cannot be an encoding of this shape.
   virtual absl::Status Decode(const KvShape& shape, int32_t tokens,

@@ -11,7 +11,8 @@ namespace {
 
 class HostTier final : public Tier {
  public:
-  explicit HostTier(uint64_t capacity_bytes) : capacity_bytes_(capacity_bytes) {}
+  HostTier(uint64_t capacity_bytes, std::shared_ptr<HostArena> arena)
+      : capacity_bytes_(capacity_bytes), arena_(std::move(arena)) {}
   Place place() const override { return Place::kHost; }
 
   absl::Status Put(const PlaneKey& key, SharedBytes bytes) override {
@@ -19,6 +20,7 @@ class HostTier final : public Tier {
       return absl::ResourceExhaustedError(absl::StrCat(
           "an entry of ", bytes->size(), " bytes in a host tier of ", capacity_bytes_));
     }
+    if (arena_ != nullptr && !bytes->in_arena() && !Contains(key)) bytes = ToArena(bytes);
     std::vector<Eviction> evicted;
     {
       absl::MutexLock lock(&mutex_);
@@ -77,6 +79,15 @@ class HostTier final : public Tier {
   void SetEvictionListener(EvictionListener listener) override { listener_ = std::move(listener); }
 
  private:
+  // What came up from a slower tier lies anywhere; the next restore finds it where it is fast.
+  SharedBytes ToArena(const SharedBytes& bytes) const {
+    HostBuffer buffer = HostBuffer::Take(arena_, bytes->size());
+    if (!buffer.in_arena()) return bytes;
+    std::ranges::copy(*bytes, buffer.data());
+    const ByteSpan all = buffer.span();
+    return std::make_shared<const EntryBytes>(std::move(buffer), all);
+  }
+
   Eviction EvictOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const PlaneKey key = *order_.Victim();
     const auto it = entries_.find(key);
@@ -88,6 +99,7 @@ class HostTier final : public Tier {
   }
 
   const uint64_t capacity_bytes_;
+  const std::shared_ptr<HostArena> arena_;
   EvictionListener listener_;
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<PlaneKey, SharedBytes> entries_ ABSL_GUARDED_BY(mutex_);
@@ -99,7 +111,7 @@ class HostTier final : public Tier {
 
 absl::StatusOr<std::unique_ptr<Tier>> tier_host(const TierOptions& options, common::Logger&) {
   if (options.host_bytes == 0) return nullptr;
-  return std::make_unique<HostTier>(options.host_bytes);
+  return std::make_unique<HostTier>(options.host_bytes, options.host_arena);
 }
 
 }  // namespace loopserve::kvstore

@@ -16,8 +16,9 @@
 namespace loopserve::kvstore {
 
 struct TierOptions {
-  uint64_t host_bytes = 0;     // 0: no host tier
-  std::string disk_directory;  // empty: no disk tier
+  uint64_t host_bytes = 0;                // 0: no host tier
+  std::shared_ptr<HostArena> host_arena;  // where the host tier keeps its entries; null: anywhere
+  std::string disk_directory;             // empty: no disk tier
   uint64_t disk_bytes = 0;
   std::string remote_target;             // host:port of a kvstore service; empty: no remote tier
   const common::Clock* clock = nullptr;  // null: real time

@@ -6,6 +6,7 @@
 // Thread rule: all calls are safe from any thread and may block on I/O.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "kvstore/block_key.h"
+#include "kvstore/host_arena.h"
 #include "kvstore/memory.h"
 
 namespace loopserve::kvstore {
@@ -39,11 +41,34 @@ struct PlaneKey {
   }
 };
 
+// The bytes of an entry, in memory of their own: a vector's, or a part of a buffer.
+class EntryBytes final {
+ public:
+  explicit EntryBytes(std::vector<std::byte> bytes) : plain_(std::move(bytes)), view_(plain_) {}
+  // `part` lies in `buffer`.
+  EntryBytes(HostBuffer buffer, ByteSpan part) : buffer_(std::move(buffer)), view_(part) {}
+  EntryBytes(const EntryBytes&) = delete;
+  EntryBytes& operator=(const EntryBytes&) = delete;
+
+  const std::byte* data() const { return view_.data(); }
+  size_t size() const { return view_.size(); }
+  auto begin() const { return view_.begin(); }
+  auto end() const { return view_.end(); }
+  // Where a device copies it fastest.
+  bool in_arena() const { return buffer_.in_arena(); }
+  bool operator==(const EntryBytes& other) const { return std::ranges::equal(view_, other.view_); }
+
+ private:
+  const std::vector<std::byte> plain_;
+  const HostBuffer buffer_;
+  const ByteSpan view_;
+};
+
 // Immutable bytes with shared ownership: one buffer lies in the host tier, waits in the queues of
 // the tiers behind it and is read by a restore, all at once and without a copy.
-using SharedBytes = std::shared_ptr<const std::vector<std::byte>>;
+using SharedBytes = std::shared_ptr<const EntryBytes>;
 inline SharedBytes Share(std::vector<std::byte> bytes) {
-  return std::make_shared<const std::vector<std::byte>>(std::move(bytes));
+  return std::make_shared<const EntryBytes>(std::move(bytes));
 }
 
 struct Usage {

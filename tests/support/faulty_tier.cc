@@ -88,7 +88,7 @@ absl::StatusOr<kvstore::Entry> FaultyTier::Get(const kvstore::PlaneKey& key) {
   }
   absl::StatusOr<kvstore::Entry> entry = tier_->Get(key);
   if (!entry.ok() || flip_at < 0) return entry;
-  std::vector<std::byte> bytes = *entry->bytes;
+  std::vector<std::byte> bytes(entry->bytes->begin(), entry->bytes->end());
   bytes[static_cast<size_t>(flip_at) % bytes.size()] ^= std::byte{1};
   entry->bytes = kvstore::Share(std::move(bytes));
   return entry;

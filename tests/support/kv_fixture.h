@@ -13,8 +13,9 @@ namespace loopserve::testing {
 // Two ranks: of the three KV heads the first has one, the second two.
 class KvPoolFixture {
  public:
-  explicit KvPoolFixture(uint32_t num_blocks = 64, kvstore::KvShape shape = SmallShape())
-      : memory_(kvstore::CreateHostMemory()),
+  explicit KvPoolFixture(uint32_t num_blocks = 64, kvstore::KvShape shape = SmallShape(),
+                         std::unique_ptr<kvstore::Memory> memory = kvstore::CreateHostMemory())
+      : memory_(std::move(memory)),
         pool_(kvstore::KvBlockPool::Create(shape, num_blocks,
                                            {{memory_.get(), 0, 1}, {memory_.get(), 1, 2}})
                   .value()) {}

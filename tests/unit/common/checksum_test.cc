@@ -30,6 +30,23 @@ TEST(Checksum, Crc32cContinues) {
   }
 }
 
+// Long ones are computed in lanes; what is shorter than three of them is not.
+TEST(Checksum, Crc32cOfLongBytesIsThatOfTheirParts) {
+  std::vector<std::byte> bytes(100'003);
+  uint32_t random = 1;
+  for (std::byte& b : bytes) b = static_cast<std::byte>((random = random * 1664525 + 1) >> 24);
+  for (const size_t size : {12'287, 12'288, 12'289, 24'576, 50'001, 100'003}) {
+    for (const size_t begin : {0, 1, 7}) {
+      const auto all = std::span(bytes).subspan(begin, std::min(size, bytes.size() - begin));
+      uint32_t crc = 0;
+      for (size_t at = 0; at < all.size(); at += 1000) {
+        crc = Crc32c(all.subspan(at, std::min<size_t>(1000, all.size() - at)), crc);
+      }
+      EXPECT_EQ(Crc32c(all), crc) << size << " from " << begin;
+    }
+  }
+}
+
 TEST(Checksum, HashDependsOnEveryByteAndOnTheSeed) {
   std::string text(100, 'x');
   const Hash128 base = HashString(text);

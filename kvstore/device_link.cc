@@ -1,0 +1,44 @@
+#include "kvstore/device_link.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "common/units.h"
+
+namespace loopserve::kvstore {
+
+size_t BlocksPerBatch(const KvBlockPool& pool) {
+  constexpr size_t kBytes = size_t{16} << 20;
+  constexpr size_t kMost = 8;
+  if (pool.host_addressable()) return 1;
+  return std::clamp<size_t>(kBytes / pool.shape().block_bytes(), 1, kMost);
+}
+
+int LoadThreads(const KvBlockPool& pool, int io_threads) {
+  constexpr int kMost = 8;
+  if (pool.host_addressable()) return io_threads;
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(io_threads, std::min(kMost, cores / 2));
+}
+
+std::shared_ptr<HostArena> ReserveArena(const KvBlockPool& pool, uint64_t host_bytes,
+                                        common::Logger& log) {
+  if (pool.host_addressable() || host_bytes == 0) return nullptr;
+  constexpr uint64_t kBlocksUnderWay = 32;
+  const uint64_t bytes = host_bytes + host_bytes / 32 +
+                         kBlocksUnderWay * (pool.shape().block_bytes() + HostArena::kAlign);
+  absl::StatusOr<std::shared_ptr<HostArena>> arena = HostArena::Create(pool.memory(), bytes);
+  if (!arena.ok()) {
+    log.Warning("host tier not in memory that the device copies fast",
+                {{"why", arena.status().message()}});
+    return nullptr;
+  }
+  if ((*arena)->size() / HostArena::kAlign < bytes / HostArena::kAlign) {
+    log.Warning(
+        "a part of the host tier is not in memory that the device copies fast",
+        {{"wanted", common::FormatBytes(bytes)}, {"got", common::FormatBytes((*arena)->size())}});
+  }
+  return *std::move(arena);
+}
+
+}  // namespace loopserve::kvstore
