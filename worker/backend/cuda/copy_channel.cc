@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<CopyChannel>> CopyChannel::Create(Direction direc
   std::unique_ptr<CopyChannel> channel(new CopyChannel(direction, std::move(stream)));
   for (Slot& slot : channel->slots_) {
     ASSIGN_OR_RETURN(slot.copied, Event::Create());
+    ASSIGN_OR_RETURN(slot.staging, PinnedRegion::Create(kPieceBytes));
   }
   return channel;
 }
@@ -124,18 +125,12 @@ absl::Status CopyChannel::Issue(Slot& slot, std::byte* device, std::byte* host,
                                 const CopyRuns& runs, bool pinned) {
   std::byte* from_or_to = host;
   CopyRuns wire = runs;
-  absl::Status status;
   if (!pinned) {
-    if (slot.staging.size() == 0) {
-      absl::StatusOr<PinnedRegion> staging = PinnedRegion::Create(kPieceBytes);
-      if (staging.ok()) slot.staging = *std::move(staging);
-      status = staging.status();
-    }
     from_or_to = slot.staging.data();
     wire = Packed(runs);
-    if (status.ok() && direction_ == Direction::kToDevice) Gather(host, runs, from_or_to);
+    if (direction_ == Direction::kToDevice) Gather(host, runs, from_or_to);
   }
-  if (status.ok()) status = Enqueue(slot, device, from_or_to, wire);
+  const absl::Status status = Enqueue(slot, device, from_or_to, wire);
   absl::MutexLock lock(&mutex_);
   slot.taken = false;
   if (!status.ok()) return status;

@@ -47,7 +47,7 @@ class CopyChannel final {
  private:
   struct Slot {
     Event copied;
-    PinnedRegion staging;  // made when it is first needed
+    PinnedRegion staging;  // kPieceBytes
     // Guarded by mutex_ of the channel:
     bool taken = false;      // some thread fills or empties it
     bool in_flight = false;  // `copied` is recorded and nobody has waited for it
