@@ -6,6 +6,20 @@ namespace {
 
 constexpr int kThreads = 64;
 
+// Up to four sums, zeros behind them; at once where they are aligned.
+__device__ void LoadSums(const float* from, int width, bool aligned, float* values) {
+  if (aligned) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    values[0] = four.x;
+    values[1] = four.y;
+    values[2] = four.z;
+    values[3] = four.w;
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < 4; ++n) values[n] = n < width ? from[n] : 0.0f;
+}
+
 // One thread block per (tile, KV head's part, packed row).
 __global__ void __launch_bounds__(kThreads) Combine(AttentionParams p) {
   const AttentionSplitTile tile = p.split_tiles[blockIdx.x];
@@ -31,11 +45,10 @@ __global__ void __launch_bounds__(kThreads) Combine(AttentionParams p) {
       const float2 norm = p.norms[at];
       const float weight = exp2f(norm.x - highest);
       total = fmaf(weight, norm.y, total);
-      const float* from = p.sums + at * p.head_dim + d;
+      float values[4];
+      LoadSums(p.sums + at * p.head_dim + d, width, p.head_dim % 4 == 0, values);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        if (n < width) sums[n] = fmaf(weight, from[n], sums[n]);
-      }
+      for (int n = 0; n < 4; ++n) sums[n] = fmaf(weight, values[n], sums[n]);
     }
     const float normalizer = Normalizer(total);
 #pragma unroll
