@@ -45,7 +45,7 @@ float Measure(const AttentionLaunch& launch) {
   return milliseconds / static_cast<float>(kRounds * launch.kv.layers);
 }
 
-void Measure(const Speed& speed) {
+void MeasureAndPrint(const Speed& speed) {
   const int64_t blocks_each = speed.shape.blocks_for(speed.kv_tokens);
   std::vector<int32_t> first_row, rows, kv_tokens, first_block{0}, row_sequence;
   std::vector<uint32_t> blocks;
@@ -119,7 +119,7 @@ TEST(AttentionSpeedTest, DISABLED_Prints) {
            Speed{"prefill 4k int8", {4, 8, 128, 32, KvDtype::kInt8}, 4, 1, 4096, 4096},
            Speed{"prefill 2k d80", {4, 8, 80, 32, KvDtype::kBf16}, 4, 1, 2048, 2048},
        }) {
-    Measure(speed);
+    MeasureAndPrint(speed);
   }
 }
 
