@@ -76,6 +76,8 @@ NO_MIRROR = {
     "main.cc": "tests/e2e runs the executable",
     "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
+    "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
+    "worker/backend/cuda/nccl_group.cc": "nccl_communicator_test.cc beside it speaks through it",
     "registry.cc": "the conformance suite of its table",
 }
 
