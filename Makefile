@@ -95,8 +95,8 @@ profile-step: setup model ## Where a step's time goes; writes bench/results/step
 	@$(BIN)/loopserve-step-profile --model=$$(.ci/model) --rounds=5 >bench/results/step_profile.json
 	@build/venv/bin/python bench/draw_profile.py bench/results/step_profile.json docs/images/step_profile.svg
 
-gpu-check: ## On a machine with a GPU: checks and measures what needs one (8 min, QUICK=1: 4), from .ci/gpu_bundle; writes bench/results/gpu.json
-	@$(GPU_PYTHON) bench/gpu_check.py --bundle .ci/gpu_bundle $(if $(QUICK),--quick) $(ARGS)
+gpu-check: ## On a machine with a GPU: checks and measures what needs one (8 min, QUICK=1: 4), from build/gpu-bundle; writes bench/results/gpu.json
+	@$(GPU_PYTHON) bench/gpu_check.py --bundle build/gpu-bundle $(if $(QUICK),--quick) $(ARGS)
 
 check-reference: build-all model reference ## Logits and tokens against llama.cpp and a float64 reference
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \

@@ -159,8 +159,8 @@ class Check:
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--bundle", default=report.ROOT / ".ci/gpu_bundle",
-                        help="folder with bin/ and tests/ (default: .ci/gpu_bundle)")
+    parser.add_argument("--bundle", default=report.ROOT / "build/gpu-bundle",
+                        help="folder with bin/ and tests/ (default: build/gpu-bundle)")
     parser.add_argument("--out", type=pathlib.Path, default=report.RESULTS / "gpu.json")
     parser.add_argument("--quick", action="store_true",
                         help=f"a reduced set, by default within {QUICK_SECONDS} s")
