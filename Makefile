@@ -48,9 +48,13 @@ test-unit:
 test-py:
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin $(PYTEST) tests
 
+define ninja_cuda
+cmake --preset cuda >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }; \
+ninja -C build/cuda -j$(JOBS) $(1)
+endef
+
 test-cuda: cuda ## Compile and link the GPU backend, and run what of its tests needs no GPU
-	@cmake --preset cuda >build/cmake.log 2>&1 || { tail -30 build/cmake.log; exit 1; }
-	@ninja -C build/cuda -j$(JOBS) cuda_parts
+	@$(call ninja_cuda,cuda_parts)
 	@build/venv/bin/python .ci/ptxas_report.py
 	@ctest --test-dir build/cuda --output-on-failure -j$(JOBS) -L 'cuda|gpu'
 
@@ -102,8 +106,8 @@ check-reference: build-all model reference ## Logits and tokens against llama.cp
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/reference/check.py
 
-gpu-bundle: ## Programs, GPU tests and their libraries as build/gpu-bundle.tar.zst, for a machine with a GPU
-	@$(MAKE) --no-print-directory build-all PRESET=cuda
+gpu-bundle: cuda ## Programs, GPU tests and their libraries as build/gpu-bundle.tar.zst, for a machine with a GPU
+	@$(call ninja_cuda,programs cuda_parts loopserve-gpu-step)
 	@.ci/gpu_bundle
 
 clean: ## Remove everything that was built

@@ -79,6 +79,8 @@ NO_MIRROR = {
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
     "worker/backend/cuda/nccl_group.cc": "nccl_communicator_test.cc beside it speaks through it",
     "registry.cc": "the conformance suite of its table",
+    "worker/backend/cuda/bench/attention_bench.cc": "a program that measures a GPU",
+    "worker/backend/cuda/bench/matmul_bench.cc": "a program that measures a GPU",
 }
 
 # Headers without a source of their own that hold at least so many functions are tested, too: by a
