@@ -24,8 +24,8 @@ from gpu_process import Bundle, run_tests, sanitize  # noqa: E402
 from gpu_rows import Model, Sides  # noqa: E402
 
 BUDGET_SECONDS, QUICK_SECONDS = 480, 225
-MEMCHECK_TESTS = ("cuda",)
-RACECHECK_TESTS = ("attention", "norm")
+MEMCHECK_TESTS = ("attention_test", "matmul", "prefill", "codec", "memory", "kernels")
+RACECHECK_TESTS = ("attention_test", "matmul", "kernels")
 GPU_QUERY = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit")
 
 
@@ -64,7 +64,8 @@ class Check:
     def tests(self):
         limit = 45 if self.options.quick else 100
         end = self.plan.elapsed() + limit
-        return run_tests(self.bundle, say, lambda: min(end - self.plan.elapsed(), self.plan.left()))
+        return run_tests(self.bundle, say, lambda: min(end - self.plan.elapsed(), self.plan.left()),
+                         gpu=self.options.backend == "cuda")
 
     def conversation(self, kind, kv_dtype="bf16"):
         return gpu_conversation.run(self.bundle, self.options.backend, kind, kv_dtype)
@@ -110,13 +111,13 @@ class Check:
             decode(main, 1, 0, 25, quick=True),
             prefill(main, 8192, seconds=50, quick=True),
             Step("restore", 12, lambda: sides.kv_moves(main, 256, 2048), quick=True),
+            Step("SDPA", 8, lambda: sides.sdpa("8b", 2048, 8192, 32768), quick=True),
             *(bench(name, 15) for name in self.options.benches),
             decode(main, 1, 8192, quick=True), decode(main, 8, 0, quick=True),
             decode(main, 8, 8192, 10), decode(main, 1, 32768, 10),
             prefill(main, 2048, quick=True), prefill(main, 512), prefill(main, 8192, 2048),
             prefill(main, 32768, seconds=30, rounds=2), prefill(main, 8192, 512),
             decode(main, 32, 0), decode(main, 16, 8192, 15),
-            Step("SDPA", 8, lambda: sides.sdpa("8b", 8192)),
             Step("memcheck", 45, lambda: self.sanitized("memcheck", MEMCHECK_TESTS, 60)),
             decode(q4, 1, 0, 20, quick=True), decode(q4, 8, 0), prefill(q4, 8192, seconds=6),
             decode(int8, 1, 32768, 25), decode(int8, 16, 8192, 12),

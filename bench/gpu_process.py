@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 
 from gpu_plan import Failed, Skipped
 
@@ -19,36 +20,46 @@ def tail(text, lines=TAIL_LINES):
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
+class TooSlow(Failed):
+    """A program did not end in time."""
+
+
 class Bundle:
-    """A folder with bin/, tests/ and, if they bring their libraries, lib/ and run.sh, which starts a
-    program with these. A build folder will do."""
+    """A folder with bin/ and tests/. If it has a run.sh, that knows what programs need on this machine:
+    libraries, or a loader of the bundle's own. A build folder will do."""
 
     def __init__(self, path):
         self.path = pathlib.Path(path).resolve()
-        self.env = dict(os.environ)
-        library = self.path / "lib"
+        self.env, self.first = dict(os.environ), []
         self.runner = self.path / "run.sh"
-        if library.is_dir() and not self.runner.exists():
-            before = self.env.get("LD_LIBRARY_PATH")
-            self.env["LD_LIBRARY_PATH"] = f"{library}:{before}" if before else str(library)
+        if self.runner.exists():
+            self._ask_runner()
 
-    def has(self, name):
-        return (self.path / name).exists()
+    def _ask_runner(self):
+        """Its answer holds for all programs, so it is asked only once, unless they need its loader."""
+        run = subprocess.run([self.runner, "/usr/bin/env"], capture_output=True, text=True, timeout=60,
+                             check=False)
+        for line in run.stdout.splitlines():
+            key, _, value = line.partition("=")
+            if key == "LD_LIBRARY_PATH":
+                self.env[key] = value
+        self.notes = run.stderr.strip()
+        if run.returncode != 0 or "using our" in self.notes:
+            self.first = [str(self.runner)]
 
     def command(self, name, *args):
         """How bin/`name` is started; `name` may also be a path in the folder."""
         path = self.path / (name if "/" in name else f"bin/{name}")
         if not path.exists():
             raise Skipped(f"there is no {path.relative_to(self.path)}")
-        first = [str(self.runner)] if self.runner.exists() else []
-        return [*first, str(path), *map(str, args)]
+        return [*self.first, str(path), *map(str, args)]
 
     def tests(self):
         """Test executables, those on the GPU first."""
         folder = self.path / "tests"
         found = [path for path in sorted(folder.glob("*"))
                  if path.is_file() and os.access(path, os.X_OK) and path.suffix in ("", ".bin")]
-        return sorted(found, key=lambda path: "cuda" not in path.name and "gpu" not in path.name)
+        return sorted(found, key=lambda path: not path.name.startswith("gpu_"))
 
     def run(self, command, seconds, **options):
         """The finished process; Failed when it takes longer."""
@@ -57,15 +68,19 @@ class Bundle:
                                   timeout=seconds, env=self.env, check=False, **options)
         except subprocess.TimeoutExpired as error:
             output = (error.stdout or b"") + (error.stderr or b"")
-            raise Failed(f"{pathlib.Path(command[-1]).name} took more than {seconds:.0f} s\n"
-                         f"{tail(output.decode(errors='replace'))}") from error
+            raise TooSlow(f"{self._name(command)} took more than {seconds:.0f} s\n"
+                          f"{tail(output.decode(errors='replace'))}") from error
+
+    def _name(self, command):
+        return next((pathlib.Path(word).name for word in command
+                     if word.startswith(str(self.path)) and word != str(self.runner)), command[0])
 
 
 class Answering:
     """A program that says a line of JSON when it is ready and answers each line with another."""
 
     def __init__(self, command, env, log, seconds):
-        self.name = pathlib.Path(command[-1 if command[0].endswith("run.sh") else 0]).name
+        self.name = pathlib.Path(next(word for word in command if not word.endswith("run.sh"))).name
         self.log = pathlib.Path(log)
         with open(self.log, "w", encoding="utf-8") as stderr:
             self.process = subprocess.Popen(  # pylint: disable=consider-using-with
@@ -142,8 +157,8 @@ def run_test(bundle, path, seconds, prefix=(), filters=None):
     return test_counts(output)
 
 
-def run_tests(bundle, say, left, each=90):
-    """All test executables, as long as `left()` gives time."""
+def run_tests(bundle, say, left, each=90, gpu=False):
+    """All test executables, as long as `left()` gives time. With `gpu` it is wrong if all are skipped."""
     tests = bundle.tests()
     if not tests:
         raise Skipped("the bundle has no tests")
@@ -166,6 +181,8 @@ def run_tests(bundle, say, left, each=90):
     words += f"; no time for {', '.join(unrun)}" if unrun else ""
     if failed:
         raise Failed(f"failed: {', '.join(failed)}; {words}")
+    if gpu and passed == 0:
+        raise Failed(f"no test ran on the GPU: {words}")
     return words
 
 
@@ -182,14 +199,20 @@ def sanitizer():
 
 def sanitize(bundle, tool, names, seconds, filters=None):
     """Runs the test executables whose name contains one of `names` under a tool of
-    compute-sanitizer."""
+    compute-sanitizer. One that does not end in its share of the time has found nothing so far."""
     program = sanitizer()
     paths = [path for path in bundle.tests() if any(name in path.name for name in names)]
     if not paths:
         raise Skipped("the bundle has none of these tests")
     prefix = [program, f"--tool={tool}", "--error-exitcode=9", "--print-limit=5"]
-    if bundle.runner.exists():
+    if bundle.first:
         prefix.append("--target-processes=all")
-    for path in paths:
-        run_test(bundle, path, seconds / len(paths), prefix, filters)
-    return f"{len(paths)} executables"
+    end, slow = time.monotonic() + seconds, []
+    for i, path in enumerate(paths):
+        share = max(5, (end - time.monotonic()) / (len(paths) - i))
+        try:
+            run_test(bundle, path, share, prefix, filters)
+        except TooSlow:
+            slow.append(path.name)
+    words = f"{len(paths) - len(slow)} executables clean"
+    return words + (f", not to their end: {', '.join(slow)}" if slow else "")

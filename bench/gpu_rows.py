@@ -55,13 +55,56 @@ def passed_through(line):
     ours = line.get("ours", line.get("value"))
     if not isinstance(line.get("id"), str) or not isinstance(ours, (int, float)):
         return None
-    row = report.row(line["id"], line.get("unit", ""), ours, line.get("peer"))
-    for key in ("ratio", "limit"):
-        if line.get(key) is not None:
-            row[key] = line[key]
+    unit = line.get("unit", "")
+    row = report.row(line["id"], unit, ours, line.get("peer"), lower_is_better=unit in ("ms", "us", "s"))
+    row["limit"] = line.get("limit")
     if not row["id"].startswith("gpu_"):
         row["id"] = f"gpu_{row['id']}"
     return row
+
+
+MATMUL_ROWS = {("gate_up", rows) for rows in (1, 8, 64, 2048, 8192)} | {("logits", 1), ("qkv", 1)}
+MATMUL_TYPES = ("BF16", "Q4_0", "Q8_0", "Q4_K")
+
+
+def best_of(lines, key):
+    """Of lines that differ only in the path taken, the fastest: {(what it is): line}."""
+    found = {}
+    for line in lines:
+        what = key(line)
+        if what not in found or line["tflops"] > found[what]["tflops"]:
+            found[what] = line
+    return found
+
+
+def matmul_rows(lines, limits):
+    """A few of the many lines of matmul_bench: GB/s of weights where these are the limit, else
+    TFLOP/s."""
+    best = best_of([line for line in lines if line.get("bench") == "matmul"],
+                   lambda line: (line["shape"], line["type"], line["rows"]))
+    rows = []
+    for (shape, kind, count), line in best.items():
+        if (shape, count) not in MATMUL_ROWS or kind not in MATMUL_TYPES:
+            continue
+        few = count <= 64
+        rows.append(report.row(f"gpu_matmul_{shape}_{kind.lower()}_{count}_rows",
+                               "GB/s" if few else "TFLOP/s",
+                               line["weight_gb_per_s"] if few else line["tflops"],
+                               limit=limits.get("copy_gbps" if few else "gemm_tflops")))
+    return rows
+
+
+def attention_rows(lines, limits):
+    """Prefill attention beside SDPA where that was measured."""
+    best = best_of([line for line in lines if line.get("bench") == "prefill_attention"],
+                   lambda line: (line["rows"], line["kv_tokens"]))
+    rows = []
+    for (count, keys), line in best.items():
+        name = f"sdpa_{short(keys)}" if count == keys else f"sdpa_{count}_on_{short(keys)}"
+        peer = limits.get(f"sdpa_8b_{short(keys)}_tflops") if count == keys else None
+        rows.append(report.row(f"gpu_{name}", "TFLOP/s", line["tflops"], peer,
+                               limits.get("gemm_tflops")))
+    return rows
 
 
 def json_lines(text):
@@ -219,12 +262,15 @@ class Sides:
                          [a["tokens_per_second"] for a in others], limit)
         return words + (f" (PyTorch {others[-1]['how']}, SDPA {others[-1]['sdpa']})" if others else "")
 
-    def sdpa(self, shape, tokens):
-        """The peer's attention alone; ours is in the rows of attention_bench."""
-        answer = self.ask_peer(do="sdpa", shape=shape, tokens=tokens)
-        self.details.setdefault("sdpa", []).append({"tokens": tokens, **answer})
-        self.limits[f"sdpa_{shape}_{short(tokens)}_tflops"] = answer["tflops"]
-        return f"SDPA of {short(tokens)}: {answer['tflops']:.0f} TFLOP/s ({answer['sdpa']})"
+    def sdpa(self, shape, *tokens):
+        """The peer's attention alone; ours are the rows of attention_bench, so this comes before."""
+        words = []
+        for count in tokens:
+            answer = self.ask_peer(do="sdpa", shape=shape, tokens=count)
+            self.details.setdefault("sdpa", []).append({"tokens": count, **answer})
+            self.limits[f"sdpa_{shape}_{short(count)}_tflops"] = answer["tflops"]
+            words.append(f"{short(count)}: {answer['tflops']:.0f} TFLOP/s ({answer['sdpa']})")
+        return ", ".join(words)
 
     def peer_decode(self, model, depth):
         answer = self.ask_peer(do="decode", shape=model.shape, depth=depth)
@@ -246,12 +292,11 @@ class Sides:
 
         def plain(key):
             return [self.limits[key]] if key in self.limits else ()
-        suffix = "_kv_int8" if model.kv == "int8" else ""
-        words = [self.add(f"gpu_restore_gbps{suffix}", "GB/s", values("to_device_gbps"),
+        words = [self.add(model.id("pool_write_gbps"), "GB/s", values("to_device_gbps"),
                           plain("h2d_gbps")),
-                 self.add(f"gpu_save_gbps{suffix}", "GB/s", values("to_host_gbps"), plain("d2h_gbps")),
-                 self.add(f"gpu_itl_during_restore{suffix}", "ms", values("during_ms"),
-                          values("alone_ms"), lower_is_better=True)]
+                 self.add(model.id("pool_read_gbps"), "GB/s", values("to_host_gbps"), plain("d2h_gbps")),
+                 self.add(model.id("itl_during_restore"), "ms", values("during_ms"), values("alone_ms"),
+                          lower_is_better=True)]
         return "; ".join(words)
 
     def other_bench(self, name, seconds, *args):
@@ -260,6 +305,7 @@ class Sides:
         lines = json_lines(run.stdout)
         self.details[name] = lines
         rows = [row for row in map(passed_through, lines) if row]
+        rows += matmul_rows(lines, self.limits) + attention_rows(lines, self.limits)
         self.rows.update((row["id"], row) for row in rows)
         if run.returncode != 0:
             raise Failed(f"{name} ended with {run.returncode}\n{tail(run.stdout + run.stderr)}")

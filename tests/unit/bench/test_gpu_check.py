@@ -124,9 +124,29 @@ def test_rows_of_other_benchmarks_pass_through():
     assert passed_through({"id": "copy", "unit": "GB/s", "ours": 40, "peer": 50}) == {
         "id": "gpu_copy", "unit": "GB/s", "ours": 40, "peer": 50, "ratio": 0.8, "limit": None}
     assert passed_through({"id": "gpu_x", "value": 2, "limit": 0.5})["limit"] == 0.5
+    assert passed_through({"id": "gpu_itl", "unit": "ms", "ours": 5, "peer": 4})["ratio"] == 0.8
     assert passed_through({"note": "no row"}) is None
     assert passed_through({"id": "x", "ours": "fast"}) is None
     assert gpu_rows.json_lines('noise\n{"id": "a"}\n{broken\n') == [{"id": "a"}]
+
+
+def test_of_the_lines_of_kernels_the_fastest_paths_become_rows():
+    limits = {"copy_gbps": 3000.0, "gemm_tflops": 800.0, "sdpa_8b_8k_tflops": 500.0}
+    matmul = {"bench": "matmul", "shape": "gate_up", "type": "BF16"}
+    lines = [{**matmul, "rows": 1, "path": "few", "weight_gb_per_s": 2400, "tflops": 2.4},
+             {**matmul, "rows": 1, "path": "library", "weight_gb_per_s": 1200, "tflops": 1.2},
+             {**matmul, "rows": 8192, "path": "library", "weight_gb_per_s": 50, "tflops": 600},
+             {**matmul, "rows": 3, "path": "few", "weight_gb_per_s": 2400, "tflops": 2.4}]
+    found = {row["id"]: row for row in gpu_rows.matmul_rows(lines, limits)}
+    assert set(found) == {"gpu_matmul_gate_up_bf16_1_rows", "gpu_matmul_gate_up_bf16_8192_rows"}
+    assert [(row["unit"], row["limit"]) for row in found.values()] == [("GB/s", 0.8), ("TFLOP/s", 0.75)]
+
+    attention = {"bench": "prefill_attention", "rows": 8192, "kv_tokens": 8192}
+    lines = [{**attention, "path": "fa2", "tflops": 300.0}, {**attention, "path": "sm90", "tflops": 450.0},
+             {**attention, "rows": 512, "path": "fa2", "tflops": 200.0}]
+    found = {row["id"]: row for row in gpu_rows.attention_rows(lines, limits)}
+    assert (found["gpu_sdpa_8k"]["ours"], found["gpu_sdpa_8k"]["ratio"]) == (450, 0.9)
+    assert found["gpu_sdpa_512_on_8k"]["peer"] is None
 
 
 class FakeSide:
@@ -179,9 +199,9 @@ def test_kv_moves_are_compared_with_plain_copies(sides):
     sides.ours_side = FakeSide({"to_device_gbps": 45.0, "to_host_gbps": 25.0, "during_ms": 12.5,
                                 "alone_ms": 10.0})
     sides.kv_moves(Model(), 256, 2048)
-    assert sides.rows["gpu_restore_gbps"]["ratio"] == 0.9
-    assert sides.rows["gpu_save_gbps"]["ratio"] == 1
-    assert sides.rows["gpu_itl_during_restore"]["ratio"] == 0.8
+    assert sides.rows["gpu_8b_bf16_pool_write_gbps"]["ratio"] == 0.9
+    assert sides.rows["gpu_8b_bf16_pool_read_gbps"]["ratio"] == 1
+    assert sides.rows["gpu_8b_bf16_itl_during_restore"]["ratio"] == 0.8
 
 
 def test_the_result_file_has_the_common_form(check, sides):
@@ -215,15 +235,34 @@ def test_tests_are_run_and_a_failing_one_is_told(tmp_path):
     with pytest.raises(Skipped):
         gpu_process.run_tests(bundle, lambda _: None, lambda: 60)
     program(tmp_path / "tests/a_test", "echo '[  PASSED  ] 3 tests.'")
-    program(tmp_path / "tests/cuda_test", "echo '[  PASSED  ] 4 tests.'")
-    assert [path.name for path in bundle.tests()] == ["cuda_test", "a_test"]
+    program(tmp_path / "tests/gpu_test", "echo '[  PASSED  ] 4 tests.'")
+    assert [path.name for path in bundle.tests()] == ["gpu_test", "a_test"]
     assert gpu_process.run_tests(bundle, lambda _: None, lambda: 60).startswith("7 tests of 2")
-    assert "no time for cuda_test, a_test" in gpu_process.run_tests(bundle, lambda _: None, lambda: 1)
+    assert "no time for gpu_test, a_test" in gpu_process.run_tests(bundle, lambda _: None, lambda: 1)
     program(tmp_path / "tests/bad_test", "echo expected 1; exit 1")
     said = []
     with pytest.raises(Failed, match="bad_test"):
         gpu_process.run_tests(bundle, said.append, lambda: 60)
     assert "expected 1" in said[0]
+
+
+def test_on_a_gpu_skipped_tests_are_a_failure(tmp_path):
+    bundle = gpu_process.Bundle(tmp_path)
+    program(tmp_path / "tests/gpu_test", "echo '[  SKIPPED ] 3 tests, listed below:'")
+    assert "3 skipped" in gpu_process.run_tests(bundle, lambda _: None, lambda: 60)
+    with pytest.raises(Failed, match="no test ran on the GPU"):
+        gpu_process.run_tests(bundle, lambda _: None, lambda: 60, gpu=True)
+
+
+def test_the_bundle_s_own_runner_is_asked_what_programs_need(tmp_path):
+    program(tmp_path / "bin/tool", "echo $LD_LIBRARY_PATH")
+    program(tmp_path / "run.sh", "export LD_LIBRARY_PATH=/some/where; exec \"$@\"")
+    bundle = gpu_process.Bundle(tmp_path)
+    command = bundle.command("tool", 1)
+    assert command == [str(tmp_path / "bin/tool"), "1"]
+    assert bundle.run(command, 10).stdout == "/some/where\n"
+    program(tmp_path / "run.sh", "echo 'glibc here is old; using our own' >&2; exec \"$@\"")
+    assert gpu_process.Bundle(tmp_path).command("tool")[0] == str(tmp_path / "run.sh")
 
 
 def test_a_program_that_ends_or_hangs_is_told(tmp_path):
@@ -314,6 +353,6 @@ def test_all_of_it_works_together_without_a_gpu(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     assert found["tests"] == SKIPPED and found["conversation"] == PASS and found["restore"] == PASS
     ids = {row["id"] for row in document["rows"]}
-    assert {"gpu_tiny_bf16_decode_b2_d64", "gpu_tiny_bf16_prefill_128", "gpu_restore_gbps",
-            "gpu_itl_during_restore", "gpu_tiny_q4_0_decode_b1_d0"} <= ids
+    assert {"gpu_tiny_bf16_decode_b2_d64", "gpu_tiny_bf16_prefill_128",
+            "gpu_tiny_bf16_pool_write_gbps", "gpu_tiny_bf16_itl_during_restore", "gpu_tiny_q4_0_decode_b1_d0"} <= ids
     assert "PASS after" in run.stdout
