@@ -239,7 +239,8 @@ class LlamaModel final : public Model {
   std::vector<Layer> layers_;
   std::unique_ptr<RopeTable> rope_;
   Scratch scratch_;
-  std::vector<float> host_logits_;  // for a backend whose memory the host cannot read
+  // For a backend whose memory the host cannot read: its logits, where it copies to fastest.
+  std::unique_ptr<kvstore::MemoryRegion> host_logits_;
 };
 
 class Loader final {
@@ -303,7 +304,8 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
                      backend_.Allocate(wanted.rows, wanted.cols, wanted.use));
   }
   if (!backend_.memory().host_addressable()) {
-    host_logits_.resize(static_cast<size_t>(options_.max_logit_rows * config_.vocab));
+    const auto values = static_cast<size_t>(options_.max_logit_rows * config_.vocab);
+    ASSIGN_OR_RETURN(host_logits_, backend_.memory().AllocateHost(values * sizeof(float)));
   }
   resident_bytes_ = loader.bytes();
   return backend_.Synchronize();
@@ -439,10 +441,11 @@ absl::Status LlamaModel::Layers(const StepBatch& batch, const kvstore::KvArena& 
 absl::StatusOr<TensorView> LlamaModel::HostLogits(int64_t rows) {
   const TensorView logits =
       (shard_.size == 1 ? scratch_.logits : scratch_.logits_full)->view().Rows(0, rows);
-  if (host_logits_.empty() || rows == 0) return logits;
-  const auto values = static_cast<size_t>(logits.rows * logits.cols);
-  RETURN_IF_ERROR(backend_.CopyToHost(logits, std::span(host_logits_).first(values)));
-  return TensorView{host_logits_.data(), logits.rows, logits.cols, logits.cols};
+  if (host_logits_ == nullptr || rows == 0) return logits;
+  const std::span on_host(reinterpret_cast<float*>(host_logits_->data()),
+                          static_cast<size_t>(logits.rows * logits.cols));
+  RETURN_IF_ERROR(backend_.CopyToHost(logits, on_host));
+  return TensorView{on_host.data(), logits.rows, logits.cols, logits.cols};
 }
 
 absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,

@@ -159,6 +159,7 @@ class CudaBackend final : public Backend {
   // `values` on the device: the step's copy of them if there is one, else sent now.
   absl::StatusOr<const int32_t*> OnDevice(std::span<const int32_t> values);
   absl::Status MakeMatMul();
+  absl::StatusOr<DeviceRegion> OnDeviceForGood(std::span<const std::byte> bytes);
   absl::Status Plan(const StepInputs& inputs, ActivationType activations, DeviceStep& tables,
                     AttentionRunner& attention);
   // The contiguous f32 scratch of the copies between host and bf16 buffers.
@@ -212,6 +213,16 @@ absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> CudaBackend::ConnectR
 
 // --- Weights and buffers
 
+// Through our stream, and waited for: a plain copy may return before its last bytes have arrived,
+// and our stream does not wait for the one it runs on.
+absl::StatusOr<DeviceRegion> CudaBackend::OnDeviceForGood(std::span<const std::byte> bytes) {
+  ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(bytes.size()));
+  CUDA_RETURN_IF_ERROR(
+      cudaMemcpyAsync(region.data(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream()));
+  RETURN_IF_ERROR(stream_.Synchronize());
+  return region;
+}
+
 absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView& weight,
                                                                 RowRange rows) {
   RETURN_IF_ERROR(Enter());
@@ -219,16 +230,19 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
       Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
   std::vector<std::byte> packed(PackedBytes(weight.type, rows.size(), weight.cols));
   RETURN_IF_ERROR(PackForDevice(weight, rows, packed));
-  ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(packed.size()));
-  CUDA_RETURN_IF_ERROR(
-      cudaMemcpy(region.data(), packed.data(), packed.size(), cudaMemcpyHostToDevice));
+  ASSIGN_OR_RETURN(DeviceRegion region, OnDeviceForGood(packed));
   const DeviceWeight on_device{.type = DeviceTypeOf(weight.type),
                                .data = region.data(),
                                .rows = rows.size(),
                                .cols = weight.cols};
-  limits_.cols = std::max(limits_.cols, weight.cols);
+  MatMulLimits limits = limits_;
+  limits.cols = std::max(limits.cols, weight.cols);
   if (on_device.type != WeightType::kBF16) {
-    limits_.quantised_rows = std::max(limits_.quantised_rows, rows.size());
+    limits.quantised_rows = std::max(limits.quantised_rows, rows.size());
+  }
+  if (limits != limits_) {
+    limits_ = limits;
+    matmul_.reset();  // to be made anew; what it has put on the stream has been waited for above
   }
   return std::make_unique<DeviceMatrix>(std::move(region), on_device);
 }
@@ -248,9 +262,7 @@ absl::StatusOr<std::unique_ptr<RopeTable>> CudaBackend::MakeRopeTable(const Rope
   RETURN_IF_ERROR(Enter());
   RETURN_IF_ERROR(Shape(spec.max_positions >= 0, "MakeRopeTable"));
   const std::vector<float> values = AnglesOf(spec);
-  ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(values.size() * sizeof(float)));
-  CUDA_RETURN_IF_ERROR(
-      cudaMemcpy(region.data(), values.data(), region.size(), cudaMemcpyHostToDevice));
+  ASSIGN_OR_RETURN(DeviceRegion region, OnDeviceForGood(std::as_bytes(std::span(values))));
   const RopeAngles angles{.values = reinterpret_cast<const float*>(region.data()),
                           .pairs = static_cast<int32_t>(spec.inv_freq.size()),
                           .interleaved = spec.interleaved};

@@ -4,6 +4,7 @@
 #include <array>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/matmul/kernels/convert.h"
@@ -77,10 +78,11 @@ TensorView MatMulRunner::ScratchX(const TensorView& x) const {
   return {reinterpret_cast<float*>(x_scratch_), x.rows, pitch, pitch, ActivationType::kBf16};
 }
 
-bool MatMulRunner::FewRows(WeightType type, int64_t rows) const {
+bool MatMulRunner::FewRows(const DeviceWeight& weight, int64_t rows) const {
   if (lt_ == nullptr) return true;
-  return rows <= (type == WeightType::kBF16 ? std::max(paths_.gemv_rows, paths_.skinny_rows)
-                                            : paths_.quantised_skinny_rows);
+  if (weight.type != WeightType::kBF16) return rows <= paths_.quantised_skinny_rows;
+  return rows <= paths_.gemv_rows ||
+         (rows <= paths_.skinny_rows && weight.rows <= paths_.skinny_outputs);
 }
 
 // Outputs of `weight` that one product of cuBLASLt computes.
@@ -163,13 +165,18 @@ absl::Status MatMulRunner::RunPart(TensorView x, std::span<const DeviceWeight> w
     RETURN_IF_ERROR(Launched(LaunchToBf16(x, rounded.data, rounded.stride, stream), "MatMul: x"));
     x = rounded;
   }
-  for (const WeightType type : kDeviceTypes) {
-    if (!FewRows(type, x.rows)) continue;
-    RETURN_IF_ERROR(RunSkinny(x, type, weights, outs, stream));
-  }
+  absl::InlinedVector<DeviceWeight, 4> few;
+  absl::InlinedVector<TensorView, 4> few_outs;
   for (size_t i = 0; i < weights.size(); ++i) {
-    if (FewRows(weights[i].type, x.rows)) continue;
-    RETURN_IF_ERROR(RunLarge(x, weights[i], outs[i], stream));
+    if (FewRows(weights[i], x.rows)) {
+      few.push_back(weights[i]);
+      few_outs.push_back(outs[i]);
+    } else {
+      RETURN_IF_ERROR(RunLarge(x, weights[i], outs[i], stream));
+    }
+  }
+  for (const WeightType type : kDeviceTypes) {
+    RETURN_IF_ERROR(RunSkinny(x, type, few, few_outs, stream));
   }
   return absl::OkStatus();
 }
@@ -197,7 +204,7 @@ absl::Status MatMulRunner::Prepare(TensorView x, std::span<const DeviceWeight> w
   RETURN_IF_ERROR(CheckShapes(x, weights, outs));
   if (!Readable(x)) x = ScratchX(x);
   for (size_t i = 0; i < weights.size(); ++i) {
-    if (FewRows(weights[i].type, x.rows)) continue;
+    if (FewRows(weights[i], x.rows)) continue;
     const int64_t part = PartRows(weights[i]);
     for (int64_t first = 0; part > 0 && first < weights[i].rows; first += part) {
       const absl::Status status = lt_->Prepare(

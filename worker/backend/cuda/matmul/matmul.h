@@ -35,13 +35,15 @@ struct MatMulLimits {
   int64_t rows = 0;            // of x
   int64_t cols = 0;            // of x
   int64_t quantised_rows = 0;  // outputs of the largest quantised matrix; 0: there is none
+  bool operator==(const MatMulLimits&) const = default;
 };
 
-// Up to how many rows each path is taken; measured with bench/matmul_bench.
+// Up to how many rows each path is taken; measured with bench/matmul_bench on an H200.
 struct MatMulPaths {
-  int64_t gemv_rows = 4;               // bf16 weights, fused multiply-adds
-  int64_t skinny_rows = 8;             // bf16 weights, tensor cores
-  int64_t quantised_skinny_rows = 32;  // quantised weights, decoded in registers
+  int64_t gemv_rows = 2;          // bf16 weights, fused multiply-adds
+  int64_t skinny_rows = 16;       // bf16 weights of few outputs, tensor cores
+  int64_t skinny_outputs = 4096;  // what "few outputs" are: the library fills the GPU with more
+  int64_t quantised_skinny_rows = 64;  // quantised weights, decoded in registers
 };
 
 class MatMulRunner final {
@@ -68,7 +70,7 @@ class MatMulRunner final {
   // What cuBLASLt computes for outputs [first, first + count) of `weight`.
   LtProduct PartOf(const TensorView& x, const DeviceWeight& weight, const TensorView& out,
                    int64_t first, int64_t count) const;
-  bool FewRows(WeightType type, int64_t rows) const;
+  bool FewRows(const DeviceWeight& weight, int64_t rows) const;
   int64_t PartRows(const DeviceWeight& weight) const;
   absl::Status RunPart(TensorView x, std::span<const DeviceWeight> weights,
                        std::span<const TensorView> outs, cudaStream_t stream);
