@@ -43,7 +43,7 @@ void* Upload(const void* from, size_t bytes) {
 std::vector<uint16_t> RandomValues(size_t count, std::mt19937& random) {
   std::vector<uint16_t> values(count);
   for (uint16_t& v : values) {
-    const uint32_t bits = random();
+    const auto bits = static_cast<uint32_t>(random());
     v = static_cast<uint16_t>(0x3f00 | (bits & 0x80ff));
   }
   return values;
