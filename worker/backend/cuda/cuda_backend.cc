@@ -12,6 +12,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "common/cpus.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/attention_runner.h"
 #include "worker/backend/cuda/cuda_error.h"
@@ -104,7 +105,7 @@ std::vector<float> AnglesOf(const RopeSpec& spec) {
 
 class CudaBackend final : public Backend {
  public:
-  static absl::StatusOr<std::unique_ptr<Backend>> Create(int index);
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(int index, int threads);
 
   absl::string_view name() const override { return name_; }
   kvstore::Memory& memory() override { return *memory_; }
@@ -143,8 +144,9 @@ class CudaBackend final : public Backend {
   absl::Status Synchronize() override;
 
  private:
-  explicit CudaBackend(Device device)
+  CudaBackend(Device device, int threads)
       : device_(std::move(device)),
+        packers_(threads > 0 ? threads : static_cast<int>(common::ReadCpus().allowed.size())),
         name_(absl::StrCat("cuda/", device_.name())),
         step_attention_(device_),
         call_attention_(device_) {}
@@ -166,6 +168,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<TensorView> CopyScratch(int64_t rows, int64_t cols);
 
   const Device device_;
+  const int packers_;  // threads that pack weights while a model is loaded
   const std::string name_;
   std::unique_ptr<kvstore::Memory> memory_;
   Stream stream_;
@@ -185,10 +188,10 @@ class CudaBackend final : public Backend {
   StepGraphs graphs_;
 };
 
-absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index) {
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index, int threads) {
   ASSIGN_OR_RETURN(Device device, Device::Open(index));
   RETURN_IF_ERROR(device.MakeCurrent());
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(device)));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(device), threads));
   ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
   ASSIGN_OR_RETURN(backend->memory_, CreateCudaMemory(index));
   absl::StatusOr<CublasLt> lt = CublasLt::Load();
@@ -229,7 +232,7 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
   RETURN_IF_ERROR(
       Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
   std::vector<std::byte> packed(PackedBytes(weight.type, rows.size(), weight.cols));
-  RETURN_IF_ERROR(PackForDevice(weight, rows, packed));
+  RETURN_IF_ERROR(PackForDevice(weight, rows, packers_, packed));
   ASSIGN_OR_RETURN(DeviceRegion region, OnDeviceForGood(packed));
   const DeviceWeight on_device{.type = DeviceTypeOf(weight.type),
                                .data = region.data(),
@@ -518,7 +521,7 @@ absl::Status CudaBackend::Synchronize() {
 }  // namespace cuda
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const BackendOptions& options) {
-  return cuda::CudaBackend::Create(options.device);
+  return cuda::CudaBackend::Create(options.device, options.threads);
 }
 
 }  // namespace loopserve::worker

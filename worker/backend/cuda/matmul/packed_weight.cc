@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 
 namespace loopserve::worker::cuda {
@@ -259,6 +261,27 @@ absl::Status PackForDevice(const WeightView& weight, RowRange rows, std::span<st
                 weight.data.data() + static_cast<size_t>(rows.begin + r) * weight.row_bytes(),
                 static_cast<size_t>(weight.cols), out.data() + static_cast<size_t>(r) * pitch);
   }
+  return absl::OkStatus();
+}
+
+absl::Status PackForDevice(const WeightView& weight, RowRange rows, int threads,
+                           std::span<std::byte> out) {
+  const int64_t share = TilesOf(TilesOf(rows.size(), kTileRows), std::max(threads, 1)) * kTileRows;
+  if (share >= rows.size() || out.size() != PackedBytes(weight.type, rows.size(), weight.cols)) {
+    return PackForDevice(weight, rows, out);
+  }
+  std::vector<absl::Status> statuses(static_cast<size_t>(TilesOf(rows.size(), share)));
+  std::vector<std::jthread> packers;
+  for (size_t i = 0; i < statuses.size(); ++i) {
+    const int64_t begin = static_cast<int64_t>(i) * share;
+    const RowRange part{rows.begin + begin, std::min(rows.begin + begin + share, rows.end)};
+    const std::span<std::byte> to = out.subspan(PackedBytes(weight.type, begin, weight.cols),
+                                                PackedBytes(weight.type, part.size(), weight.cols));
+    packers.emplace_back(
+        [&weight, &status = statuses[i], part, to] { status = PackForDevice(weight, part, to); });
+  }
+  packers.clear();  // joins
+  for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
   return absl::OkStatus();
 }
 

@@ -28,6 +28,10 @@ size_t PackedBytes(WeightType type, int64_t rows, int64_t cols);
 // of another size.
 absl::Status PackForDevice(const WeightView& weight, RowRange rows, std::span<std::byte> out);
 
+// The same by several threads at once.
+absl::Status PackForDevice(const WeightView& weight, RowRange rows, int threads,
+                           std::span<std::byte> out);
+
 // The float32 values of one row of a packed matrix of DeviceTypeOf(...) `type`, out.size() columns:
 // the scalar definition of the layout. Quantised types give what DequantizeRows gives.
 void UnpackRow(WeightType type, std::span<const std::byte> packed, int64_t row,

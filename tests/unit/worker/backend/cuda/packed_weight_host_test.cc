@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tests/conformance/backend_data.h"
+#include "tests/support/status_matchers.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 
 namespace loopserve::worker::cuda {
@@ -98,6 +99,24 @@ TEST(PackedWeight, PartsPackedApartMakeTheWhole) {
   ASSERT_TRUE(PackForDevice(file.view, {0, 16}, all.first(first)).ok());
   ASSERT_TRUE(PackForDevice(file.view, {16, 40}, all.subspan(first)).ok());
   EXPECT_EQ(std::memcmp(whole.data(), parts.data(), whole.size()), 0);
+}
+
+TEST(PackedWeight, ThreadsChangeNothing) {
+  for (const WeightType type :
+       {WeightType::kBF16, WeightType::kF32, WeightType::kQ4_0, WeightType::kQ6_K}) {
+    testing::Random random(3);
+    const int64_t cols = std::max(InfoOf(type).block_values, 32);
+    const testing::FileMatrix matrix = testing::RandomMatrix(type, 100, cols, random);
+    for (const RowRange rows : {RowRange{0, 100}, RowRange{7, 90}, RowRange{3, 3}}) {
+      std::vector<std::byte> alone(PackedBytes(type, rows.size(), cols));
+      ASSERT_OK(PackForDevice(matrix.view, rows, alone));
+      for (const int threads : {0, 1, 2, 3, 50}) {
+        std::vector<std::byte> together(alone.size());
+        ASSERT_OK(PackForDevice(matrix.view, rows, threads, together));
+        EXPECT_EQ(together, alone) << InfoOf(type).name << ", threads: " << threads;
+      }
+    }
+  }
 }
 
 TEST(PackedWeight, RefusesWhatDoesNotFit) {
