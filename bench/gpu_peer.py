@@ -250,12 +250,12 @@ class Stack:
         x = self._layers(f.embedding(ids, self.table), attend, cos, sin)
         return f.linear(f.rms_norm(x[-1:], (self.shape.hidden,), self.norm, 1e-5), self.table)
 
-    def _compile(self, run):
+    def _compile(self, run, seconds):
         """Compiles on first use; run() is what has to work with it."""
         if self.compiled is None:
             t = self.torch.torch
             try:
-                with within(COMPILE_SECONDS):
+                with within(seconds):
                     self._use(t.compile(self._before, dynamic=True),
                               t.compile(self._after, dynamic=True), "compiled")
                     run()
@@ -268,7 +268,7 @@ class Stack:
     def _use(self, before, after, how):
         self.before, self.after, self.how = before, after, how
 
-    def prefill(self, tokens, repeats=REPEATS):
+    def prefill(self, tokens, repeats=REPEATS, compile_seconds=COMPILE_SECONDS):
         torch, name = self.torch, self.attention.choose(tokens)[0]
         ids = torch.torch.randint(0, self.shape.vocab, (tokens,), device=torch.device)
         cos, sin = self._rope(tokens)
@@ -277,7 +277,7 @@ class Stack:
             return self._run(ids, self.attention.ways[name], cos, sin)
         self._use(self._before, self._after, "eager")
         found = {"eager": torch.seconds(run, repeats)}
-        if torch.cuda and self._compile(run):
+        if torch.cuda and self._compile(run, compile_seconds):
             self._use(*self.compiled, "compiled")
             found["compiled"] = torch.seconds(run, repeats)
         how = min(found, key=found.get)
@@ -338,7 +338,8 @@ class Peer:
                 self.torch.torch.cuda.empty_cache()
             return found
         if what == "prefill":
-            return self.stack(shape).prefill(request["tokens"], request.get("repeats", REPEATS))
+            return self.stack(shape).prefill(request["tokens"], request.get("repeats", REPEATS),
+                                             request.get("compile_seconds", COMPILE_SECONDS))
         if what == "decode":
             return self.stack(shape).decode(request.get("depth", 0))
         if what == "sdpa":

@@ -125,6 +125,7 @@ class Sides:
         self.bundle, self.options, self.say = bundle, options, say
         self.rows, self.details, self.limits = {}, {}, {}
         self.model, self.ours_side, self.ours_failed, self.starts = None, None, {}, {}
+        self.depth = None  # of the histories that our side keeps
         self.peer_side, self.peer_failed = None, None
         self.devices = {}
 
@@ -227,6 +228,9 @@ class Sides:
 
     def decode(self, model, batch, depth):
         side, answers = self.ours(model), []
+        if depth != self.depth:  # the pool has room for the largest batch, not for all of them
+            self.forget()
+        self.depth = depth
         for _ in range(1 if self.options.quick else ROUNDS):
             answers.append(side.ask(f"decode {batch} {depth} {DECODE_STEPS}", ANSWER_SECONDS))
         self.details.setdefault("decode", []).extend(answers)
@@ -239,6 +243,7 @@ class Sides:
     def forget(self):
         if self.ours_side is not None and self.ours_side.alive and self.ours_side.well:
             self.ours_side.ask("forget")
+        self.depth = None
 
     def prefill(self, model, tokens, chunk=0, rounds=ROUNDS):
         """Beside the peer, which computes the whole prompt at once."""
@@ -249,7 +254,8 @@ class Sides:
             mine.append(side.ask(f"prefill {tokens} {chunk} 2", ANSWER_SECONDS))
             if peer:
                 try:
-                    others.append(self.ask_peer(do="prefill", shape=model.shape, tokens=tokens))
+                    others.append(self.ask_peer(do="prefill", shape=model.shape, tokens=tokens,
+                                                compile_seconds=25 if self.options.quick else 60))
                 except (Failed, Skipped) as why:
                     self.say(f"peer: {why}")
                     peer = False

@@ -171,11 +171,15 @@ def fixture_sides(check):
 
 
 def test_decoding_is_compared_with_the_memory(sides):
-    sides.ours_side = FakeSide({"tokens_per_second": 150.0, "bytes_per_step": 15e9})
+    answer = {"tokens_per_second": 150.0, "bytes_per_step": 15e9}
+    sides.ours_side = FakeSide(answer, answer, answer)
     sides.decode(Model(), 1, 0)
     row = sides.rows["gpu_8b_bf16_decode_b1_d0"]
     assert (row["ours"], row["peer"], row["limit"]) == (150, None, 0.75)
-    assert sides.ours_side.asked == ["decode 1 0 48"]
+    sides.decode(Model(), 8, 0)
+    sides.decode(Model(), 1, 8192)
+    assert sides.ours_side.asked == ["forget", "decode 1 0 48", "decode 8 0 48", "forget",
+                                     "decode 1 8192 48"]
 
 
 def test_prefill_is_compared_with_the_peer_and_the_products(sides):
@@ -185,7 +189,8 @@ def test_prefill_is_compared_with_the_peer_and_the_products(sides):
     row = sides.rows["gpu_8b_bf16_prefill_8k"]
     assert (row["ratio"], row["limit"]) == (0.8, 0.64)
     assert "PyTorch compiled, SDPA cudnn" in words
-    assert json.loads(sides.peer_side.asked[0]) == {"do": "prefill", "shape": "8b", "tokens": 8192}
+    assert json.loads(sides.peer_side.asked[0]) == {"do": "prefill", "shape": "8b", "tokens": 8192,
+                                                     "compile_seconds": 25}
 
 
 def test_prefill_without_a_peer_is_a_row_all_the_same(sides):
