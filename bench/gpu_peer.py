@@ -316,7 +316,7 @@ class Stack:
 class Peer:
     def __init__(self):
         self.torch = Torch()
-        self.stacks, self.attentions = {}, {}
+        self.stacks = {}
 
     def stack(self, name):
         if name not in self.stacks:
@@ -326,17 +326,24 @@ class Peer:
 
     def unload(self):
         self.stacks.clear()
-        if self.torch.cuda:
-            self.torch.torch.cuda.empty_cache()
+        self.give_back()
         return {}
 
+    def give_back(self):
+        """What PyTorch keeps for later: the other side may need it."""
+        if self.torch.cuda:
+            self.torch.torch.cuda.empty_cache()
+
     def answer(self, request):
+        try:
+            return self._answer(request)
+        finally:
+            self.give_back()
+
+    def _answer(self, request):
         what, shape = request["do"], request.get("shape", "8b")
         if what == "limits":
-            found = limits(self.torch, request.get("quick", False))
-            if self.torch.cuda:
-                self.torch.torch.cuda.empty_cache()
-            return found
+            return limits(self.torch, request.get("quick", False))
         if what == "prefill":
             return self.stack(shape).prefill(request["tokens"], request.get("repeats", REPEATS),
                                              request.get("compile_seconds", COMPILE_SECONDS))
