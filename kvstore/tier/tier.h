@@ -56,7 +56,8 @@ class EntryBytes final {
   auto end() const { return view_.end(); }
   // Where a device copies it fastest.
   bool in_arena() const { return buffer_.in_arena(); }
-  bool operator==(const EntryBytes& other) const { return std::ranges::equal(view_, other.view_); }
+  bool operator==(const EntryBytes& other) const { return *this == other.view_; }
+  bool operator==(ByteSpan bytes) const { return std::ranges::equal(view_, bytes); }
 
  private:
   const std::vector<std::byte> plain_;

@@ -76,7 +76,9 @@ TEST_P(DeviceLinkTest, WhatIsHandedOutHasArrived) {
   EXPECT_EQ(result.restored_tokens, kTokens);
   // Eight blocks at a time, each time once for both ranks.
   EXPECT_EQ(memory_->fences() - fences, 4 * kv_.pool().ranks());
-  if (exact()) EXPECT_EQ(kv_.Exact(tokens_, 0, blocks), kTokens);
+  if (exact()) {
+    EXPECT_EQ(kv_.Exact(tokens_, 0, blocks), kTokens);
+  }
   for (const BlockHandle& block : blocks) EXPECT_FALSE(kv_.IsUntouched(block));
 }
 
@@ -89,7 +91,9 @@ TEST_P(DeviceLinkTest, FromDiskToo) {
     const RestoreResult result = Restore(blocks);
     EXPECT_EQ(result.restored_tokens, kTokens);
     EXPECT_EQ(result.tokens_by_place[static_cast<size_t>(place)], static_cast<uint64_t>(kTokens));
-    if (exact()) EXPECT_EQ(kv_.Exact(tokens_, 0, blocks), kTokens);
+    if (exact()) {
+      EXPECT_EQ(kv_.Exact(tokens_, 0, blocks), kTokens);
+    }
   }
 }
 
@@ -102,7 +106,9 @@ TEST_P(DeviceLinkTest, ACopyThatCannotStartEndsTheRestoreThere) {
   memory_->FailCopies(0, absl::OkStatus());
   EXPECT_LT(result.restored_tokens, kTokens);
   EXPECT_NE(result.short_reason, "");
-  if (exact()) EXPECT_GE(kv_.Exact(tokens_, 0, blocks), result.restored_tokens);
+  if (exact()) {
+    EXPECT_GE(kv_.Exact(tokens_, 0, blocks), result.restored_tokens);
+  }
 }
 
 TEST_P(DeviceLinkTest, AFenceThatFailsHandsOutNothing) {
@@ -129,7 +135,9 @@ TEST_P(DeviceLinkTest, WithoutMemoryToPinItWorksAllTheSame) {
   ASSERT_OK(Save(kv_.Compute(tokens_)));
   const auto blocks = kv_.Allocate(kTokens);
   EXPECT_EQ(Restore(blocks).restored_tokens, kTokens);
-  if (exact()) EXPECT_EQ(kv_.Exact(tokens_, 0, blocks), kTokens);
+  if (exact()) {
+    EXPECT_EQ(kv_.Exact(tokens_, 0, blocks), kTokens);
+  }
 }
 
 TEST(DeviceLinkSizesTest, OnlyWhatTheHostCannotAddressIsBatched) {
