@@ -24,10 +24,11 @@ ROWS = {
         ["store.", "open_session_log."],
         ["tier/chain."],
         ["codec/", "tier/", "prefix_index.", "eviction.", "restore_plan.", "restore_job.",
+         "block_saver.", "device_link.",
          "session_", "disk_session_log.", "memory_session_log.",
          "block_format.", "kv_metrics."],
         ["block_pool."],
-        ["memory.", "host_memory.", "kv_shape.", "int8_vector.", "block_key.", "byte_io.", "file."],
+        ["memory.", "host_memory.", "host_arena.", "kv_shape.", "int8_vector.", "block_key.", "byte_io.", "file."],
     ],
     "worker": [
         ["main.", "config."],
@@ -74,6 +75,11 @@ LONG_FILES = {}
 # Sources without a unit test of the same name, each with the suite that covers it instead.
 NO_MIRROR = {
     "main.cc": "tests/e2e runs the executable",
+    "worker/backend/cuda/bench/transfer_bench.cc": "a program that measures a GPU",
+    "worker/backend/cuda/copy_channel.cc": "tests/gpu/cuda_memory_test.cc",
+    "worker/backend/cuda/cuda_error.cc": "tests/gpu/cuda_memory_test.cc",
+    "worker/backend/cuda/cuda_memory.cc": "tests/gpu/cuda_memory_test.cc",
+    "worker/backend/cuda/handles.cc": "tests/gpu/cuda_memory_test.cc",
     "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
