@@ -32,7 +32,7 @@
 
 namespace loopserve::worker {
 
-inline constexpr absl::Duration kStallTimeout = absl::Milliseconds(1500);
+inline constexpr absl::Duration kStallTimeout = absl::Milliseconds(1250);
 
 struct RankGroupOptions {
   int tp = 1;

@@ -7,7 +7,7 @@
 // for everyone makes everyone slow. The end of a step counts as a call. A lone rank has no measure
 // and is never silent.
 //
-//   RankWatch watch(ranks, absl::Seconds(1.5));
+//   RankWatch watch(ranks, absl::Milliseconds(1250));
 //   watch.Begin();                        // per step
 //   comm = Watched(std::move(comm), watch);  // tells of every call
 //   watch.Arrive(rank);                   // at the end of the rank's step
