@@ -21,6 +21,7 @@
 #include "worker/backend/cuda/device_step.h"
 #include "worker/backend/cuda/handles.h"
 #include "worker/backend/cuda/kernels/append_kv.h"
+#include "worker/backend/cuda/kernels/copy_words.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
 #include "worker/backend/cuda/kernels/embed_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
@@ -45,6 +46,16 @@ absl::Status Shape(bool fits, absl::string_view op) {
 
 bool SameShape(const TensorView& a, const TensorView& b) {
   return a.rows == b.rows && a.cols == b.cols;
+}
+
+// Whether a kernel may write to this address of the host.
+bool IsPinned(const void* host) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, host) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return false;
+  }
+  return attributes.type == cudaMemoryTypeHost;
 }
 
 class DeviceBuffer final : public Buffer {
@@ -487,6 +498,10 @@ absl::Status CudaBackend::CopyToHost(TensorView from, std::span<float> to) {
     ASSIGN_OR_RETURN(const TensorView scratch, CopyScratch(from.rows, from.cols));
     CUDA_RETURN_IF_ERROR(LaunchGatherRows(from, nullptr, scratch, stream()));
     from = scratch;
+  }
+  if (from.stride == from.cols && to.size_bytes() <= kMostCopiedBytes && IsPinned(to.data())) {
+    CUDA_RETURN_IF_ERROR(LaunchCopyWords(from.data, to.data(), to.size_bytes(), stream()));
+    return absl::OkStatus();
   }
   const size_t row_bytes = static_cast<size_t>(from.cols) * sizeof(float);
   CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
