@@ -83,6 +83,7 @@ class TimedBackend final : public worker::Backend {
     return inner_->MakeRopeTable(spec);
   }
 
+  absl::Status FinishLoading(int64_t max_rows) override { return inner_->FinishLoading(max_rows); }
   absl::Status RunStep(const worker::StepInputs& inputs,
                        absl::FunctionRef<absl::Status()> ops) override {
     return inner_->RunStep(inputs, ops);

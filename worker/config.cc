@@ -11,6 +11,8 @@
 namespace loopserve::worker {
 namespace {
 
+// What is left is for the workspaces of steps.
+constexpr double kMaxDeviceShare = 0.95;
 constexpr absl::Duration kMaxSessionTtl = absl::Hours(100 * 365 * 24);
 
 }  // namespace
@@ -21,13 +23,16 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("metrics-listen", &metrics_listen, "Address of /metrics (port 0: any)");
   flags.Add("model", &model, "GGUF file to serve");
   flags.Add("model-name", &model_name, "Name under which it is served (default: from the file)");
-  flags.Add("backend", &backend, "auto, cpu or reference");
+  flags.Add("backend", &backend, "auto, cuda (where it was built), cpu or reference");
   flags.Add("tp", &tp, "Tensor-parallel ranks");
   flags.Add("threads", &threads, "Threads over all ranks (0: all cores that the process may use)");
   flags.Add("pin-threads", &pin_threads,
             "Keep each compute thread on one CPU: on, off, or auto (when they fill CPUs that were "
             "set aside for this process, or several NUMA nodes)");
   flags.AddBytes("kv-device-bytes", &kv_device_bytes, "Memory of the paged KV pool");
+  flags.Add("kv-device-share", &kv_device_share,
+            "The pool's share, up to 0.95, of what is free once the model is loaded, instead of "
+            "--kv-device-bytes (0: not used)");
   flags.AddBytes("kv-host-bytes", &kv_host_bytes, "Host tier: encoded KV between turns");
   flags.Add("kv-disk-dir", &kv_disk_dir,
             "Directory of the disk tier and the session records "
@@ -67,6 +72,10 @@ absl::Status WorkerConfig::CheckKv() const {
   if (kv_dtype != "bf16" && kv_dtype != "int8") {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-dtype is '", kv_dtype, "'; it must be bf16 or int8"));
+  }
+  if (!(kv_device_share >= 0 && kv_device_share <= kMaxDeviceShare)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv-device-share is ", kv_device_share, "; it must lie between 0 and ", kMaxDeviceShare));
   }
   const kvstore::Codec* codec = kvstore::FindCodec(StoredCodec());
   if (codec == nullptr) {

@@ -24,6 +24,7 @@ struct WorkerConfig {
   std::string pin_threads = "auto";
   // KV tiers.
   uint64_t kv_device_bytes = uint64_t{1} << 30;
+  double kv_device_share = 0;
   uint64_t kv_host_bytes = uint64_t{1} << 30;
   std::string kv_disk_dir;
   uint64_t kv_disk_bytes = uint64_t{8} << 30;

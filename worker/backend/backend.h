@@ -129,6 +129,13 @@ class Backend {
                                                            BufferUse use = BufferUse::kExact) = 0;
   virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) = 0;
 
+  // All matrices are loaded; steps of up to `max_rows` rows follow. Allocates what ops need beside
+  // their operands, so that no step has to.
+  virtual absl::Status FinishLoading(int64_t max_rows) {
+    static_cast<void>(max_rows);
+    return absl::OkStatus();
+  }
+
   // --- Steps
   // Runs `ops`, the calls that make one step of `inputs`. Spans that an op is given and that are
   // those of `inputs` may have been sent to the device beforehand, at once; ops called outside of

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <span>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
@@ -17,8 +15,7 @@
 #include "common/error.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
-#include "common/units.h"
-#include "worker/engine/memory_limit.h"
+#include "worker/engine/rank_loading.h"
 #include "worker/engine/rank_watch.h"
 
 namespace loopserve::worker {
@@ -283,166 +280,13 @@ class ThreadRankGroup final : public RankGroup {
   std::vector<std::jthread> threads_;  // last: they use everything above
 };
 
-// --- Loading
-
-// How many threads each rank has and, if they are pinned, where.
-class ThreadPlan final {
- public:
-  explicit ThreadPlan(const RankGroupOptions& options) : ThreadPlan(options, common::ReadCpus()) {}
-
-  bool pinned() const { return pinned_; }
-  int threads(int rank) const { return static_cast<int>(cpus_[static_cast<size_t>(rank)].size()); }
-  // By thread of the rank, its own first.
-  std::span<const int> cpus(int rank) const {
-    return pinned_ ? std::span<const int>(cpus_[static_cast<size_t>(rank)])
-                   : std::span<const int>();
-  }
-
- private:
-  ThreadPlan(const RankGroupOptions& options, const common::Cpus& cpus) {
-    const int total = options.threads > 0 ? options.threads : static_cast<int>(cpus.allowed.size());
-    pinned_ = common::ShouldPin(options.pin_threads, cpus, total);
-    int before = 0;
-    for (int rank = 0; rank < options.tp; ++rank) {
-      const int threads = std::max(1, total / options.tp + (rank < total % options.tp ? 1 : 0));
-      cpus_.push_back(common::CpusOfThreads(cpus.allowed, before, threads));
-      before += threads;
-    }
-  }
-
-  bool pinned_ = false;
-  std::vector<std::vector<int>> cpus_;
-};
-
-absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape) {
-  const uint64_t blocks = options.kv_device_bytes / shape.block_bytes();
-  if (blocks == 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "kv-device-bytes is ", common::FormatBytes(options.kv_device_bytes), ", but one block of ",
-        shape.block_tokens, " tokens needs ", common::FormatBytes(shape.block_bytes())));
-  }
-  return static_cast<uint32_t>(
-      std::min<uint64_t>(blocks, std::numeric_limits<uint32_t>::max() / 2));
-}
-
-// What one rank, or all that share the host's memory, will take.
-struct Need {
-  uint64_t weights = 0;
-  uint64_t scratch = 0;
-  uint64_t kv = 0;
-  uint64_t kv_host = 0;
-
-  uint64_t total() const { return weights + scratch + kv + kv_host; }
-  void Add(const Need& other) {
-    weights += other.weights;
-    scratch += other.scratch;
-    kv += other.kv;
-    kv_host += other.kv_host;
-  }
-};
-
-absl::Status Compare(const Need& need, uint64_t available, absl::string_view where,
-                     absl::string_view way_out) {
-  if (need.total() <= available) return absl::OkStatus();
-  std::string parts =
-      absl::StrCat("weights ", common::FormatBytes(need.weights), ", activations ",
-                   common::FormatBytes(need.scratch), ", KV ", common::FormatBytes(need.kv));
-  if (need.kv_host > 0) {
-    absl::StrAppend(&parts, ", KV between turns ", common::FormatBytes(need.kv_host));
-  }
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "the model needs ", common::FormatBytes(need.total()), " (", parts, "), ", where, " has ",
-      common::FormatBytes(available), " available: ", way_out, ", or take a smaller model"));
-}
-
-// Before anything is loaded: a process that the kernel kills half-way says nothing useful.
-absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
-                         const RankGroupOptions& options, const kvstore::KvShape& shape,
-                         uint64_t blocks, std::span<const RankGroup::Rank> ranks) {
-  Need host{.kv_host = options.kv_host_bytes};
-  for (int rank = 0; rank < options.tp; ++rank) {
-    const ShardSpec spec{rank, options.tp};
-    const MemoryEstimate estimate = EstimateMemory(file, config, spec, options.model);
-    kvstore::KvShape shard = shape;
-    shard.kv_heads = static_cast<int32_t>(SplitEvenly(config.kv_heads, spec).size());
-    const Need need{.weights = estimate.weights_bytes,
-                    .scratch = estimate.scratch_bytes,
-                    .kv = blocks * shard.block_bytes()};
-    kvstore::Memory& memory = ranks[static_cast<size_t>(rank)].backend->memory();
-    if (const std::optional<uint64_t> free = memory.free_bytes()) {
-      RETURN_IF_ERROR(Compare(need, *free, memory.name(),
-                              "lower --kv-device-bytes or --max-step-tokens, raise --tp"));
-    } else {
-      host.Add(need);
-    }
-  }
-  uint64_t available = 0;
-  if (options.available_bytes) {
-    available = *options.available_bytes;
-  } else {
-    ASSIGN_OR_RETURN(available, AvailableMemory());
-  }
-  return Compare(host, available, "the machine", "lower --kv-device-bytes or --kv-host-bytes");
-}
-
-// Each rank with its backend, no model yet. All have the same one: what "auto" finds for the first.
-absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanks(const RankGroupOptions& options,
-                                                         const ThreadPlan& plan,
-                                                         common::Logger& log) {
-  std::vector<RankGroup::Rank> ranks(static_cast<size_t>(options.tp));
-  std::vector<std::string> passed_over;
-  for (int rank = 0; rank < options.tp; ++rank) {
-    RankGroup::Rank& parts = ranks[static_cast<size_t>(rank)];
-    ASSIGN_OR_RETURN(parts.backend, CreateBackend({.name = options.backend,
-                                                   .device = rank,
-                                                   .threads = plan.threads(rank),
-                                                   .cpus = plan.cpus(rank),
-                                                   .isa = options.isa,
-                                                   .passed_over = &passed_over}));
-    if (plan.pinned()) parts.cpu = plan.cpus(rank).front();
-    const absl::string_view first = ranks[0].backend->name();
-    const absl::string_view kind = first.substr(0, first.find('/'));
-    if (!absl::StartsWith(parts.backend->name(), kind)) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "rank 0 runs on ", first, ", but rank ", rank,
-          " cannot: ", absl::StrJoin(passed_over, "; "), "; lower --tp or choose --backend=cpu"));
-    }
-  }
-  for (const std::string& reason : passed_over) log.Warning("backend not used", {{"why", reason}});
-  return ranks;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& file,
                                                              const RankGroupOptions& options,
                                                              common::Logger& log) {
-  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file));
-  if (options.tp < 1 || options.tp > config.kv_heads) {
-    return absl::InvalidArgumentError(absl::StrCat("tp is ", options.tp, ", but the model has ",
-                                                   config.kv_heads,
-                                                   " KV heads, and every rank needs one"));
-  }
-  const kvstore::KvShape shape = KvShapeOf(config, options.kv_dtype, options.block_tokens);
-  ASSIGN_OR_RETURN(const uint32_t blocks, BlocksOf(options, shape));
-
-  const ThreadPlan plan(options);
-  if (plan.pinned()) log.Info("compute threads are pinned", {{"ranks", options.tp}});
-  ASSIGN_OR_RETURN(std::vector<Rank> ranks, CreateRanks(options, plan, log));
-  RETURN_IF_ERROR(CheckMemory(file, config, options, shape, blocks, ranks));
-  std::vector<KvBlockPool::Shard> shards;
-  for (int rank = 0; rank < options.tp; ++rank) {
-    const ShardSpec spec{rank, options.tp};
-    Rank& parts = ranks[static_cast<size_t>(rank)];
-    ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
-    const RowRange heads = SplitEvenly(config.kv_heads, spec);
-    shards.push_back({.memory = &parts.backend->memory(),
-                      .first_kv_head = static_cast<int32_t>(heads.begin),
-                      .kv_heads = static_cast<int32_t>(heads.size())});
-  }
-  file.ReleasePages();
-  ASSIGN_OR_RETURN(auto pool, KvBlockPool::Create(shape, blocks, std::move(shards)));
-  return Assemble(std::move(ranks), std::move(pool), options.step_timeout, log,
+  ASSIGN_OR_RETURN(LoadedRanks loaded, LoadRanks(file, options, log));
+  return Assemble(std::move(loaded.ranks), std::move(loaded.pool), options.step_timeout, log,
                   options.stall_timeout);
 }
 

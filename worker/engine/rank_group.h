@@ -43,6 +43,8 @@ struct RankGroupOptions {
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
   uint64_t kv_device_bytes = uint64_t{1} << 30;
+  // The pool's part of the memory that is free once the model is loaded; 0: kv_device_bytes counts.
+  double kv_device_share = 0;
   uint64_t kv_host_bytes = 0;  // what the host tier may grow to: part of the predicted need
   ModelOptions model;
   // For a whole step, however much work it is. Of one rank alone it is all that is known.

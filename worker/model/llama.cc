@@ -307,6 +307,7 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
     const auto values = static_cast<size_t>(options_.max_logit_rows * config_.vocab);
     ASSIGN_OR_RETURN(host_logits_, backend_.memory().AllocateHost(values * sizeof(float)));
   }
+  RETURN_IF_ERROR(backend_.FinishLoading(options_.max_step_tokens));
   resident_bytes_ = loader.bytes();
   return backend_.Synchronize();
 }

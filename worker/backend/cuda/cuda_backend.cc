@@ -132,6 +132,7 @@ class CudaBackend final : public Backend {
                                                    BufferUse use) override;
   absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) override;
 
+  absl::Status FinishLoading(int64_t max_rows) override;
   absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) override;
   absl::Status EmbedPart(const Matrix& table, common::TokenId first,
                          std::span<const common::TokenId> tokens, TensorView out) override;
@@ -281,6 +282,12 @@ absl::StatusOr<std::unique_ptr<RopeTable>> CudaBackend::MakeRopeTable(const Rope
                           .pairs = static_cast<int32_t>(spec.inv_freq.size()),
                           .interleaved = spec.interleaved};
   return std::make_unique<DeviceAngles>(std::move(region), angles, spec.max_positions);
+}
+
+absl::Status CudaBackend::FinishLoading(int64_t max_rows) {
+  RETURN_IF_ERROR(Enter());
+  limits_.rows = std::clamp<int64_t>(max_rows, 1, kMatMulRows);
+  return MakeMatMul();
 }
 
 // --- Steps
