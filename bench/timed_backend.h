@@ -74,8 +74,8 @@ class TimedBackend final : public worker::Backend {
                                                      worker::RowRange rows) override {
     return inner_->LoadMatrix(weight, rows);
   }
-  absl::StatusOr<std::unique_ptr<worker::Buffer>> Allocate(int64_t rows, int64_t cols,
-                                                           worker::BufferUse use) override {
+  absl::StatusOr<std::unique_ptr<worker::Buffer>> Allocate(
+      int64_t rows, int64_t cols, worker::BufferUse use = worker::BufferUse::kExact) override {
     return inner_->Allocate(rows, cols, use);
   }
   absl::StatusOr<std::unique_ptr<worker::RopeTable>> MakeRopeTable(
