@@ -69,6 +69,7 @@ class TimedBackend final : public worker::Backend {
   // Not timed.
   absl::string_view name() const override { return inner_->name(); }
   kvstore::Memory& memory() override { return inner_->memory(); }
+  size_t overhead_bytes() const override { return inner_->overhead_bytes(); }
   bool Supports(worker::WeightType type) const override { return inner_->Supports(type); }
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const worker::WeightView& weight,
                                                      worker::RowRange rows) override {

@@ -29,6 +29,9 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("pin-threads", &pin_threads,
             "Keep each compute thread on one CPU: on, off, or auto (when they fill CPUs that were "
             "set aside for this process, or several NUMA nodes)");
+  flags.AddDuration("stall-timeout", &stall_timeout,
+                    "How long one rank may be missed where another is already, before the step "
+                    "is given up");
   flags.AddBytes("kv-device-bytes", &kv_device_bytes, "Memory of the paged KV pool");
   flags.Add("kv-device-share", &kv_device_share,
             "The pool's share, up to 0.95, of what is free once the model is loaded, instead of "
@@ -124,6 +127,9 @@ absl::Status WorkerConfig::Check() const {
   if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
   if (absl::Status status = common::ParsePinThreads(pin_threads).status(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--pin-threads: ", status.message()));
+  }
+  if (stall_timeout <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--stall-timeout must be more than 0s");
   }
   if (max_step_time < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--max-step-time must be at least 0s");

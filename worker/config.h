@@ -22,6 +22,7 @@ struct WorkerConfig {
   int tp = 1;
   int threads = 0;
   std::string pin_threads = "auto";
+  absl::Duration stall_timeout = absl::Milliseconds(1250);
   // KV tiers.
   uint64_t kv_device_bytes = uint64_t{1} << 30;
   double kv_device_share = 0;

@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   options.kv_dtype = config.KvDtypeOf();
   options.kv_device_bytes = config.kv_device_bytes;
   options.kv_device_share = config.kv_device_share;
+  options.stall_timeout = config.stall_timeout;
   options.kv_host_bytes = config.kv_host_bytes;
   options.model.max_step_tokens = config.max_step_tokens;
   options.model.max_logit_rows = LogitRows(config);

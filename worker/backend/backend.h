@@ -108,6 +108,10 @@ class Backend {
   virtual kvstore::Memory& memory() = 0;
   virtual bool Supports(WeightType type) const = 0;
 
+  // Bytes of its device that it will take beside weights, buffers and the KV pool: workspaces,
+  // libraries.
+  virtual size_t overhead_bytes() const { return 0; }
+
   // --- Ranks
   // Communicators for the ranks whose backends these are, in order; called on the first of them, at
   // the start and again after an abort. A rank that the others miss for longer than `timeout` ends

@@ -199,6 +199,7 @@ EngineLoad StepLoopEngine::load() const {
 }
 
 bool StepLoopEngine::alive(absl::Duration limit) const {
+  if (ranks_.lost()) return false;
   const int64_t since = busy_since_ns_;
   return since == 0 || clock_.Now() - absl::FromUnixNanos(since) < limit;
 }

@@ -95,13 +95,16 @@ class ThreadRankGroup final : public RankGroup {
     return bytes;
   }
   bool rank_up(int rank) const override { return slots_[static_cast<size_t>(rank)].up; }
+  bool lost() const override {
+    absl::MutexLock lock(&mutex_);
+    return !lost_.ok();
+  }
 
  private:
   // One rank. Its thread reads `parts` and `comm`, and owns the results until it has finished.
   struct Slot {
-    // Outlives the backend, which may hold recorded calls of it.
-    std::unique_ptr<Communicator> comm;
     Rank parts;
+    std::unique_ptr<Communicator> comm;        // over what the backend owns: goes before it
     std::vector<AttentionSequence> sequences;  // of the step at hand: its thread's own
     std::atomic<bool> up = true;
     // Guarded by mutex_ (an element of a vector cannot say so); set = there is a step to run.
@@ -128,6 +131,7 @@ class ThreadRankGroup final : public RankGroup {
   absl::Status Heal() {
     {
       absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(lost_);
       if (!broken_) return absl::OkStatus();
       if (!AllIdle()) {
         return absl::UnavailableError(
@@ -253,9 +257,13 @@ class ThreadRankGroup final : public RankGroup {
         }
       }
       slot.comm->Abort(why);
-      // What was sent to the device before may still write to the step's blocks.
+      // What was sent to the device before may still write to the step's blocks. A device that does
+      // not even finish that will do nothing else either.
       if (const absl::Status drained = slot.parts.backend->Synchronize(); !drained.ok()) {
-        log_.Warning("rank not drained", {{"rank", rank}, {"error", drained.ToString()}});
+        absl::MutexLock lock(&mutex_);
+        lost_ = absl::UnavailableError(absl::StrCat("the device of rank ", rank, " has failed (",
+                                                    drained.message(), "): restart this worker"));
+        failure_ = lost_;
       }
     }
     watch_.Arrive(rank);
@@ -277,7 +285,8 @@ class ThreadRankGroup final : public RankGroup {
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::jthread> threads_;  // last: they use everything above
+  absl::Status lost_ ABSL_GUARDED_BY(mutex_);  // not OK: no step will ever succeed again
+  std::vector<std::jthread> threads_;          // last: they use everything above
 };
 
 }  // namespace

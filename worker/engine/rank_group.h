@@ -91,6 +91,9 @@ class RankGroup {
   virtual size_t resident_bytes() const = 0;
   // Whether the rank took part in the last step.
   virtual bool rank_up(int rank) const = 0;
+  // A rank's device has failed for good (its context is broken, say): Run returns Unavailable from
+  // then on, and only a new process helps.
+  virtual bool lost() const { return false; }
 };
 
 }  // namespace loopserve::worker

@@ -7,9 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "common/cpus.h"
 #include "common/status_macros.h"
@@ -110,11 +108,14 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
   Need host{.kv_host = options.kv_host_bytes};
   for (int rank = 0; rank < options.tp; ++rank) {
     const ShardSpec spec{rank, options.tp};
-    const MemoryEstimate estimate = EstimateMemory(file, config, spec, options.model);
+    Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
+    ModelOptions model = options.model;
+    if (!model.shard_inputs) model.shard_inputs = backend.prefers_input_sharding();
+    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model);
     const Need need{.weights = estimate.weights_bytes,
-                    .scratch = estimate.scratch_bytes,
+                    .scratch = estimate.scratch_bytes + backend.overhead_bytes(),
                     .kv = blocks * ShardShape(shape, spec).block_bytes()};
-    kvstore::Memory& memory = ranks[static_cast<size_t>(rank)].backend->memory();
+    kvstore::Memory& memory = backend.memory();
     if (const std::optional<uint64_t> free = memory.free_bytes()) {
       RETURN_IF_ERROR(Compare(need, *free, memory.name(),
                               "lower --kv-device-bytes or --max-step-tokens, raise --tp"));
@@ -126,28 +127,36 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
   return Compare(host, available, "the machine", "lower --kv-device-bytes or --kv-host-bytes");
 }
 
-// Each rank with its backend, no model yet. All have the same one: what "auto" finds for the first.
-absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanks(const RankGroupOptions& options,
-                                                         const ThreadPlan& plan,
-                                                         common::Logger& log) {
+// Each rank with its backend, no model yet; all of the kind that the first one got.
+absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanksOn(absl::string_view name,
+                                                           const RankGroupOptions& options,
+                                                           const ThreadPlan& plan,
+                                                           std::vector<std::string>& passed_over) {
   std::vector<RankGroup::Rank> ranks(static_cast<size_t>(options.tp));
-  std::vector<std::string> passed_over;
+  std::string kind(name);
   for (int rank = 0; rank < options.tp; ++rank) {
     RankGroup::Rank& parts = ranks[static_cast<size_t>(rank)];
-    ASSIGN_OR_RETURN(parts.backend, CreateBackend({.name = options.backend,
+    ASSIGN_OR_RETURN(parts.backend, CreateBackend({.name = kind,
                                                    .device = rank,
                                                    .threads = plan.threads(rank),
                                                    .cpus = plan.cpus(rank),
                                                    .isa = options.isa,
                                                    .passed_over = &passed_over}));
     if (plan.pinned()) parts.cpu = plan.cpus(rank).front();
-    const absl::string_view first = ranks[0].backend->name();
-    const absl::string_view kind = first.substr(0, first.find('/'));
-    if (!absl::StartsWith(parts.backend->name(), kind)) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "rank 0 runs on ", first, ", but rank ", rank,
-          " cannot: ", absl::StrJoin(passed_over, "; "), "; lower --tp or choose --backend=cpu"));
-    }
+    const absl::string_view full = parts.backend->name();
+    kind = std::string(full.substr(0, full.find('/')));
+  }
+  return ranks;
+}
+
+// "auto" takes the first backend that all ranks can have, and says why not an earlier one.
+absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanks(const RankGroupOptions& options,
+                                                         const ThreadPlan& plan,
+                                                         common::Logger& log) {
+  std::vector<std::string> passed_over;
+  auto ranks = CreateRanksOn(options.backend, options, plan, passed_over);
+  if (!ranks.ok() && options.backend == "auto") {
+    ranks = CreateRanksOn("cpu", options, plan, passed_over);
   }
   for (const std::string& reason : passed_over) log.Warning("backend not used", {{"why", reason}});
   return ranks;
@@ -166,8 +175,8 @@ absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore
   constexpr absl::string_view kWhose = "the share of free memory that kv-device-share names";
   uint32_t blocks = std::numeric_limits<uint32_t>::max();
   for (int rank = 0; rank < options.tp; ++rank) {
-    const std::optional<uint64_t> free =
-        ranks[static_cast<size_t>(rank)].backend->memory().free_bytes();
+    Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
+    const std::optional<uint64_t> free = backend.memory().free_bytes();
     if (!free) {  // the host's, which the ranks share among themselves and with the host tier
       ASSIGN_OR_RETURN(const uint64_t available, HostMemory(options));
       const uint64_t left = available - std::min(available, options.kv_host_bytes);
@@ -175,7 +184,8 @@ absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore
     }
     const size_t block_bytes = ShardShape(shape, {rank, options.tp}).block_bytes();
     ASSIGN_OR_RETURN(const uint32_t fit,
-                     BlocksIn(share(*free), block_bytes, shape.block_tokens, kWhose));
+                     BlocksIn(share(*free - std::min<uint64_t>(*free, backend.overhead_bytes())),
+                              block_bytes, shape.block_tokens, kWhose));
     blocks = std::min(blocks, fit);
   }
   return blocks;

@@ -21,8 +21,8 @@ struct LoadedRanks {
   std::unique_ptr<kvstore::KvBlockPool> pool;  // in memory of the ranks' backends: goes first
 };
 
-// Errors as RankGroup::Create has them; FailedPrecondition when not all ranks can have the same
-// backend.
+// Errors as RankGroup::Create has them; FailedPrecondition when not all ranks can have the backend
+// that was named.
 absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptions& options,
                                       common::Logger& log);
 

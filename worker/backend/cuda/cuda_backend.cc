@@ -38,6 +38,9 @@ namespace {
 
 // Of products at once; more are computed in parts.
 constexpr int64_t kMatMulRows = 2048;
+// Workspaces of products (at most 32 MiB of cuBLASLt's, 256 MiB of decoded weights and activations)
+// and of attention, recorded steps, code, and the buffers of NCCL.
+constexpr size_t kOverheadBytes = size_t{1} << 30;
 
 absl::Status Shape(bool fits, absl::string_view op) {
   return fits ? absl::OkStatus()
@@ -121,6 +124,7 @@ class CudaBackend final : public Backend {
   absl::string_view name() const override { return name_; }
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
+  size_t overhead_bytes() const override { return kOverheadBytes; }
 
   absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
       std::span<Backend* const> group, absl::Duration timeout) override;
@@ -401,6 +405,7 @@ absl::Status CudaBackend::MatMul(TensorView x, std::span<const Matrix* const> we
 }
 
 absl::Status CudaBackend::MakeMatMul() {
+  graphs_.Clear();  // what they recorded used the old workspace
   ASSIGN_OR_RETURN(workspace_, DeviceRegion::Create(MatMulRunner::WorkspaceBytes(limits_)));
   matmul_ = std::make_unique<MatMulRunner>(&*lt_, limits_, workspace_.data());
   return absl::OkStatus();

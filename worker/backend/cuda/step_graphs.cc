@@ -6,23 +6,17 @@
 #include "worker/backend/cuda/cuda_error.h"
 
 namespace loopserve::worker::cuda {
-namespace {
-
-// Shapes differ by the number of sequences: more than this many would be an endless supply of new
-// ones, each of which costs memory.
-constexpr size_t kMostGraphs = 256;
-
-}  // namespace
-
 absl::Status StepGraphs::Run(const StepShape& shape, const Stream& stream,
                              absl::FunctionRef<absl::Status()> ops) {
-  const auto [it, is_new] = graphs_.try_emplace(shape);
-  Entry& entry = it->second;
-  if (is_new) {
-    const absl::Status status = ops();
-    if (!status.ok() || graphs_.size() > kMostGraphs) graphs_.erase(shape);
-    return status;
+  const auto found = graphs_.find(shape);
+  if (found == graphs_.end()) {
+    RETURN_IF_ERROR(ops());
+    if (graphs_.size() >= kMostShapes) Evict();
+    graphs_[shape].last_use = ++uses_;
+    return absl::OkStatus();
   }
+  Entry& entry = found->second;
+  entry.last_use = ++uses_;
   if (entry.graph == nullptr && !entry.refused) {
     RETURN_IF_ERROR(Record(entry, stream, ops));
   }
@@ -47,6 +41,12 @@ absl::Status StepGraphs::Record(Entry& entry, const Stream& stream,
   // What could not be recorded may still run; if not, running it says why.
   if (entry.refused) static_cast<void>(cudaGetLastError());
   return absl::OkStatus();
+}
+
+void StepGraphs::Evict() {
+  graphs_.erase(std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) {
+    return a.second.last_use < b.second.last_use;
+  }));
 }
 
 size_t StepGraphs::recorded() const {

@@ -25,6 +25,9 @@ using StepShape = std::vector<uint64_t>;
 
 class StepGraphs final {
  public:
+  // So many shapes are kept, each some hundred KiB of the host's and the device's memory.
+  static constexpr size_t kMostShapes = 256;
+
   // Runs `ops`, which put work on `stream`: as they are the first time a shape is seen (what is
   // allocated or chosen once is settled then), recorded the second time, replayed from then on. A
   // shape that cannot be recorded is run as it is.
@@ -42,10 +45,14 @@ class StepGraphs final {
   struct Entry {
     std::unique_ptr<CUgraphExec_st, FreeGraph> graph;  // null: not recorded (yet)
     bool refused = false;
+    uint64_t last_use = 0;
   };
+  // Makes room for one more shape: the one used longest ago goes.
+  void Evict();
   absl::Status Record(Entry& entry, const Stream& stream, absl::FunctionRef<absl::Status()> ops);
 
   absl::flat_hash_map<StepShape, Entry> graphs_;
+  uint64_t uses_ = 0;
   bool recording_ = false;
 };
 

@@ -10,7 +10,7 @@
 namespace loopserve::worker::cuda {
 
 // More is better left to a copy engine, which needs no multiprocessor.
-inline constexpr size_t kMostCopiedBytes = size_t{2} << 20;
+inline constexpr size_t kMostCopiedBytes = size_t{64} << 20;
 
 // `bytes`, a multiple of 4, from `from` to `to`; one is device memory, the other pinned. Both are
 // 4-byte aligned; 16-byte aligned ones are faster.
