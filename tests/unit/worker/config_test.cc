@@ -59,6 +59,9 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.max_batch = c.max_step_tokens + 1; }, "--max-batch");
   expect([](auto& c) { c.threads = -2; }, "--threads");
   expect([](auto& c) { c.pin_threads = "maybe"; }, "--pin-threads");
+  expect([](auto& c) { c.stall_timeout = absl::ZeroDuration(); }, "--stall-timeout");
+  expect([](auto& c) { c.kv_device_share = 0.99; }, "--kv-device-share");
+  expect([](auto& c) { c.kv_device_share = -0.1; }, "--kv-device-share");
   expect([](auto& c) { c.max_step_time = -absl::Seconds(1); }, "--max-step-time");
   expect([](auto& c) { c.speculative_ngram = "yes"; }, "--speculative-ngram");
   expect([](auto& c) { c.kv_dtype = "f32"; }, "--kv-dtype");
@@ -67,7 +70,7 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.metrics_listen = "garbage"; }, "--metrics-listen");
   expect([](auto& c) { c.kvstore = "nonsense"; }, "--kvstore");
   expect([](auto& c) { c.kvstore = "host:0"; }, "--kvstore");
-  expect([](auto& c) { c.backend = "cuda"; }, "--backend");
+  expect([](auto& c) { c.backend = "tpu"; }, "--backend");
   expect([](auto& c) { c.session_ttl = -absl::Seconds(1); }, "--session-ttl");
   expect([](auto& c) { c.session_ttl = absl::InfiniteDuration(); }, "--session-ttl");
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
