@@ -205,6 +205,8 @@ def sanitize(bundle, tool, names, seconds, filters=None):
     if not paths:
         raise Skipped("the bundle has none of these tests")
     prefix = [program, f"--tool={tool}", "--error-exitcode=9", "--print-limit=5"]
+    if tool == "memcheck":  # tests provoke errors of the API, and see to it that they are told
+        prefix.append("--report-api-errors=no")
     if bundle.first:
         prefix.append("--target-processes=all")
     end, slow = time.monotonic() + seconds, []

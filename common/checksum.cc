@@ -30,6 +30,7 @@ uint32_t CrcPortable(const unsigned char* p, size_t n, uint32_t crc) {
 // The instruction takes three cycles, and one can begin every cycle: so three lanes of this many
 // bytes go side by side, each as if it were the first but for the lane that is.
 constexpr size_t kLaneBytes = 4096;
+constexpr size_t kLineBytes = 64;
 
 // crc -> that of the same bytes and kLaneBytes zeros. It is linear, so a table for each byte of the
 // crc does it; and the crc of two lanes is that of the first moved so, plus that of the second.
@@ -62,14 +63,19 @@ __attribute__((target("sse4.2"))) uint32_t CrcLanes(const unsigned char*& p, siz
   static const LaneShift kShift;
   for (; n >= 3 * kLaneBytes; p += 3 * kLaneBytes, n -= 3 * kLaneBytes) {
     uint64_t lanes[3] = {crc, 0, 0};
-    for (size_t i = 0; i < kLaneBytes; i += 8) {
-      uint64_t words[3];
-      std::memcpy(&words[0], p + i, 8);
-      std::memcpy(&words[1], p + kLaneBytes + i, 8);
-      std::memcpy(&words[2], p + 2 * kLaneBytes + i, 8);
-      lanes[0] = __builtin_ia32_crc32di(lanes[0], words[0]);
-      lanes[1] = __builtin_ia32_crc32di(lanes[1], words[1]);
-      lanes[2] = __builtin_ia32_crc32di(lanes[2], words[2]);
+    for (size_t line = 0; line < kLaneBytes; line += kLineBytes) {
+      // A lane is a page, behind which the processor does not look ahead by itself. What lies
+      // behind the bytes may be asked for, too: nothing comes of it.
+      for (size_t lane = 3; lane < 6; ++lane) __builtin_prefetch(p + lane * kLaneBytes + line);
+      for (size_t i = line; i < line + kLineBytes; i += 8) {
+        uint64_t words[3];
+        std::memcpy(&words[0], p + i, 8);
+        std::memcpy(&words[1], p + kLaneBytes + i, 8);
+        std::memcpy(&words[2], p + 2 * kLaneBytes + i, 8);
+        lanes[0] = __builtin_ia32_crc32di(lanes[0], words[0]);
+        lanes[1] = __builtin_ia32_crc32di(lanes[1], words[1]);
+        lanes[2] = __builtin_ia32_crc32di(lanes[2], words[2]);
+      }
     }
     crc = kShift(kShift(static_cast<uint32_t>(lanes[0])) ^ static_cast<uint32_t>(lanes[1])) ^
           static_cast<uint32_t>(lanes[2]);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "common/queue.h"
 
 namespace loopserve::common {
@@ -31,5 +32,9 @@ class ThreadPool final {
   BoundedQueue<absl::AnyInvocable<void()>> queue_;
   std::vector<std::jthread> threads_;
 };
+
+// Calls task(0) ... task(count - 1) on this thread and on those of `helpers` that are free, and
+// returns when all calls have returned: helpers that are busy hold nothing up.
+void ShareOut(ThreadPool& helpers, size_t count, absl::FunctionRef<void(size_t)> task);
 
 }  // namespace loopserve::common

@@ -26,10 +26,8 @@ absl::Status BlockSaver::Start(BlockHeader header, size_t index, const BlockHand
   Started& started = started_.emplace_back(Started{.header = std::move(header), .index = index});
   MutableByteSpan into;
   if (codec_.IsBlockItself(shape, tokens)) {
-    Record record = MakeRecord(started.header, shape.block_bytes());
-    started.record = std::move(record.buffer);
-    started.record_bytes = record.all;
-    into = record.payload;
+    started.records.push_back(MakeRecord(started.header, shape.block_bytes()));
+    into = started.records.back().payload;
   } else {
     started.logical = HostBuffer::Take(arena_, shape.block_bytes());
     into = started.logical.span();
@@ -53,38 +51,43 @@ absl::StatusOr<std::vector<BlockSaver::Started>> BlockSaver::Arrived() {
   return std::exchange(started_, {});
 }
 
-absl::Status BlockSaver::Put(Started& block, uint64_t& bytes) {
-  if (block.record.size() > 0) {
-    SealBlockRecord(block.record_bytes);
-    return PutRecord({block.header.key, 0}, std::move(block.record), block.record_bytes, bytes);
+void BlockSaver::Seal(Started& block) const {
+  const absl::Time begin = absl::Now();
+  if (block.records.empty()) {
+    const auto add = [&](size_t plane, ByteSpan payload) {
+      BlockHeader header = block.header;
+      header.plane = static_cast<uint8_t>(plane);
+      if (plane > 0) header.tokens.clear();
+      block.records.push_back(MakeRecord(header, payload.size()));
+      std::ranges::copy(payload, block.records.back().payload.begin());
+      return absl::OkStatus();
+    };
+    block.sealed = codec_.Encode(pool_.shape(), block.header.num_tokens, block.logical.span(), add);
+    block.logical = HostBuffer();
   }
-  const auto put = [&](size_t plane, ByteSpan payload) {
-    BlockHeader header = block.header;
-    header.plane = static_cast<uint8_t>(plane);
-    if (plane > 0) header.tokens.clear();
-    Record record = MakeRecord(header, payload.size());
-    std::ranges::copy(payload, record.payload.begin());
-    SealBlockRecord(record.all);
-    return PutRecord({header.key, header.plane}, std::move(record.buffer), record.all, bytes);
-  };
-  return codec_.Encode(pool_.shape(), block.header.num_tokens, block.logical.span(), put);
+  for (Record& record : block.records) SealBlockRecord(record.all);
+  block.took += absl::Now() - begin;
+}
+
+absl::Status BlockSaver::Put(Started& block, uint64_t& bytes) {
+  RETURN_IF_ERROR(block.sealed);
+  for (Record& record : block.records) {
+    bytes += record.all.size();
+    auto entry = std::make_shared<const EntryBytes>(std::move(record.buffer), record.all);
+    RETURN_IF_ERROR(tiers_.Put({block.header.key, record.plane}, std::move(entry)));
+  }
+  return absl::OkStatus();
 }
 
 BlockSaver::Record BlockSaver::MakeRecord(const BlockHeader& header, size_t payload_bytes) const {
   const size_t bytes = BlockRecordBytes(header, payload_bytes);
   const size_t before = BlockRecordBytes(header, 0);
   const size_t shift = (kPayloadAlign - before % kPayloadAlign) % kPayloadAlign;
-  Record record;
+  Record record{.plane = header.plane};
   record.buffer = HostBuffer::Take(arena_, shift + bytes);
   record.all = record.buffer.span().subspan(shift);
   record.payload = BeginBlockRecord(header, payload_bytes, record.all);
   return record;
-}
-
-absl::Status BlockSaver::PutRecord(const PlaneKey& key, HostBuffer buffer, MutableByteSpan all,
-                                   uint64_t& bytes) {
-  bytes += all.size();
-  return tiers_.Put(key, std::make_shared<const EntryBytes>(std::move(buffer), all));
 }
 
 }  // namespace loopserve::kvstore

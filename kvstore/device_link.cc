@@ -7,24 +7,32 @@
 
 namespace loopserve::kvstore {
 
-size_t BlocksPerBatch(const KvBlockPool& pool) {
-  constexpr size_t kBytes = size_t{16} << 20;
-  constexpr size_t kMost = 8;
+namespace {
+
+size_t BlocksOf(const KvBlockPool& pool, size_t bytes, size_t most) {
   if (pool.host_addressable()) return 1;
-  return std::clamp<size_t>(kBytes / pool.shape().block_bytes(), 1, kMost);
+  return std::clamp<size_t>(bytes / pool.shape().block_bytes(), 1, most);
 }
 
+}  // namespace
+
+size_t BlocksPerBatch(const KvBlockPool& pool) { return BlocksOf(pool, size_t{16} << 20, 8); }
+
+size_t BlocksPerRound(const KvBlockPool& pool) { return BlocksOf(pool, size_t{32} << 20, 16); }
+
+// A core proves 5 to 10 GB/s, a link carries 55: they must not wait for each other, and some cores
+// are left to those who compute.
 int LoadThreads(const KvBlockPool& pool, int io_threads) {
-  constexpr int kMost = 8;
+  constexpr int kMost = 10;
   if (pool.host_addressable()) return io_threads;
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(io_threads, std::min(kMost, cores / 2));
+  return std::max(io_threads, std::min(kMost, cores * 5 / 8));
 }
 
 std::shared_ptr<HostArena> ReserveArena(const KvBlockPool& pool, uint64_t host_bytes,
                                         common::Logger& log) {
   if (pool.host_addressable() || host_bytes == 0) return nullptr;
-  constexpr uint64_t kBlocksUnderWay = 32;
+  constexpr uint64_t kBlocksUnderWay = 64;
   const uint64_t bytes = host_bytes + host_bytes / 32 +
                          kBlocksUnderWay * (pool.shape().block_bytes() + HostArena::kAlign);
   absl::StatusOr<std::shared_ptr<HostArena>> arena = HostArena::Create(pool.memory(), bytes);

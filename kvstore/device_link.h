@@ -21,6 +21,9 @@ namespace loopserve::kvstore {
 // few enough that all threads take part. One where the host can address them.
 size_t BlocksPerBatch(const KvBlockPool& pool);
 
+// How many blocks a save copies together, while those before are sealed on several threads.
+size_t BlocksPerRound(const KvBlockPool& pool);
+
 // How many threads load from host memory, at least `io_threads`: a core proves less than the link
 // of a GPU carries.
 int LoadThreads(const KvBlockPool& pool, int io_threads);

@@ -1,6 +1,7 @@
 #include "kvstore/restore_job.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
@@ -35,6 +36,16 @@ RestoreJob::RestoreJob(Tools tools, Plan plan, RestoreDone done)
   for (const BlockToLoad& block : plan_.blocks) {
     all_tokens_ += static_cast<int64_t>(block.tokens.size());
   }
+  for (size_t i = 0; i < plan_.blocks.size(); ++i) {
+    if (plan_.blocks[i].expected != Place::kHost) continue;
+    const bool goes_on = !batches_.empty() && batches_.back().second < plan_.batch_blocks &&
+                         batches_.back().first + batches_.back().second == i;
+    if (goes_on) {
+      ++batches_.back().second;
+    } else {
+      batches_.emplace_back(i, 1);
+    }
+  }
 }
 
 bool RestoreJob::Wanted(size_t block) const {
@@ -42,31 +53,53 @@ bool RestoreJob::Wanted(size_t block) const {
   return !over_ && block <= failed_;
 }
 
-void RestoreJob::Load(size_t first, size_t count) {
-  const absl::Time begin = absl::Now();
-  std::vector<Loading> batch;
-  batch.reserve(count);
-  // All are read before the first is written: a read may take long, and who gives the job up waits
-  // for writers.
-  for (size_t block = first; block < first + count && Wanted(block); ++block) {
-    batch.push_back({.block = block});
-    Read(batch.back());
-    if (!batch.back().status.ok()) break;
-  }
-  if (batch.empty()) return;
+void RestoreJob::Load(size_t block) {
+  Batch batch = ReadBatch(block, 1);
   Write(batch);
-  const absl::Time end = absl::Now();
-  const absl::Duration each = (end - begin) / static_cast<int64_t>(batch.size());
-  for (const Loading& loading : batch) {
-    if (!loading.status.ok()) {
-      Settle(loading.block, loading.status);
-      continue;
+  Land(batch);
+}
+
+void RestoreJob::LoadBatches() {
+  const bool ahead = !tools_.pool.host_addressable();
+  Batch flying;
+  Batch batch = ReadNext();
+  while (!batch.blocks.empty()) {
+    // What is under way arrives in the meantime, and the device gets the next bytes right after it.
+    Prove(batch, 0);
+    Land(flying);
+    // A read may take long, and who gives the job up waits for writers: this is none now.
+    Batch next = ahead ? ReadNext() : Batch();
+    Write(batch);
+    if (!ahead) {
+      Land(batch);
+      next = ReadNext();
     }
-    const Slot& slot = loading.slot;
-    tools_.speeds.Measured(slot.place, slot.bytes, each, end);
-    tools_.metrics.CountMove(slot.place, Place::kDevice, KvMove::kLoad, slot.bytes, each);
-    Settle(loading.block, slot);
+    flying = std::exchange(batch, std::move(next));
   }
+  Land(flying);
+}
+
+// The next batch of which anything is wanted; an empty one when there is none.
+RestoreJob::Batch RestoreJob::ReadNext() {
+  while (true) {
+    const size_t next = next_batch_++;
+    if (next >= batches_.size()) return {};
+    Batch batch = ReadBatch(batches_[next].first, batches_[next].second);
+    if (!batch.blocks.empty()) return batch;
+  }
+}
+
+RestoreJob::Batch RestoreJob::ReadBatch(size_t first, size_t count) {
+  const absl::Time begin = absl::Now();
+  Batch batch;
+  batch.blocks.reserve(count);
+  for (size_t block = first; block < first + count && Wanted(block); ++block) {
+    batch.blocks.push_back({.block = block});
+    Read(batch.blocks.back());
+    if (!batch.blocks.back().status.ok()) break;
+  }
+  batch.reading = absl::Now() - begin;
+  return batch;
 }
 
 void RestoreJob::Read(Loading& loading) {
@@ -87,39 +120,82 @@ void RestoreJob::Read(Loading& loading) {
   }
 }
 
-// Starts writing what proves to be right, up to the first block that does not, drops those behind
-// it from the batch, and waits. While anything is under way the job counts a writer.
-void RestoreJob::Write(std::vector<Loading>& batch) {
-  bool writing = false;
-  size_t taken = 0;
-  while (taken < batch.size()) {
-    Loading& loading = batch[taken++];
-    if (loading.status.ok()) loading.status = StartWrite(loading, writing);
-    if (!loading.status.ok()) break;
+void RestoreJob::Prove(Batch& batch, size_t index) {
+  Loading& loading = batch.blocks[index];
+  if (index == 0 && !loading.proved) batch.begin = absl::Now() - batch.reading;
+  if (std::exchange(loading.proved, true) || !loading.status.ok()) return;
+  if (!Wanted(loading.block)) {
+    loading.status = absl::CancelledError("the restore is over");
+    return;
   }
-  batch.resize(taken);
-  if (!writing) return;
-  const absl::Status arrived = tools_.pool.Fence();
-  EndWrite();
-  for (Loading& loading : batch) loading.status.Update(arrived);
+  absl::StatusOr<ByteSpan> bytes = ProvedBytes(loading);
+  if (bytes.ok()) {
+    loading.bytes = *bytes;
+    return;
+  }
+  loading.status = bytes.status();
+  tools_.metrics.CountError(loading.slot.place, KindOf(bytes.status()));
+  const PlaneKey key{plan_.blocks[loading.block].key, 0};
+  tools_.tiers.Erase({&key, 1}).status().IgnoreError();
 }
 
-absl::Status RestoreJob::StartWrite(Loading& loading, bool& writing) {
-  const BlockToLoad& block = plan_.blocks[loading.block];
-  const absl::StatusOr<ByteSpan> bytes = Prove(loading);
-  if (!bytes.ok()) {
-    tools_.metrics.CountError(loading.slot.place, KindOf(bytes.status()));
-    const PlaneKey key{block.key, 0};
-    tools_.tiers.Erase({&key, 1}).status().IgnoreError();
-    return bytes.status();
+// Starts writing what proves to be right, up to the first block that does not, and drops those
+// behind it from the batch. While anything is under way the job counts a writer.
+void RestoreJob::Write(Batch& batch) {
+  size_t taken = 0;
+  while (taken < batch.blocks.size()) {
+    Prove(batch, taken);
+    Loading& loading = batch.blocks[taken++];
+    if (loading.status.ok() && !batch.writing) {
+      batch.writing = BeginWrite();
+      if (!batch.writing) loading.status = absl::CancelledError("the restore is over");
+    }
+    if (loading.status.ok()) {
+      const BlockHandle& into = plan_.blocks[loading.block].into;
+      loading.status = tools_.pool.StartWrite(into.id(), loading.bytes);
+    }
+    if (!loading.status.ok()) break;
   }
-  if (!writing) writing = BeginWrite();
-  if (!writing) return absl::CancelledError("the restore is over");
-  return tools_.pool.StartWrite(block.into.id(), *bytes);
+  batch.blocks.resize(taken);
+}
+
+// Waits for what is under way, and empties the batch.
+void RestoreJob::Land(Batch& batch) {
+  if (batch.writing) {
+    const absl::Status arrived = tools_.pool.Fence();
+    EndWrite();
+    for (Loading& loading : batch.blocks) loading.status.Update(arrived);
+  }
+  Measure(batch);
+  for (const Loading& loading : batch.blocks) {
+    if (loading.status.ok()) {
+      Settle(loading.block, loading.slot);
+    } else {
+      Settle(loading.block, loading.status);
+    }
+  }
+  batch = Batch();
+}
+
+void RestoreJob::Measure(const Batch& batch) const {
+  if (batch.blocks.empty()) return;
+  const absl::Time end = absl::Now();
+  const absl::Duration each = (end - batch.begin) / static_cast<int64_t>(batch.blocks.size());
+  std::array<uint64_t, kPlaces> bytes{};
+  for (const Loading& loading : batch.blocks) {
+    if (!loading.status.ok()) continue;
+    const Slot& slot = loading.slot;
+    bytes[static_cast<size_t>(slot.place)] += slot.bytes;
+    tools_.metrics.CountMove(slot.place, Place::kDevice, KvMove::kLoad, slot.bytes, each);
+  }
+  for (size_t place = 0; place < kPlaces; ++place) {
+    if (bytes[place] == 0) continue;
+    tools_.speeds.Measured(static_cast<Place>(place), bytes[place], end - batch.begin, end);
+  }
 }
 
 // The bytes of the block, in what `loading` holds, if they are those of the block asked for.
-absl::StatusOr<ByteSpan> RestoreJob::Prove(Loading& loading) const {
+absl::StatusOr<ByteSpan> RestoreJob::ProvedBytes(Loading& loading) const {
   const BlockToLoad& block = plan_.blocks[loading.block];
   const KvShape& shape = tools_.pool.shape();
   std::vector<ByteSpan> payloads;
@@ -199,7 +275,7 @@ void RestoreJob::GiveUp(const std::string& reason) {
     slow = plan_.blocks[std::min(prefix_, slots_.size() - 1)].expected;
   }
   const absl::Time now = absl::Now();
-  if (reason == "timeout") tools_.speeds.Measured(slow, 0, now - begin_, now);
+  if (reason == "timeout") tools_.speeds.Stalled(slow, now - begin_, now);
   Finish(RestoreDecision::kAbandoned, reason);
 }
 

@@ -8,12 +8,15 @@
 // Thread rule: all calls are safe from any thread.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <list>
 #include <memory>
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -65,6 +68,7 @@ class RestoreJob final {
     BlockKey root;
     std::vector<common::TokenId> tokens;
     std::vector<BlockToLoad> blocks;  // at least one
+    size_t batch_blocks = 1;          // of those in host memory, how many go together
     RestoreDecision decision = RestoreDecision::kLoad;
     std::string short_reason;              // of the result when all of `blocks` arrive
     double prefill_tokens_per_second = 0;  // 0: not known; the job is then never given up
@@ -73,10 +77,14 @@ class RestoreJob final {
 
   size_t num_blocks() const { return plan_.blocks.size(); }
   Place expected(size_t block) const { return plan_.blocks[block].expected; }
-  // Loads `count` blocks from `first` on; blocking. Call it once for each block. Those of one call
-  // are read and proved one after the other while the device already copies the ones before, and
-  // waited for together; so give one call few enough that GiveUp, which waits for them, is quick.
-  void Load(size_t first, size_t count = 1);
+  // How many batches there are of blocks expected in host memory.
+  size_t num_batches() const { return batches_.size(); }
+  // Loads batches until all are taken; blocking. To be called by several threads. Where copies run
+  // in the background, a thread proves the next block before it waits for those that it has on
+  // their way. GiveUp waits for them, so batches should be small enough for that to be quick.
+  void LoadBatches();
+  // Loads any one block; blocking.
+  void Load(size_t block);
   // Ends the job with what has arrived so far. No effect when it is over.
   void GiveUp(const std::string& reason);
   // When the job must be looked at again; the past when it is too slow by now, InfiniteFuture when
@@ -98,15 +106,28 @@ class RestoreJob final {
     Slot slot;
     std::vector<Entry> planes;
     HostBuffer decoded;  // when the payload is not the block itself
+    bool proved = false;
+    ByteSpan bytes;  // then, if the status is ok
+  };
+  // Consecutive blocks of one thread, which waits for them together.
+  struct Batch {
+    std::vector<Loading> blocks;
+    absl::Duration reading;
+    absl::Time begin;
+    bool writing = false;  // counts as one of writers_
   };
 
   bool Wanted(size_t block) const ABSL_LOCKS_EXCLUDED(mutex_);
+  Batch ReadNext();
+  Batch ReadBatch(size_t first, size_t count);
   void Read(Loading& loading);
-  absl::StatusOr<ByteSpan> Prove(Loading& loading) const;
+  void Prove(Batch& batch, size_t index);
+  absl::StatusOr<ByteSpan> ProvedBytes(Loading& loading) const;
   absl::StatusOr<ByteSpan> Decode(Loading& loading, const Codec& codec,
                                   std::span<const ByteSpan> payloads) const;
-  void Write(std::vector<Loading>& batch) ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status StartWrite(Loading& loading, bool& writing) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Write(Batch& batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Land(Batch& batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Measure(const Batch& batch) const;
   bool BeginWrite();
   void EndWrite();
   void Settle(size_t block, const absl::StatusOr<Slot>& slot);
@@ -118,6 +139,8 @@ class RestoreJob final {
   Plan plan_;
   const absl::Time begin_;
   int64_t all_tokens_ = 0;
+  std::vector<std::pair<size_t, size_t>> batches_;  // first block and count
+  std::atomic<size_t> next_batch_ = 0;
 
   mutable absl::Mutex mutex_;
   RestoreDone done_ ABSL_GUARDED_BY(mutex_);

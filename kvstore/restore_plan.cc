@@ -33,14 +33,31 @@ absl::Duration LoadAllowance(int64_t loaded_tokens, int64_t all_tokens,
   return absl::Seconds(tokens / prefill_tokens_per_second);
 }
 
-void SpeedMeter::Measured(Place place, uint64_t bytes, absl::Duration took, absl::Time now) {
-  absl::MutexLock lock(&mutex_);
+SpeedMeter::Mean& SpeedMeter::MeanOf(Place place, absl::Time now) {
   Mean& mean = means_[static_cast<size_t>(place)];
   if (now - mean.last > kMemory) mean = {};
-  // Older measurements fade by half with each new one.
-  mean.bytes = mean.bytes / 2 + static_cast<double>(bytes);
-  mean.seconds = mean.seconds / 2 + std::max(absl::ToDoubleSeconds(took), 1e-9);
-  mean.last = now;
+  return mean;
+}
+
+void SpeedMeter::Measured(Place place, uint64_t bytes, absl::Duration took, absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  Mean& mean = MeanOf(place, now);
+  const absl::Duration uncounted =
+      std::max(now - std::max(now - took, mean.last), absl::ZeroDuration());
+  // Older measurements fade by half with each new one; with less when others loaded in its time.
+  const double kept =
+      took > absl::ZeroDuration() ? 1 - absl::FDivDuration(uncounted, took) / 2 : 1.0;
+  mean.bytes = mean.bytes * kept + static_cast<double>(bytes);
+  mean.seconds = mean.seconds * kept + std::max(absl::ToDoubleSeconds(uncounted), 1e-9);
+  mean.last = std::max(mean.last, now);
+}
+
+void SpeedMeter::Stalled(Place place, absl::Duration waited, absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  Mean& mean = MeanOf(place, now);
+  mean.bytes /= 2;
+  mean.seconds = mean.seconds / 2 + std::max(absl::ToDoubleSeconds(waited), 1e-9);
+  mean.last = std::max(mean.last, now);
 }
 
 LoadSpeeds SpeedMeter::speeds(absl::Time now) const {

@@ -47,12 +47,16 @@ RestorePlan PlanRestore(std::span<const StoredRun> runs, const LoadSpeeds& speed
 absl::Duration LoadAllowance(int64_t loaded_tokens, int64_t all_tokens,
                              double prefill_tokens_per_second);
 
-// Running means of the speeds of loading. A measurement that is old counts as not known, so that a
-// place that was slow once is tried again.
+// Running means of the speeds of loading, by all threads together: time in which several of them
+// loaded counts once. A measurement that is old counts as not known, so that a place that was slow
+// once is tried again.
 class SpeedMeter {
  public:
   static constexpr absl::Duration kMemory = absl::Seconds(30);
+  // What one thread loaded in the time before `now`.
   void Measured(Place place, uint64_t bytes, absl::Duration took, absl::Time now);
+  // That somebody waited so long in vain, whatever others loaded meanwhile.
+  void Stalled(Place place, absl::Duration waited, absl::Time now);
   LoadSpeeds speeds(absl::Time now) const;
 
  private:
@@ -61,6 +65,8 @@ class SpeedMeter {
     double seconds = 0;
     absl::Time last = absl::InfinitePast();
   };
+  Mean& MeanOf(Place place, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   mutable absl::Mutex mutex_;
   std::array<Mean, kPlaces> means_ ABSL_GUARDED_BY(mutex_);
 };

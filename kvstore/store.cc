@@ -47,11 +47,13 @@ class TieredStore final : public KvStore {
         pool_(pool),
         arena_(std::move(arena)),
         batch_blocks_(BlocksPerBatch(pool)),
+        round_blocks_(BlocksPerRound(pool)),
+        load_threads_(LoadThreads(pool, options.io_threads)),
         metrics_(metrics),
         log_(log),
         chain_(Chain::Create(std::move(tiers), options.max_queued_bytes, metrics, log)),
         save_threads_("kv-save", 1, static_cast<size_t>(options.max_queued_saves)),
-        host_threads_("kv-load", LoadThreads(pool, options.io_threads)),
+        host_threads_("kv-load", load_threads_),
         slow_threads_("kv-io", options.io_threads) {
     metrics_.SetUsageSource([this] { return chain_->usage_by_place(); });
   }
@@ -105,7 +107,9 @@ class TieredStore final : public KvStore {
   const Codec& codec_;
   KvBlockPool& pool_;
   const std::shared_ptr<HostArena> arena_;  // null: where the device cares little
-  const size_t batch_blocks_;
+  const size_t batch_blocks_;               // of a restore
+  const size_t round_blocks_;               // of a save
+  const int load_threads_;
   KvMetrics& metrics_;
   common::Logger& log_;
   const std::unique_ptr<Chain> chain_;
@@ -196,6 +200,7 @@ void TieredStore::Restore(RestoreRequest request, RestoreDone done) {
   }
   RestoreJob::Plan plan{.root = request.root,
                         .tokens = std::move(request.tokens),
+                        .batch_blocks = batch_blocks_,
                         .prefill_tokens_per_second = request.prefill_tokens_per_second};
   plan.blocks = BlocksOf(request, plan.tokens);
   const size_t load = PlanLoad(plan.blocks, request.prefill_tokens_per_second, plan.decision);
@@ -211,16 +216,13 @@ void TieredStore::Restore(RestoreRequest request, RestoreDone done) {
       std::make_shared<RestoreJob>(RestoreJob::Tools{*chain_, pool_, metrics_, speeds_, arena_},
                                    std::move(plan), std::move(done));
   watch_.Add(job);
-  for (size_t i = 0; i < job->num_blocks();) {
-    const bool host = job->expected(i) == Place::kHost;
-    size_t count = 1;
-    while (host && count < batch_blocks_ && i + count < job->num_blocks() &&
-           job->expected(i + count) == Place::kHost) {
-      ++count;
-    }
-    common::ThreadPool& threads = host ? host_threads_ : slow_threads_;
-    if (!threads.Submit([job, i, count] { job->Load(i, count); })) return job->GiveUp("cancelled");
-    i += count;
+  const size_t loaders = std::min(job->num_batches(), static_cast<size_t>(load_threads_));
+  for (size_t i = 0; i < loaders; ++i) {
+    if (!host_threads_.Submit([job] { job->LoadBatches(); })) return job->GiveUp("cancelled");
+  }
+  for (size_t i = 0; i < job->num_blocks(); ++i) {
+    if (job->expected(i) == Place::kHost) continue;
+    if (!slow_threads_.Submit([job, i] { job->Load(i); })) return job->GiveUp("cancelled");
   }
 }
 
@@ -260,6 +262,7 @@ absl::Status TieredStore::SaveNow(Saving& saving) {
     status = round.status();
     if (!status.ok() || round->empty()) break;
     if (more.ok()) more = StartRound(saving, keys, next, saver);
+    common::ShareOut(host_threads_, round->size(), [&](size_t i) { saver.Seal((*round)[i]); });
     for (BlockSaver::Started& block : *round) {
       if (status.ok()) status = PutBlock(saving, block, saver);
     }
@@ -279,7 +282,7 @@ absl::Status TieredStore::StartRound(Saving& saving, std::span<const BlockKey> k
   const SaveRequest& request = saving.request;
   const std::span<const common::TokenId> tokens = request.tokens;
   const auto size = static_cast<size_t>(block_tokens());
-  for (size_t started = 0; next < keys.size() && started < batch_blocks_; ++next) {
+  for (size_t started = 0; next < keys.size() && started < round_blocks_; ++next) {
     const size_t i = next;
     if (stopping_) return absl::CancelledError("the store is closing");
     if (WasForgotten(saving, keys[i])) return absl::CancelledError("forgotten meanwhile");

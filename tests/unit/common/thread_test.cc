@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <vector>
 
 #include "absl/synchronization/notification.h"
 
@@ -32,6 +33,38 @@ TEST(ThreadPool, RefusesWhenFullAndAfterStop) {
   release.Notify();
   pool.Stop();
   EXPECT_FALSE(pool.Submit([] {}));
+}
+
+TEST(ShareOut, CallsEachOnceAndNotLater) {
+  ThreadPool pool("test", 3);
+  for (const size_t count : {0, 1, 2, 100}) {
+    std::vector<std::atomic<int>> calls(count);
+    ShareOut(pool, count, [&](size_t i) { ++calls[i]; });
+    for (const auto& c : calls) EXPECT_EQ(c, 1);
+  }
+}
+
+TEST(ShareOut, BusyAndStoppedHelpersHoldNothingUp) {
+  absl::Notification release;
+  ThreadPool pool("test", 1);
+  ASSERT_TRUE(pool.Submit([&] { release.WaitForNotification(); }));
+  int calls = 0;  // by this thread only
+  ShareOut(pool, 10, [&](size_t) { ++calls; });
+  EXPECT_EQ(calls, 10);
+  release.Notify();
+  pool.Stop();
+  ShareOut(pool, 10, [&](size_t) { ++calls; });
+  EXPECT_EQ(calls, 20);
+}
+
+TEST(ShareOut, HelpersTakePart) {
+  ThreadPool pool("test", 1);
+  absl::Notification both[2];
+  // Neither call returns before the other has begun.
+  ShareOut(pool, 2, [&](size_t i) {
+    both[i].Notify();
+    both[1 - i].WaitForNotification();
+  });
 }
 
 TEST(BoundedQueue, PopEndsAfterClose) {

@@ -64,6 +64,7 @@ TEST_P(BlockSaverTest, RecordsAreThoseOfTheFormatAndLieInTheArena) {
   for (size_t i = 0; i < blocks.size(); ++i) {
     EXPECT_EQ(arrived[i].index, i);
     uint64_t bytes = 0;
+    saver.Seal(arrived[i]);
     ASSERT_OK(saver.Put(arrived[i], bytes));
     const Entry entry = *tier_->Get({Header(i).key, 0});
     const std::vector<std::byte> want = Record(i);

@@ -143,11 +143,13 @@ TEST_P(DeviceLinkTest, WithoutMemoryToPinItWorksAllTheSame) {
 TEST(DeviceLinkSizesTest, OnlyWhatTheHostCannotAddressIsBatched) {
   testing::KvPoolFixture host;
   EXPECT_EQ(BlocksPerBatch(host.pool()), 1u);
+  EXPECT_EQ(BlocksPerRound(host.pool()), 1u);
   EXPECT_EQ(LoadThreads(host.pool(), 3), 3);
   EXPECT_EQ(ReserveArena(host.pool(), 1 << 20, common::Logger::Null()), nullptr);
   testing::KvPoolFixture device(1, testing::SmallShape(),
                                 std::make_unique<testing::DeferredMemory>());
   EXPECT_EQ(BlocksPerBatch(device.pool()), 8u);
+  EXPECT_EQ(BlocksPerRound(device.pool()), 16u);
   EXPECT_GE(LoadThreads(device.pool(), 3), 3);
   EXPECT_GE(ReserveArena(device.pool(), 1 << 20, common::Logger::Null())->size(), 1u << 20);
   // Blocks of an 8B model: 4 MiB.
@@ -155,6 +157,7 @@ TEST(DeviceLinkSizesTest, OnlyWhatTheHostCannotAddressIsBatched) {
                                {.layers = 32, .kv_heads = 3, .head_dim = 341, .block_tokens = 32},
                                std::make_unique<testing::DeferredMemory>());
   EXPECT_EQ(BlocksPerBatch(large.pool()), 4u);
+  EXPECT_EQ(BlocksPerRound(large.pool()), 8u);
 }
 
 TEST_P(DeviceLinkTest, ATailIsCopiedOnTheDevice) {

@@ -56,19 +56,54 @@ TEST(RestorePlanTest, TheAllowanceGrowsWithWhatWasLoaded) {
 TEST(SpeedMeterTest, RecentMeasurementsWeighMost) {
   SpeedMeter meter;
   EXPECT_EQ(meter.speeds(kNow)[1], 0);
-  meter.Measured(Place::kHost, 1000, absl::Seconds(1), kNow);
-  EXPECT_DOUBLE_EQ(meter.speeds(kNow)[1], 1000);
-  for (int i = 0; i < 20; ++i) meter.Measured(Place::kHost, 4000, absl::Seconds(1), kNow);
-  EXPECT_NEAR(meter.speeds(kNow)[1], 4000, 1);
-  EXPECT_EQ(meter.speeds(kNow)[2], 0);
+  absl::Time now = kNow;
+  meter.Measured(Place::kHost, 1000, absl::Seconds(1), now);
+  EXPECT_DOUBLE_EQ(meter.speeds(now)[1], 1000);
+  for (int i = 0; i < 20; ++i) {
+    meter.Measured(Place::kHost, 4000, absl::Seconds(1), now += absl::Seconds(1));
+  }
+  EXPECT_NEAR(meter.speeds(now)[1], 4000, 1);
+  EXPECT_EQ(meter.speeds(now)[2], 0);
+}
+
+TEST(SpeedMeterTest, ThreadsCountTogether) {
+  SpeedMeter meter;
+  constexpr int kThreads = 8;
+  // Each loads 8000 bytes in 8 s; they end one after the other.
+  absl::Time now = kNow;
+  for (int i = 0; i < 20 * kThreads; ++i) {
+    meter.Measured(Place::kHost, 8000, absl::Seconds(8), now += absl::Seconds(1));
+  }
+  EXPECT_NEAR(meter.speeds(now)[1], 8000, 1);
+  // All at the same moment.
+  for (int round = 0; round < 20; ++round) {
+    now += absl::Seconds(8);
+    for (int i = 0; i < kThreads; ++i) {
+      meter.Measured(Place::kHost, 8000, absl::Seconds(8), now);
+    }
+  }
+  EXPECT_NEAR(meter.speeds(now)[1], 8000, 1);
+}
+
+TEST(SpeedMeterTest, IdleTimeDoesNotCount) {
+  SpeedMeter meter;
+  absl::Time now = kNow;
+  for (int i = 0; i < 20; ++i) {
+    meter.Measured(Place::kDisk, 1000, absl::Seconds(1), now += absl::Seconds(10));
+  }
+  EXPECT_NEAR(meter.speeds(now)[2], 1000, 1);
 }
 
 TEST(SpeedMeterTest, AStallIsRememberedAndForgotten) {
   SpeedMeter meter;
-  meter.Measured(Place::kDisk, 0, absl::Seconds(1), kNow);
+  meter.Stalled(Place::kDisk, absl::Seconds(1), kNow);
   EXPECT_GT(meter.speeds(kNow)[2], 0);
   EXPECT_LT(meter.speeds(kNow)[2], 10);
   EXPECT_EQ(meter.speeds(kNow + SpeedMeter::kMemory + absl::Seconds(1))[2], 0);
+  // Also while others load.
+  meter.Measured(Place::kDisk, 1000, absl::Seconds(1), kNow);
+  meter.Stalled(Place::kDisk, absl::Seconds(100), kNow);
+  EXPECT_LT(meter.speeds(kNow)[2], 10);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "worker/backend/cuda/copy_channel.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -38,6 +39,41 @@ void Scatter(const std::byte* packed, const CopyRuns& runs, std::byte* host) {
   }
 }
 
+// Asks for a while before it sleeps: a thread that sleeps wakes later than a copy of some megabytes
+// takes.
+absl::Status AwaitSoon(const Event& event) {
+  constexpr auto kAsking = std::chrono::microseconds(50);
+  const auto end = std::chrono::steady_clock::now() + kAsking;
+  do {
+    ASSIGN_OR_RETURN(const bool reached, event.Reached());
+    if (reached) return absl::OkStatus();
+  } while (std::chrono::steady_clock::now() < end);
+  return event.Synchronize();
+}
+
+// Calls copy(device, host, runs) for parts of at most `most` bytes, or of a single run's part.
+template <typename Copy>
+absl::Status InPieces(std::byte* device, std::byte* host, const CopyRuns& runs, size_t most,
+                      Copy copy) {
+  if (runs.bytes > most) {
+    for (size_t run = 0; run < runs.count; ++run) {
+      for (size_t at = 0; at < runs.bytes; at += most) {
+        RETURN_IF_ERROR(copy(device + run * runs.device_stride + at,
+                             host + run * runs.host_stride + at,
+                             CopyRuns::One(std::min(most, runs.bytes - at))));
+      }
+    }
+    return absl::OkStatus();
+  }
+  const size_t runs_per_piece = most / runs.bytes;
+  for (size_t run = 0; run < runs.count; run += runs_per_piece) {
+    CopyRuns piece = runs;
+    piece.count = std::min(runs_per_piece, runs.count - run);
+    RETURN_IF_ERROR(copy(device + run * runs.device_stride, host + run * runs.host_stride, piece));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CopyChannel>> CopyChannel::Create(Direction direction) {
@@ -55,36 +91,74 @@ CopyChannel::~CopyChannel() { stream_.Synchronize().IgnoreError(); }
 absl::Status CopyChannel::Copy(std::byte* device, std::byte* host, const CopyRuns& runs) {
   if (runs.count == 0 || runs.bytes == 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(const bool pinned, IsPinned(host));
+  CopyRuns all = runs;
   // What is contiguous on both sides is one long run.
   if (runs.device_stride == runs.bytes && runs.host_stride == runs.bytes) {
-    const size_t bytes = runs.bytes * runs.count;
-    return CopyPieces(device, host, CopyRuns::One(bytes), pinned);
+    all = CopyRuns::One(runs.bytes * runs.count);
   }
-  return CopyPieces(device, host, runs, pinned);
+  return pinned ? CopyDirect(device, host, all) : CopyStaged(device, host, all);
 }
 
-absl::Status CopyChannel::CopyPieces(std::byte* device, std::byte* host, const CopyRuns& runs,
-                                     bool pinned) {
-  if (runs.bytes > kPieceBytes) {
-    for (size_t run = 0; run < runs.count; ++run) {
-      for (size_t at = 0; at < runs.bytes; at += kPieceBytes) {
-        const CopyRuns piece = CopyRuns::One(std::min(kPieceBytes, runs.bytes - at));
-        ASSIGN_OR_RETURN(Slot * slot, Take());
-        RETURN_IF_ERROR(Issue(*slot, device + run * runs.device_stride + at,
-                              host + run * runs.host_stride + at, piece, pinned));
-      }
-    }
-    return absl::OkStatus();
+// --- Pinned memory
+
+absl::Status CopyChannel::CopyDirect(std::byte* device, std::byte* host, const CopyRuns& runs) {
+  return InPieces(device, host, runs, kDirectBytes,
+                  [this](std::byte* to_or_from, std::byte* at, const CopyRuns& piece) {
+                    return Launch(to_or_from, at, piece);
+                  });
+}
+
+absl::Status CopyChannel::Launch(std::byte* device, std::byte* host, const CopyRuns& runs) {
+  const size_t bytes = runs.bytes * runs.count;
+  absl::MutexLock lock(&mutex_);
+  while (flying_bytes_ > 0 &&
+         (flying_bytes_ + bytes > kFlyingBytes || flights_.size() >= kMostFlights)) {
+    AwaitLanding(landed_);
   }
-  const size_t runs_per_piece = kPieceBytes / runs.bytes;
-  for (size_t run = 0; run < runs.count; run += runs_per_piece) {
-    CopyRuns piece = runs;
-    piece.count = std::min(runs_per_piece, runs.count - run);
-    ASSIGN_OR_RETURN(Slot * slot, Take());
-    RETURN_IF_ERROR(Issue(*slot, device + run * runs.device_stride, host + run * runs.host_stride,
-                          piece, pinned));
+  RETURN_IF_ERROR(broken_);
+  Event copied;
+  if (spare_events_.empty()) {
+    ASSIGN_OR_RETURN(copied, Event::Create());
+  } else {
+    copied = std::move(spare_events_.back());
+    spare_events_.pop_back();
   }
+  // With the lock held, so that the numbers have the order of the stream.
+  RETURN_IF_ERROR(Enqueue(copied, device, host, runs));
+  flights_.push_back(
+      {.copied = std::move(copied), .bytes = bytes, .issuer = std::this_thread::get_id()});
+  flying_bytes_ += bytes;
   return absl::OkStatus();
+}
+
+void CopyChannel::AwaitLanding(uint64_t number) {
+  Flight& flight = flights_[number - first_];  // stays where it is as long as it is waited for
+  ++flight.waiting;
+  mutex_.Unlock();
+  const absl::Status status = AwaitSoon(flight.copied);
+  mutex_.Lock();
+  --flight.waiting;
+  broken_.Update(status);
+  Landed(number);
+}
+
+void CopyChannel::Landed(uint64_t number) {
+  for (; landed_ <= number; ++landed_) flying_bytes_ -= flights_[landed_ - first_].bytes;
+  while (!flights_.empty() && first_ < landed_ && flights_.front().waiting == 0) {
+    spare_events_.push_back(std::move(flights_.front().copied));
+    flights_.pop_front();
+    ++first_;
+  }
+}
+
+// --- Pageable memory
+
+absl::Status CopyChannel::CopyStaged(std::byte* device, std::byte* host, const CopyRuns& runs) {
+  return InPieces(device, host, runs, kPieceBytes,
+                  [this](std::byte* to_or_from, std::byte* at, const CopyRuns& piece) {
+                    absl::StatusOr<Slot*> slot = Take();
+                    return slot.ok() ? Issue(**slot, to_or_from, at, piece) : slot.status();
+                  });
 }
 
 absl::StatusOr<CopyChannel::Slot*> CopyChannel::Take() {
@@ -122,26 +196,22 @@ absl::Status CopyChannel::Land(Slot& slot) {
 }
 
 absl::Status CopyChannel::Issue(Slot& slot, std::byte* device, std::byte* host,
-                                const CopyRuns& runs, bool pinned) {
-  std::byte* from_or_to = host;
-  CopyRuns wire = runs;
-  if (!pinned) {
-    from_or_to = slot.staging.data();
-    wire = Packed(runs);
-    if (direction_ == Direction::kToDevice) Gather(host, runs, from_or_to);
-  }
-  const absl::Status status = Enqueue(slot, device, from_or_to, wire);
+                                const CopyRuns& runs) {
+  if (direction_ == Direction::kToDevice) Gather(host, runs, slot.staging.data());
+  const absl::Status status = Enqueue(slot.copied, device, slot.staging.data(), Packed(runs));
   absl::MutexLock lock(&mutex_);
   slot.taken = false;
   if (!status.ok()) return status;
   slot.in_flight = true;
   slot.issuer = std::this_thread::get_id();
-  slot.unstage_to = !pinned && direction_ == Direction::kToHost ? host : nullptr;
+  slot.unstage_to = direction_ == Direction::kToHost ? host : nullptr;
   slot.unstage = runs;
   return absl::OkStatus();
 }
 
-absl::Status CopyChannel::Enqueue(Slot& slot, std::byte* device, std::byte* host,
+// --- Both
+
+absl::Status CopyChannel::Enqueue(const Event& copied, std::byte* device, std::byte* host,
                                   const CopyRuns& runs) {
   const bool to_host = direction_ == Direction::kToHost;
   std::byte* const to = to_host ? host : device;
@@ -154,12 +224,17 @@ absl::Status CopyChannel::Enqueue(Slot& slot, std::byte* device, std::byte* host
                                            from, to_host ? runs.device_stride : runs.host_stride,
                                            runs.bytes, runs.count, kind, stream_.get()));
   }
-  return slot.copied.Record(stream_);
+  return copied.Record(stream_);
 }
 
 absl::Status CopyChannel::Fence() {
   const std::thread::id me = std::this_thread::get_id();
   absl::MutexLock lock(&mutex_);
+  for (uint64_t next = first_ + flights_.size(); next > landed_; --next) {
+    if (flights_[next - 1 - first_].issuer != me) continue;
+    AwaitLanding(next - 1);  // and with it all that this thread issued before
+    break;
+  }
   for (Slot& slot : slots_) {
     // Whoever has taken it may be about to land a copy of this thread.
     mutex_.Await(absl::Condition(
