@@ -126,6 +126,34 @@ TEST_F(CudaMemoryTest, CopiesWithinTheDevice) {
   EXPECT_EQ(out, in);
 }
 
+// More than may be in flight, by several threads, each of which finds what it wrote.
+TEST_F(CudaMemoryTest, PinnedBytesBeyondTheBoundArrive) {
+  constexpr size_t kBytes = CopyChannel::kFlyingBytes / 2 + CopyChannel::kDirectBytes + 3;
+  std::vector<std::thread> threads;
+  for (uint32_t t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      const auto in = *memory_->AllocateHost(kBytes);
+      const auto out = *memory_->AllocateHost(kBytes);
+      const auto pattern = testing::RandomBytes(4096, t);
+      for (size_t at = 0; at < kBytes; ++at) in->data()[at] = pattern[(at + at / 4096) % 4096];
+      RoundTrip(in->data(), kBytes, out->data());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  // Many small ones.
+  const auto host = *memory_->AllocateHost(size_t{64} << 10);
+  const auto region = *memory_->Allocate(size_t{64} << 10);
+  for (size_t at = 0; at < host->size(); at += 32) {
+    std::memset(host->data() + at, static_cast<int>(at / 32 % 251), 32);
+    ASSERT_OK(memory_->CopyFromHost({host->data() + at, 32}, region->data() + at));
+  }
+  ASSERT_OK(memory_->Fence());
+  std::vector<std::byte> back(host->size());
+  ASSERT_OK(memory_->CopyToHost(region->data(), back));
+  ASSERT_OK(memory_->Fence());
+  EXPECT_EQ(std::memcmp(back.data(), host->data(), back.size()), 0);
+}
+
 // Two ranks share the device; blocks go into the host tier and come back.
 TEST_F(CudaMemoryTest, AStoreKeepsBlocksOfIt) {
   constexpr size_t kTokens = 126;

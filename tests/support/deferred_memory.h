@@ -64,6 +64,11 @@ class DeferredMemory final : public kvstore::Memory {
     absl::MutexLock lock(&mutex_);
     most_host_bytes_ = bytes;
   }
+  // Whether any thread has copies under way.
+  bool busy() const {
+    absl::MutexLock lock(&mutex_);
+    return std::ranges::any_of(copies_, [](const auto& entry) { return !entry.second.empty(); });
+  }
   int fences() const {
     absl::MutexLock lock(&mutex_);
     return fences_;

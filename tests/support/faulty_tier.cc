@@ -75,6 +75,7 @@ absl::Status FaultyTier::Put(const kvstore::PlaneKey& key, kvstore::SharedBytes 
 }
 
 absl::StatusOr<kvstore::Entry> FaultyTier::Get(const kvstore::PlaneKey& key) {
+  if (on_get_) on_get_();
   int64_t flip_at = -1;
   {
     absl::MutexLock lock(&mutex_);

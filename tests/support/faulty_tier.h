@@ -2,6 +2,7 @@
 // Thread rule: all calls are safe from any thread.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "absl/synchronization/mutex.h"
@@ -23,6 +24,10 @@ class FaultyTier final : public kvstore::Tier {
   void HoldPuts();
   void Release();
   void AwaitWaiting(int calls);
+  // Called first in every later Get (Erase), on the caller's thread. To be set before there are
+  // any.
+  void OnGet(std::function<void()> call) { on_get_ = std::move(call); }
+  void OnErase(std::function<void()> call) { on_erase_ = std::move(call); }
   void SetAccepting(bool accepting);
   int puts() const;
   int gets() const;
@@ -34,6 +39,7 @@ class FaultyTier final : public kvstore::Tier {
   absl::StatusOr<kvstore::Entry> Get(const kvstore::PlaneKey& key) override;
   bool Contains(const kvstore::PlaneKey& key) override { return tier_->Contains(key); }
   absl::StatusOr<kvstore::Erased> Erase(std::span<const kvstore::PlaneKey> keys) override {
+    if (on_erase_) on_erase_();
     return tier_->Erase(keys);
   }
   void Touch(std::span<const kvstore::PlaneKey> keys) override { tier_->Touch(keys); }
@@ -50,6 +56,8 @@ class FaultyTier final : public kvstore::Tier {
 
  private:
   const std::unique_ptr<kvstore::Tier> tier_;
+  std::function<void()> on_get_;
+  std::function<void()> on_erase_;
   mutable absl::Mutex mutex_;
   absl::Status put_status_ ABSL_GUARDED_BY(mutex_);
   absl::Status get_status_ ABSL_GUARDED_BY(mutex_);

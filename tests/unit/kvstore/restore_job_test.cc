@@ -6,6 +6,7 @@
 #include "common/thread.h"
 #include "kvstore/codec/codec.h"
 #include "kvstore/prefix_index.h"
+#include "tests/support/deferred_memory.h"
 #include "tests/support/faulty_tier.h"
 #include "tests/support/kv_fixture.h"
 #include "tests/support/kv_tiers.h"
@@ -18,7 +19,8 @@ constexpr int kBlock = 4;
 
 class RestoreJobTest : public ::testing::Test {
  protected:
-  RestoreJobTest() {
+  explicit RestoreJobTest(std::unique_ptr<Memory> memory = CreateHostMemory())
+      : kv_(64, testing::SmallShape(), std::move(memory)) {
     const auto keys = BlockKeys(root_, tokens_, kBlock);
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto end = std::min(tokens_.size(), (i + 1) * kBlock);
@@ -41,8 +43,11 @@ class RestoreJobTest : public ::testing::Test {
     blocks_ = kv_.Allocate(tokens_.size());
   }
 
-  std::shared_ptr<RestoreJob> Job(double prefill = 0) {
-    RestoreJob::Plan plan{.root = root_, .tokens = tokens_, .prefill_tokens_per_second = prefill};
+  std::shared_ptr<RestoreJob> Job(double prefill = 0, size_t batch_blocks = 1) {
+    RestoreJob::Plan plan{.root = root_,
+                          .tokens = tokens_,
+                          .batch_blocks = batch_blocks,
+                          .prefill_tokens_per_second = prefill};
     const auto keys = BlockKeys(root_, plan.tokens, kBlock);
     for (size_t i = 0; i < keys.size(); ++i) {
       const size_t begin = i * kBlock;
@@ -58,7 +63,7 @@ class RestoreJobTest : public ::testing::Test {
                                         std::move(plan), [this](RestoreResult result) {
                                           ++done_;
                                           result_ = std::move(result);
-                                          over_.Notify();
+                                          if (!over_.HasBeenNotified()) over_.Notify();
                                         });
   }
   double Plans(const std::string& decision) {
@@ -195,6 +200,82 @@ TEST_F(RestoreJobTest, TheWatchCancelsWhatIsLeft) {
   watch.CancelAll();
   EXPECT_EQ(done_, 1);
   EXPECT_EQ(result_.short_reason, "cancelled");
+}
+
+TEST_F(RestoreJobTest, ThreadsShareTheBatches) {
+  const auto job = Job();
+  EXPECT_EQ(job->num_batches(), 4u);
+  EXPECT_EQ(Job(0, 3)->num_batches(), 2u);
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < 3; ++i) threads.emplace_back([&] { job->LoadBatches(); });
+  }
+  ASSERT_EQ(done_, 1);
+  EXPECT_EQ(result_.restored_tokens, 14);
+  EXPECT_EQ(kv_.Exact(tokens_, 0, blocks_), 14);
+}
+
+// Over memory whose copies run in the background.
+class BackgroundRestoreJobTest : public RestoreJobTest {
+ protected:
+  BackgroundRestoreJobTest() : BackgroundRestoreJobTest(new testing::DeferredMemory) {}
+  testing::DeferredMemory* memory_ = nullptr;
+
+ private:
+  explicit BackgroundRestoreJobTest(testing::DeferredMemory* memory)
+      : RestoreJobTest(std::unique_ptr<Memory>(memory)), memory_(memory) {}
+};
+
+TEST_F(BackgroundRestoreJobTest, BatchesOfSeveralThreadsArrive) {
+  for (const size_t batch : {1, 2, 3, 4}) {
+    blocks_ = kv_.Allocate(tokens_.size());
+    done_ = 0;
+    const auto job = Job(0, batch);
+    {
+      std::vector<std::jthread> threads;
+      for (int i = 0; i < 3; ++i) threads.emplace_back([&] { job->LoadBatches(); });
+    }
+    ASSERT_EQ(done_, 1);
+    EXPECT_EQ(result_.restored_tokens, 14);
+    EXPECT_EQ(kv_.Exact(tokens_, 0, blocks_), 14);
+  }
+}
+
+TEST_F(BackgroundRestoreJobTest, ProvesButDoesNotReadWhileCopiesAreUnderWay) {
+  const PlaneKey key{BlockKeys(root_, tokens_, kBlock)[2], 0};
+  auto damaged = records_[2];
+  damaged[200] ^= std::byte{1};
+  ASSERT_OK(tier_.Erase({&key, 1}));
+  ASSERT_OK(tier_.Put(key, Share(damaged)));
+  int erased = 0;
+  tier_.OnGet([&] { EXPECT_FALSE(memory_->busy()) << "a read may take long"; });
+  tier_.OnErase([&] {
+    ++erased;
+    EXPECT_TRUE(memory_->busy()) << "the batch before should be under way";
+  });
+  const auto job = Job(0, /*batch_blocks=*/2);
+  job->LoadBatches();
+  EXPECT_EQ(erased, 1);
+  ASSERT_EQ(done_, 1);
+  EXPECT_EQ(result_.restored_tokens, 8);
+  EXPECT_EQ(result_.short_reason, "damaged");
+  EXPECT_EQ(kv_.Exact(tokens_, 0, blocks_), 8);
+  EXPECT_TRUE(kv_.IsUntouched(blocks_[2]));
+  EXPECT_TRUE(kv_.IsUntouched(blocks_[3]));
+}
+
+TEST_F(BackgroundRestoreJobTest, WhatIsGivenUpIsNotWritten) {
+  const auto job = Job(0, /*batch_blocks=*/1);
+  int gets = 0;
+  // Given up while the second batch is read: the first is not under way yet.
+  tier_.OnGet([&] {
+    if (++gets == 2) job->GiveUp("timeout");
+  });
+  job->LoadBatches();
+  ASSERT_EQ(done_, 1);
+  EXPECT_EQ(result_.restored_tokens, 0);
+  EXPECT_EQ(gets, 2);
+  for (const BlockHandle& block : blocks_) EXPECT_TRUE(kv_.IsUntouched(block));
 }
 
 }  // namespace

@@ -40,14 +40,18 @@ void Scatter(const std::byte* packed, const CopyRuns& runs, std::byte* host) {
 }
 
 // Asks for a while before it sleeps: a thread that sleeps wakes later than a copy of some megabytes
-// takes.
+// takes. Not all the time, as every question holds up those who launch kernels.
 absl::Status AwaitSoon(const Event& event) {
+  using Clock = std::chrono::steady_clock;
   constexpr auto kAsking = std::chrono::microseconds(50);
-  const auto end = std::chrono::steady_clock::now() + kAsking;
-  do {
+  constexpr auto kPause = std::chrono::microseconds(2);
+  const auto end = Clock::now() + kAsking;
+  for (auto next = Clock::now(); next < end; next += kPause) {
     ASSIGN_OR_RETURN(const bool reached, event.Reached());
     if (reached) return absl::OkStatus();
-  } while (std::chrono::steady_clock::now() < end);
+    while (Clock::now() < next + kPause) {
+    }
+  }
   return event.Synchronize();
 }
 
@@ -111,10 +115,7 @@ absl::Status CopyChannel::CopyDirect(std::byte* device, std::byte* host, const C
 absl::Status CopyChannel::Launch(std::byte* device, std::byte* host, const CopyRuns& runs) {
   const size_t bytes = runs.bytes * runs.count;
   absl::MutexLock lock(&mutex_);
-  while (flying_bytes_ > 0 &&
-         (flying_bytes_ + bytes > kFlyingBytes || flights_.size() >= kMostFlights)) {
-    AwaitLanding(landed_);
-  }
+  AwaitRoom(bytes);
   RETURN_IF_ERROR(broken_);
   Event copied;
   if (spare_events_.empty()) {
@@ -129,6 +130,24 @@ absl::Status CopyChannel::Launch(std::byte* device, std::byte* host, const CopyR
       {.copied = std::move(copied), .bytes = bytes, .issuer = std::this_thread::get_id()});
   flying_bytes_ += bytes;
   return absl::OkStatus();
+}
+
+void CopyChannel::AwaitRoom(size_t bytes) {
+  const auto has_room = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (flying_bytes_ == 0) return true;
+    return flying_bytes_ + bytes <= kFlyingBytes && flights_.size() < kMostFlights;
+  };
+  const auto has_room_or_turn = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !someone_awaits_room_ || has_room();
+  };
+  // One thread waits for the device, the others for that one: so few wake in vain.
+  while (true) {
+    mutex_.Await(absl::Condition(&has_room_or_turn));
+    if (has_room()) return;
+    someone_awaits_room_ = true;
+    AwaitLanding(landed_);
+    someone_awaits_room_ = false;
+  }
 }
 
 void CopyChannel::AwaitLanding(uint64_t number) {

@@ -7,8 +7,8 @@
 // copy is issued, on the way up when the copy has finished.
 //
 // What is in flight is bounded: far enough that the link never waits for the host, whose threads
-// take tens of microseconds to wake, and no further, so that who gives up waits a millisecond. Long
-// copies are cut, so that others that share the device's copy engine get in between.
+// take tens of microseconds to wake, and no further, so that who gives up waits two milliseconds.
+// Long copies are cut, so that others that share the device's copy engine get in between.
 //
 // Thread rule: all calls are safe from any thread.
 #pragma once
@@ -36,7 +36,7 @@ class CopyChannel final {
   static constexpr size_t kPieceBytes = size_t{2} << 20;  // through a slot
   static constexpr int kSlots = 6;
   static constexpr size_t kDirectBytes = size_t{8} << 20;   // of pinned memory, in one copy
-  static constexpr size_t kFlyingBytes = size_t{64} << 20;  // of pinned memory, all together
+  static constexpr size_t kFlyingBytes = size_t{96} << 20;  // of pinned memory, all together
   static constexpr size_t kMostFlights = 256;
 
   // On the current device, which must be current in every later call too.
@@ -80,6 +80,7 @@ class CopyChannel final {
                        const kvstore::CopyRuns& runs);
 
   absl::Status Launch(std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
+  void AwaitRoom(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Waits until `number` and all before it have landed, with the lock let go meanwhile.
   void AwaitLanding(uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Landed(uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -100,6 +101,7 @@ class CopyChannel final {
   uint64_t first_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t landed_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t flying_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool someone_awaits_room_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Event> spare_events_ ABSL_GUARDED_BY(mutex_);
   absl::Status broken_ ABSL_GUARDED_BY(mutex_);  // the first error of an asynchronous copy
 };
