@@ -80,6 +80,14 @@ NO_MIRROR = {
     "worker/backend/cuda/cuda_error.cc": "tests/gpu/cuda_memory_test.cc",
     "worker/backend/cuda/cuda_memory.cc": "tests/gpu/cuda_memory_test.cc",
     "worker/backend/cuda/handles.cc": "tests/gpu/cuda_memory_test.cc",
+    "worker/backend/cuda/attention_runner.cc": "tests/gpu/cuda_model_test.cc",
+    "worker/backend/cuda/cuda_backend.cc": "tests/conformance, where there is a GPU",
+    "worker/backend/cuda/device.cc": "tests/gpu/cuda_model_test.cc",
+    "worker/backend/cuda/device_step.cc": "tests/gpu/cuda_model_test.cc",
+    "worker/backend/cuda/flashinfer/flash_prefill.cc": "tests/gpu/flash_prefill_test.cc",
+    "worker/backend/cuda/matmul/cublas_lt.cc": "tests/gpu/matmul_test.cc",
+    "worker/backend/cuda/matmul/matmul.cc": "tests/gpu/matmul_test.cc",
+    "worker/backend/cuda/step_graphs.cc": "tests/gpu/cuda_model_test.cc",
     "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
@@ -98,6 +106,9 @@ HEADER_SUITES = {
     "kvstore/codec/vectors.h": "tests/conformance/codec_test.cc",
     "router/turn_kinds.h": "tests/unit/router/turn_proxy_test.cc",
     "router/worker_rpc.h": "tests/unit/router/session_service_test.cc",
+    "worker/backend/cuda/flashinfer/flash_tiles.h": "tests/unit/worker/backend/cuda/flashinfer/*_tiles_test.cc",
+    "worker/backend/cuda/matmul/packed_layout.h":
+        "tests/unit/worker/backend/cuda/matmul/packed_weight_host_test.cc",
     # Kernels are compiled per instruction set; each set has a suite that runs all of them.
     "worker/backend/cpu/": "tests/unit/worker/backend/cpu/**/kernels_*_test.cc",
 }
