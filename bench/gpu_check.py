@@ -24,8 +24,8 @@ from gpu_process import Bundle, run_tests, sanitize  # noqa: E402
 from gpu_rows import Model, Sides  # noqa: E402
 
 BUDGET_SECONDS, QUICK_SECONDS = 480, 225
-MEMCHECK_TESTS = ("attention_test", "matmul", "prefill", "codec", "memory", "kernels")
-RACECHECK_TESTS = ("attention_test", "matmul", "kernels")
+MEMCHECK_TESTS = ("gpu_attention_test", "matmul", "prefill", "codec", "memory", "model")
+RACECHECK_TESTS = ("gpu_attention_test", "matmul", "codec")
 GPU_QUERY = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit")
 
 

@@ -153,7 +153,8 @@ def run_test(bundle, path, seconds, prefix=(), filters=None):
     run = bundle.run(command, seconds, cwd=bundle.path)
     output = run.stdout + run.stderr
     if run.returncode != 0:
-        raise Failed(f"{path.name} ended with {run.returncode}\n{tail(output)}")
+        found = "\n".join(line for line in output.splitlines() if line.startswith("========="))
+        raise Failed(f"{path.name} ended with {run.returncode}\n{tail(found or output, 40)}")
     return test_counts(output)
 
 
@@ -209,12 +210,17 @@ def sanitize(bundle, tool, names, seconds, filters=None):
         prefix.append("--report-api-errors=no")
     if bundle.first:
         prefix.append("--target-processes=all")
-    end, slow = time.monotonic() + seconds, []
+    end, slow, failed = time.monotonic() + seconds, [], []
     for i, path in enumerate(paths):
         share = max(5, (end - time.monotonic()) / (len(paths) - i))
         try:
             run_test(bundle, path, share, prefix, filters)
         except TooSlow:
             slow.append(path.name)
-    words = f"{len(paths) - len(slow)} executables clean"
-    return words + (f", not to their end: {', '.join(slow)}" if slow else "")
+        except Failed as why:
+            failed.append(str(why))
+    words = f"{len(paths) - len(slow) - len(failed)} executables clean"
+    words += f", not to their end: {', '.join(slow)}" if slow else ""
+    if failed:
+        raise Failed("\n".join([*failed, words]))
+    return words
