@@ -4,6 +4,7 @@
 // ring of shared memory: copies of the next groups are always under way, and no warp waits for
 // another until the end, when the four partial softmaxes are joined in the order of the warps.
 #include "worker/backend/cuda/attention/copy_group.cuh"
+#include "worker/backend/cuda/attention/shared_memory.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -136,6 +137,8 @@ __global__ void __launch_bounds__(kThreads, 2) FewRowsAttention(AttentionParams 
 
 template <int kHeadDim, bool kInt8>
 cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStream_t stream) {
+  static_assert(Ring<kHeadDim, kInt8>::kBytes <= kMostShared86);
+  static_assert(FitTogether90(Ring<kHeadDim, kInt8>::kBytes, 2), "as its launch bounds say");
   return LaunchKernel(FewRowsAttention<kHeadDim, kInt8>, dim3(items, grid_parts), kThreads,
                       Ring<kHeadDim, kInt8>::kBytes, stream, p);
 }

@@ -4,6 +4,7 @@
 // warp computes its own kRows packed rows: lane j has the score of key j, lane d sums of
 // dimensions d, d + 32 ... of the output.
 #include "worker/backend/cuda/attention/params.cuh"
+#include "worker/backend/cuda/attention/shared_memory.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -22,13 +23,17 @@ struct Layout {
   int width;
   int key_width;
   int rows;
-  __host__ __device__ Layout(int head_dim, int tile_rows)
+  __host__ __device__ constexpr Layout(int head_dim, int tile_rows)
       : width((head_dim + 3) / 4 * 4), key_width(width + 4), rows(tile_rows) {}
-  __host__ __device__ int keys() const { return rows * width; }
-  __host__ __device__ int values() const { return keys() + kKeys * key_width; }
-  __host__ __device__ int weights() const { return values() + kKeys * width; }
-  __host__ __device__ int floats() const { return weights() + rows * kKeys; }
+  __host__ __device__ constexpr int keys() const { return rows * width; }
+  __host__ __device__ constexpr int values() const { return keys() + kKeys * key_width; }
+  __host__ __device__ constexpr int weights() const { return values() + kKeys * width; }
+  __host__ __device__ constexpr int floats() const { return weights() + rows * kKeys; }
 };
+// A head_dim of 256 and four rows to a warp are just beyond what 8.6 and 8.9 have.
+static_assert(size_t{4} * Layout(256, 4 * kWarps).floats() <= kMostShared80);
+static_assert(size_t{4} * Layout(128, 4 * kWarps).floats() <= kMostShared86);
+static_assert(size_t{4} * Layout(256, kWarps).floats() <= kMostShared86);
 
 template <KvDtype kDtype>
 __device__ float LoadValue(const std::byte* vector, int i) {

@@ -1,6 +1,7 @@
 // Prefill attention over bf16 keys: rounds of 64 keys pass through three buffers of shared memory;
 // while the warps compute on one, copies into the other two are under way.
 #include "worker/backend/cuda/attention/many_rows.cuh"
+#include "worker/backend/cuda/attention/shared_memory.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -44,6 +45,7 @@ __global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsAttention(Atten
 
 template <int kHeadDim>
 cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStream_t stream) {
+  static_assert(kBuffers * kRoundBytes<kHeadDim> <= kMostShared86);
   return LaunchKernel(ManyRowsAttention<kHeadDim>, dim3(items, grid_parts), ManyRows::kThreads,
                       kBuffers * kRoundBytes<kHeadDim>, stream, p);
 }

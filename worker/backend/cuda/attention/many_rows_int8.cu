@@ -1,6 +1,7 @@
 // Prefill attention over int8 keys: each round of 64 keys arrives as bytes, is made bf16 once for
 // all warps, a round before it is used, and is computed on as bf16 with scales.
 #include "worker/backend/cuda/attention/many_rows.cuh"
+#include "worker/backend/cuda/attention/shared_memory.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsInt8(AttentionP
 
 template <int kHeadDim>
 cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStream_t stream) {
+  static_assert(Rounds<kHeadDim>::kShared <= kMostShared86);
   return LaunchKernel(ManyRowsInt8<kHeadDim>, dim3(items, grid_parts), ManyRows::kThreads,
                       Rounds<kHeadDim>::kShared, stream, p);
 }
