@@ -61,6 +61,8 @@ void FailCall(std::string_view function, size_t nth, cudaError_t error);
 // 0: every call that needs a device answers cudaErrorNoDevice.
 void SetDeviceCount(int count);
 void SetDeviceMemory(size_t bytes);
+// Compute capability, 9.0 after Reset; the limits of launches stay those of an H100.
+void SetCapability(int major, int minor);
 
 // Whether all of [pointer, pointer + bytes) lies in one live allocation of the device.
 bool IsDeviceMemory(const void* pointer, size_t bytes);

@@ -1,4 +1,6 @@
 // The device's properties, errors, and what tests ask of the pretended runtime.
+#include <cuda.h>
+
 #include <cstring>
 
 #include "tests/support/fake_cudart_state.h"
@@ -43,8 +45,6 @@ const std::map<cudaDeviceAttr, int>& Attributes() {
       {cudaDevAttrManagedMemory, 1},
       {cudaDevAttrL2CacheSize, 50 << 20},
       {cudaDevAttrMaxPersistingL2CacheSize, 31 << 20},
-      {cudaDevAttrComputeCapabilityMajor, 9},
-      {cudaDevAttrComputeCapabilityMinor, 0},
       {cudaDevAttrStreamPrioritiesSupported, 1},
       {cudaDevAttrCooperativeLaunch, 1},
       {cudaDevAttrCanUseHostPointerForRegisteredMem, 1},
@@ -57,8 +57,26 @@ const std::map<cudaDeviceAttr, int>& Attributes() {
 }
 
 int Attribute(cudaDeviceAttr attribute) {
+  if (attribute == cudaDevAttrComputeCapabilityMajor) return runtime().capability_major;
+  if (attribute == cudaDevAttrComputeCapabilityMinor) return runtime().capability_minor;
   auto found = Attributes().find(attribute);
   return found == Attributes().end() ? 0 : found->second;
+}
+
+// The one function of the driver that kernels are given something by: what the copy engine of a
+// multiprocessor is told of a matrix. Refuses what the true one does.
+CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address,
+                     const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
+                     const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  bool fits = rank >= 1 && rank <= 5 && reinterpret_cast<uintptr_t>(address) % 16 == 0;
+  for (cuuint32_t i = 0; fits && i < rank; ++i)
+    fits = sizes[i] > 0 && sizes[i] <= uint64_t{1} << 32 && box[i] > 0 && box[i] <= 256;
+  for (cuuint32_t i = 0; fits && i + 1 < rank; ++i)
+    fits = strides[i] % 16 == 0 && strides[i] < uint64_t{1} << 40;
+  if (!fits) return CUDA_ERROR_INVALID_VALUE;
+  std::memset(map, 0, sizeof *map);
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -94,6 +112,8 @@ void Reset() {
   std::lock_guard lock(r.mutex);
   r.device_count = 1;
   r.device_memory = size_t{80} << 30;
+  r.capability_major = 9;
+  r.capability_minor = 0;
   r.calls.clear();
   r.failures.clear();
   r.launches.clear();
@@ -155,6 +175,12 @@ void SetDeviceCount(int count) {
 void SetDeviceMemory(size_t bytes) {
   std::lock_guard lock(runtime().mutex);
   runtime().device_memory = bytes;
+}
+
+void SetCapability(int major, int minor) {
+  std::lock_guard lock(runtime().mutex);
+  runtime().capability_major = major;
+  runtime().capability_minor = minor;
 }
 
 bool IsDeviceMemory(const void* pointer, size_t bytes) {
@@ -259,7 +285,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->memoryBusWidth = Attribute(cudaDevAttrGlobalMemoryBusWidth);
   properties->asyncEngineCount = Attribute(cudaDevAttrAsyncEngineCount);
   properties->unifiedAddressing = 1;
-  properties->major = 9;
+  properties->major = Attribute(cudaDevAttrComputeCapabilityMajor);
+  properties->minor = Attribute(cudaDevAttrComputeCapabilityMinor);
   return cudaSuccess;
 }
 
@@ -294,12 +321,15 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   return call.error();
 }
 
-cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned int,
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned int,
                                              unsigned long long,
                                              cudaDriverEntryPointQueryResult* status) {
+  using loopserve::tests::fake_cuda::EncodeTiled;
   Call call("cudaGetDriverEntryPointByVersion");
-  *function = nullptr;
-  if (status != nullptr) *status = cudaDriverEntryPointSymbolNotFound;
+  const bool known = std::string_view(name) == "cuTensorMapEncodeTiled";
+  *function = known ? reinterpret_cast<void*>(&EncodeTiled) : nullptr;
+  if (status != nullptr)
+    *status = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return call.error();
 }
 

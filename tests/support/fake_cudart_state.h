@@ -50,6 +50,7 @@ struct Runtime {
   std::recursive_mutex mutex;
   int device_count = 1;
   size_t device_memory = size_t{80} << 30;
+  int capability_major = 9, capability_minor = 0;
   std::map<const void*, Function> functions;  // by the address of the host stub
   std::map<const char*, size_t> device_memory_ranges;
   std::map<const char*, size_t> pinned_ranges;
