@@ -1,0 +1,186 @@
+#include "worker/backend/cuda/matmul/matmul.h"
+
+#include <optional>
+
+#include "tests/support/status_matchers.h"
+#include "tests/unit/worker/backend/cuda/launch_test.h"
+#include "tests/unit/worker/backend/cuda/use_fake_lt.h"
+
+namespace loopserve::worker::cuda {
+namespace {
+
+using ::loopserve::testing::StatusIs;
+using ::testing::HasSubstr;
+using enum ActivationType;
+
+constexpr int64_t kCols = 512;
+
+class MatMulTest : public LaunchTest {
+ protected:
+  MatMulRunner Runner(CublasLt* lt, int64_t quantised_rows = 0) const {
+    // No kernel runs: the workspace may lie in less memory than it says.
+    return {lt, {.rows = 64, .cols = kCols, .quantised_rows = quantised_rows}, Memory<std::byte>()};
+  }
+  DeviceWeight Weight(int64_t rows, WeightType type = WeightType::kBF16) const {
+    return {type, Memory<std::byte>(), rows, kCols};
+  }
+  absl::Status Run(MatMulRunner& runner, TensorView x, const std::vector<DeviceWeight>& weights) {
+    return runner.Run(x, weights, Outs(x, weights), stream_);
+  }
+  std::vector<TensorView> Outs(TensorView x, const std::vector<DeviceWeight>& weights) const {
+    std::vector<TensorView> outs;
+    for (const DeviceWeight& weight : weights) outs.push_back(View(x.rows, weight.rows));
+    return outs;
+  }
+  std::vector<std::string> Kernels() {
+    std::vector<std::string> kernels;
+    for (const fake::Launch& launch : Take()) kernels.push_back(launch.kernel);
+    return kernels;
+  }
+};
+
+TEST_F(MatMulTest, AFewRowsOfBf16AreAGemv) {
+  MatMulRunner runner = Runner(nullptr);
+  for (const int64_t rows : {1, 2}) {
+    EXPECT_OK(Run(runner, View(rows, kCols, kBf16), {Weight(4096), Weight(1024)}));
+    ExpectCovers(Only("GemvBf16").grid.x, 8, 2048 + 512);
+  }
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16), {Weight(4096)}));
+  Only("SkinnyMma");
+}
+
+TEST_F(MatMulTest, WeightsOfATypeShareALaunchFourAtATime) {
+  MatMulRunner runner = Runner(nullptr);
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16), std::vector(6, Weight(64))));
+  const std::vector<fake::Launch> launches = Take();
+  ASSERT_EQ(launches.size(), 2u);
+  EXPECT_EQ(launches[0].grid.x, 16u);
+  EXPECT_EQ(launches[1].grid.x, 8u);
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16),
+                {Weight(64, WeightType::kQ4_K), Weight(64, WeightType::kQ6_K),
+                 Weight(64, WeightType::kQ4_K), Weight(0, WeightType::kQ8_0)}));
+  EXPECT_THAT(Kernels(), ::testing::SizeIs(2)) << "one for each type that has outputs";
+}
+
+TEST_F(MatMulTest, WithoutTheLibraryManyRowsComeInParts) {
+  MatMulRunner runner = Runner(nullptr);
+  EXPECT_OK(Run(runner, View(200, kCols, kBf16), {Weight(64)}));
+  EXPECT_THAT(Kernels(), ::testing::SizeIs(4));
+}
+
+TEST_F(MatMulTest, XIsRoundedFirstWhereTheKernelsCannotReadIt) {
+  MatMulRunner runner = Runner(nullptr);
+  for (const TensorView& x : {View(3, kCols), View(3, kCols, kBf16, kCols + 1),
+                              View(3, kCols + 8, kBf16).Cols(1, kCols)}) {
+    EXPECT_OK(Run(runner, x, {Weight(64)}));
+    EXPECT_THAT(Kernels(), ::testing::ElementsAre(HasSubstr("ToBf16"), HasSubstr("SkinnyMma")));
+  }
+  // The scratch holds 64 rows.
+  EXPECT_OK(Run(runner, View(65, kCols), {Weight(64)}));
+  EXPECT_THAT(Kernels(), ::testing::SizeIs(4));
+}
+
+TEST_F(MatMulTest, NothingToDoLaunchesNothing) {
+  MatMulRunner runner = Runner(nullptr);
+  EXPECT_OK(Run(runner, View(0, kCols), {Weight(64)}));
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16), {}));
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16), {Weight(0)}));
+  ExpectNoLaunch();
+}
+
+TEST_F(MatMulTest, RefusesShapesThatDoNotFit) {
+  MatMulRunner runner = Runner(nullptr);
+  const DeviceWeight weight = Weight(64);
+  const TensorView x = View(3, kCols, kBf16);
+  const auto refused = [&](TensorView from, DeviceWeight by, TensorView to) {
+    EXPECT_EQ(runner.Run(from, std::span(&by, 1), std::span(&to, 1), stream_).code(),
+              absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(runner.Prepare(from, std::span(&by, 1), std::span(&to, 1)).code(),
+              absl::StatusCode::kInvalidArgument);
+  };
+  refused(View(3, kCols + 8, kBf16), weight, View(3, 64));
+  refused(x, weight, View(2, 64));
+  refused(x, weight, View(3, 65));
+  refused(x, weight, View(3, 64, kF32, 32));
+  refused(x, Weight(64, WeightType::kF16), View(3, 64));
+  const DeviceWeight wide{WeightType::kBF16, Memory<std::byte>(), 64, kCols * 100};
+  const TensorView out = View(3, 64);
+  EXPECT_THAT(runner.Run(View(3, kCols * 100), std::span(&wide, 1), std::span(&out, 1), stream_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fewer columns")));
+  ExpectNoLaunch();
+}
+
+TEST_F(MatMulTest, TellsTheRuntimesError) {
+  MatMulRunner runner = Runner(nullptr);
+  for (const size_t nth : {1, 2}) {
+    fake::FailCall("cudaLaunchKernel", nth, cudaErrorLaunchFailure);
+    EXPECT_THAT(Run(runner, View(1, kCols), {Weight(64)}),
+                StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaErrorLaunchFailure")));
+    EXPECT_EQ(Take().size(), nth - 1);
+  }
+}
+
+class MatMulByLibraryTest : public MatMulTest {
+ protected:
+  void SetUp() override {
+    MatMulTest::SetUp();
+    absl::StatusOr<CublasLt> lt = CublasLt::Load();
+    ASSERT_OK(lt.status());
+    lt_ = *std::move(lt);
+  }
+  FakeLt& library_ = UseFakeLt();
+  std::optional<CublasLt> lt_;
+};
+
+TEST_F(MatMulByLibraryTest, ManyRowsAndManyOutputsAreTheLibrarys) {
+  MatMulRunner runner = Runner(&*lt_);
+  EXPECT_OK(Run(runner, View(64, kCols, kBf16), {Weight(64)}));
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16), {Weight(8192)}));
+  EXPECT_EQ(library_.matmuls, 2u);
+  ExpectNoLaunch();
+  EXPECT_OK(Run(runner, View(3, kCols, kBf16), {Weight(64), Weight(8192)}));
+  Only("SkinnyMma");
+  EXPECT_EQ(library_.matmuls, 3u);
+}
+
+TEST_F(MatMulByLibraryTest, QuantisedWeightsAreDecodedForIt) {
+  MatMulRunner runner = Runner(&*lt_, 1000);
+  EXPECT_OK(Run(runner, View(64, kCols, kBf16), {Weight(1000, WeightType::kQ4_K)}));
+  Only("SkinnyMma");
+  EXPECT_OK(Run(runner, View(65, kCols, kBf16), {Weight(1000, WeightType::kQ4_K)}));
+  Only("Dequantize");
+  // What does not fit the scratch comes in parts.
+  EXPECT_OK(Run(runner, View(65, kCols, kBf16), {Weight(2500, WeightType::kQ4_K)}));
+  EXPECT_THAT(Kernels(), ::testing::SizeIs(3));
+  EXPECT_EQ(library_.matmuls, 1u + 3);
+  MatMulRunner none = Runner(&*lt_);
+  EXPECT_THAT(Run(none, View(65, kCols, kBf16), {Weight(64, WeightType::kQ4_K)}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no quantised matrix")));
+}
+
+TEST_F(MatMulByLibraryTest, WhatItRefusesTakesTheKernelsOfFewRows) {
+  MatMulRunner runner = Runner(&*lt_);
+  library_.algorithms = 0;
+  const std::vector<DeviceWeight> weights = {Weight(64)};
+  const TensorView x = View(130, kCols, kBf16);
+  EXPECT_OK(runner.Prepare(x, weights, Outs(x, weights)));
+  EXPECT_OK(Run(runner, x, weights));
+  EXPECT_THAT(Kernels(), ::testing::SizeIs(3));
+  library_.algorithms = 1;
+  library_.matmul = CUBLAS_STATUS_EXECUTION_FAILED;
+  EXPECT_EQ(Run(runner, x, weights).code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(MatMulByLibraryTest, PrepareMakesTheSearchesOfARun) {
+  MatMulRunner runner = Runner(&*lt_, 1000);
+  const std::vector<DeviceWeight> weights = {Weight(64), Weight(2500, WeightType::kQ6_K)};
+  const TensorView x = View(100, kCols, kBf16);
+  EXPECT_OK(runner.Prepare(x, weights, Outs(x, weights)));
+  const size_t searches = library_.searches;
+  EXPECT_GE(searches, 2u);
+  EXPECT_OK(Run(runner, x, weights));
+  EXPECT_EQ(library_.searches, searches);
+}
+
+}  // namespace
+}  // namespace loopserve::worker::cuda
