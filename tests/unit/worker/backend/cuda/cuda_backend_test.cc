@@ -2,7 +2,6 @@
 // held to the reference where there is a GPU (tests/conformance).
 #include "worker/backend/cuda/cuda_backend.h"
 
-#include <iostream>
 #include <numeric>
 
 #include "common/status_macros.h"
@@ -17,7 +16,6 @@ using ::loopserve::testing::StatusIs;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using enum ActivationType;
 
 constexpr int64_t kHidden = 128;  // two query heads of 64, one KV head
@@ -364,53 +362,6 @@ TEST_F(CudaStepTest, AStepThatDoesNotFitRunsNoOps) {
   blocks_.clear();
   EXPECT_EQ(Step(1, 1, 100).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(calls_, 0);
-}
-
-// --- Where it cannot be made
-
-class NoCudaBackendTest : public LaunchTest {};
-
-TEST_F(NoCudaBackendTest, ForLackOfADevice) {
-  fake::SetDeviceCount(0);
-  EXPECT_THAT(CreateCudaBackend({}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("driver")));
-  fake::Reset();
-  EXPECT_THAT(CreateCudaBackend({.device = 5}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no GPU 5")));
-}
-
-TEST_F(NoCudaBackendTest, ForALibraryThatDoesNotStart) {
-  UseFakeLt().create = CUBLAS_STATUS_NOT_INITIALIZED;
-  EXPECT_THAT(CreateCudaBackend({.threads = 1}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("cublasLtCreate")));
-}
-
-TEST_F(NoCudaBackendTest, ForLackOfMemory) {
-  UseFakeLt();
-  fake::FailCall("cudaHostAlloc", 1, cudaErrorMemoryAllocation);
-  EXPECT_EQ(CreateCudaBackend({.threads = 1}).status().code(),
-            absl::StatusCode::kResourceExhausted);
-}
-
-TEST_F(NoCudaBackendTest, AutoSaysWhyItWasPassedOver) {
-  fake::SetDeviceCount(0);
-  std::vector<std::string> passed_over;
-  const auto backend = CreateBackend({.threads = 1, .passed_over = &passed_over});
-  ASSERT_OK(backend.status());
-  EXPECT_THAT(passed_over, ElementsAre(AllOf(HasSubstr("cuda"), HasSubstr("driver"))));
-}
-
-// In a process of its own, where no other test has loaded the library that pretends.
-TEST(NoCublasLtDeathTest, TheWayOutIsTold) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  const auto create = [] {
-    const absl::Status status = CreateCudaBackend({.threads = 1}).status();
-    const bool told = status.code() == absl::StatusCode::kFailedPrecondition;
-    std::cerr << (status.ok() ? "this machine has the library" : status.ToString());
-    std::_Exit(status.ok() || told ? 0 : 1);
-  };
-  EXPECT_EXIT(create(), ::testing::ExitedWithCode(0),
-              "this machine has|cublasLtCreate|not found.*install the cuBLAS library of CUDA 13");
 }
 
 }  // namespace
