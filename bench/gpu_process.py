@@ -7,6 +7,7 @@ import pathlib
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -63,13 +64,17 @@ class Bundle:
 
     def run(self, command, seconds, **options):
         """The finished process; Failed when it takes longer."""
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   errors="replace", env=self.env, start_new_session=True, **options)
         try:
-            return subprocess.run(command, capture_output=True, text=True, errors="replace",
-                                  timeout=seconds, env=self.env, check=False, **options)
+            output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as error:
-            output = (error.stdout or b"") + (error.stderr or b"")
+            # With all that it has started: a program under a tool would go on, and be measured too.
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
             raise TooSlow(f"{self._name(command)} took more than {seconds:.0f} s\n"
-                          f"{tail(output.decode(errors='replace'))}") from error
+                          f"{tail(output + errors)}") from error
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def _name(self, command):
         return next((pathlib.Path(word).name for word in command
