@@ -56,6 +56,10 @@ size_t graph_launches();
 size_t calls(std::string_view function);
 std::vector<std::string> violations();
 
+// From now on, until Reset, launches of kernels whose name contains `part` call `kernel` with their
+// arguments, unless they are being recorded: for the few whose effect a test cannot do without.
+void Emulate(std::string_view part, std::function<void(void** arguments)> kernel);
+
 // The nth call of `function` from now on (1 is the next one) fails with `error`.
 void FailCall(std::string_view function, size_t nth, cudaError_t error);
 // 0: every call that needs a device answers cudaErrorNoDevice.

@@ -116,10 +116,16 @@ void Reset() {
   r.capability_minor = 0;
   r.calls.clear();
   r.failures.clear();
+  r.emulated.clear();
   r.launches.clear();
   r.violations.clear();
   r.graph_launches = 0;
   last_error = cudaSuccess;
+}
+
+void Emulate(std::string_view part, std::function<void(void** arguments)> kernel) {
+  std::lock_guard lock(runtime().mutex);
+  runtime().emulated.emplace_back(part, std::move(kernel));
 }
 
 std::vector<Launch> Launches(std::string_view part) {

@@ -149,12 +149,19 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* stub) {
   return cudaSuccess;
 }
 
-cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void**, size_t shared_bytes,
-                             cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments,
+                             size_t shared_bytes, cudaStream_t stream) {
   Call call("cudaLaunchKernel");
-  return DoLaunch(
+  const cudaError_t error = DoLaunch(
       call, stub,
       {.grid = grid, .block = block, .dynamic_shared_bytes = shared_bytes, .stream = stream});
+  if (error == cudaSuccess && CaptureOf(stream) == nullptr) {
+    const std::string& name = runtime().functions.find(stub)->second.name;
+    for (const auto& [part, kernel] : runtime().emulated) {
+      if (name.find(part) != std::string::npos) kernel(arguments);
+    }
+  }
+  return error;
 }
 
 // What the stub of `kernel<<<...>>>` calls; counted as cudaLaunchKernel.

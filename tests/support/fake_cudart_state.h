@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/support/fake_cudart.h"
@@ -62,6 +63,7 @@ struct Runtime {
   std::map<std::string, size_t, std::less<>> calls;
   std::map<std::string, std::map<size_t, cudaError_t>, std::less<>>
       failures;  // by number of the call
+  std::vector<std::pair<std::string, std::function<void(void**)>>> emulated;  // by part of a name
   std::vector<Launch> launches;
   std::vector<std::string> violations;
   size_t graph_launches = 0;

@@ -262,6 +262,7 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
   if (limits != limits_) {
     limits_ = limits;
     matmul_.reset();  // to be made anew; what it has put on the stream has been waited for above
+    graphs_.Clear();  // they use its workspace
   }
   return std::make_unique<DeviceMatrix>(std::move(region), on_device);
 }
@@ -291,6 +292,7 @@ absl::StatusOr<std::unique_ptr<RopeTable>> CudaBackend::MakeRopeTable(const Rope
 absl::Status CudaBackend::FinishLoading(int64_t max_rows) {
   RETURN_IF_ERROR(Enter());
   limits_.rows = std::clamp<int64_t>(max_rows, 1, kMatMulRows);
+  graphs_.Clear();
   return MakeMatMul();
 }
 
@@ -405,7 +407,6 @@ absl::Status CudaBackend::MatMul(TensorView x, std::span<const Matrix* const> we
 }
 
 absl::Status CudaBackend::MakeMatMul() {
-  graphs_.Clear();  // what they recorded used the old workspace
   ASSIGN_OR_RETURN(workspace_, DeviceRegion::Create(MatMulRunner::WorkspaceBytes(limits_)));
   matmul_ = std::make_unique<MatMulRunner>(&*lt_, limits_, workspace_.data());
   return absl::OkStatus();

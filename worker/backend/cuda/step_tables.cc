@@ -61,7 +61,7 @@ absl::Status StepTables::Build(const StepInputs& inputs, std::span<const uint32_
     blocks += static_cast<size_t>(inputs.kv->shape.blocks_for(sequence.kv_tokens));
   }
   layout_ = LayoutOf(rows, inputs.logit_rows.size(), sequences, plan.size());
-  words_.assign(layout_.blocks + blocks, 0);
+  words_.assign(layout_.blocks + Aligned(blocks), 0);
   Put(layout_.tokens, inputs.tokens);
   Put(layout_.positions, inputs.positions);
   Put(layout_.logit_rows, inputs.logit_rows);

@@ -24,7 +24,7 @@ struct StepLayout {
   size_t first_row = 0, num_rows = 0, kv_tokens = 0;                   // [sequences]
   size_t first_block = 0;                                              // [sequences + 1]
   size_t plan = 0;                                                     // [plan words]
-  size_t blocks = 0;                                                   // the rest
+  size_t blocks = 0;  // the rest, filled up to whole 16 bytes
   bool operator==(const StepLayout&) const = default;
 };
 

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 #include <vector>
 
@@ -23,6 +24,7 @@ class LaunchTest : public ::testing::Test {
  protected:
   void SetUp() override {
     fake::Reset();
+    EmulateCopies();
     before_ = fake::alive();
     ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
     ASSERT_EQ(cudaMalloc(&memory_, kBytes), cudaSuccess);
@@ -33,6 +35,21 @@ class LaunchTest : public ::testing::Test {
     EXPECT_EQ(cudaFree(memory_), cudaSuccess);
     EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
     EXPECT_EQ(fake::alive(), before_);
+  }
+
+  // kernels/copy_words.h, without which no table of a step arrives.
+  static void EmulateCopies() {
+    const auto copy = [](size_t word_bytes) {
+      return [word_bytes](void** arguments) {
+        std::memcpy(*static_cast<void**>(arguments[1]), *static_cast<void**>(arguments[0]),
+                    *static_cast<size_t*>(arguments[2]) * word_bytes);
+      };
+    };
+    fake::Emulate("CopyKernelI5uint4E", copy(16));
+    fake::Emulate("CopyKernelIjE", copy(4));
+  }
+  static bool IsCopy(const fake::Launch& launch) {
+    return launch.kernel.find("CopyKernel") != std::string::npos;
   }
 
   // kBytes of device memory on 256 bytes. As no kernel runs, all views may share it, however large.

@@ -59,6 +59,7 @@ TEST_F(StepTablesTest, HoldsTheStep) {
   EXPECT_THAT(Words(tables, at.plan, 2), ElementsAre(100, 101));
   EXPECT_THAT(Words(tables, at.blocks, 4), ElementsAre(5, 9, 1, 3));
   EXPECT_EQ(tables.words().size(), at.blocks + 4);
+  EXPECT_EQ(tables.words().size() % 4, 0U);
 }
 
 TEST_F(StepTablesTest, ShapeAloneDecidesWhereTablesLie) {
