@@ -327,7 +327,7 @@ bool CombinedSessionLog::Push() {
     absl::MutexLock lock(&mutex_);
     ids.assign(behind_.begin(), behind_.end());
   }
-  std::ranges::rotate(ids, std::ranges::upper_bound(ids, not_taken_));
+  std::rotate(ids.begin(), std::upper_bound(ids.begin(), ids.end(), not_taken_), ids.end());
   size_t pushed = 0;
   bool taken = true;
   for (const std::string& text : ids) {

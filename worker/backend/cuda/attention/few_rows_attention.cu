@@ -4,7 +4,7 @@
 // ring of shared memory: copies of the next groups are always under way, and no warp waits for
 // another until the end, when the four partial softmaxes are joined in the order of the warps.
 #include "worker/backend/cuda/attention/copy_group.cuh"
-#include "worker/backend/cuda/attention/shared_memory.h"
+#include "worker/backend/cuda/attention/shared_memory.cuh"
 
 namespace loopserve::worker::cuda {
 namespace {

@@ -4,7 +4,7 @@
 // warp computes its own kRows packed rows: lane j has the score of key j, lane d sums of
 // dimensions d, d + 32 ... of the output.
 #include "worker/backend/cuda/attention/params.cuh"
-#include "worker/backend/cuda/attention/shared_memory.h"
+#include "worker/backend/cuda/attention/shared_memory.cuh"
 
 namespace loopserve::worker::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // Prefill attention over bf16 keys: rounds of 64 keys pass through three buffers of shared memory;
 // while the warps compute on one, copies into the other two are under way.
 #include "worker/backend/cuda/attention/many_rows.cuh"
-#include "worker/backend/cuda/attention/shared_memory.h"
+#include "worker/backend/cuda/attention/shared_memory.cuh"
 
 namespace loopserve::worker::cuda {
 namespace {

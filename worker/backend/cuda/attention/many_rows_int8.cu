@@ -1,7 +1,7 @@
 // Prefill attention over int8 keys: each round of 64 keys arrives as bytes, is made bf16 once for
 // all warps, a round before it is used, and is computed on as bf16 with scales.
 #include "worker/backend/cuda/attention/many_rows.cuh"
-#include "worker/backend/cuda/attention/shared_memory.h"
+#include "worker/backend/cuda/attention/shared_memory.cuh"
 
 namespace loopserve::worker::cuda {
 namespace {
