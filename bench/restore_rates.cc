@@ -80,7 +80,9 @@ class Mover {
 
  private:
   void Run(Blocks& blocks) {
-    while (!stop_ && result_.ok()) result_ = blocks.ToDevice(moved_++);
+    do {  // at least once, however short the steps are
+      result_ = blocks.ToDevice(moved_++);
+    } while (!stop_ && result_.ok());
   }
 
   const absl::Time start_;
