@@ -35,8 +35,8 @@ add_link_options(-Wl,--disable-new-dtags)
 set(CMAKE_BUILD_RPATH $ORIGIN/../lib)
 
 set(NVCC_FLAGS -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -Xptxas -v
-    -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR}
-    -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
+    -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR})
+set(NVCC_TARGETS -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
     -gencode arch=compute_90,code=compute_90)
 set(NVCC_LAUNCHER ${PROJECT_SOURCE_DIR}/.ci/nvcc_log)
 if(CCACHE)
@@ -61,9 +61,13 @@ function(cuda_library)
     cmake_path(GET object PARENT_PATH folder)
     file(MAKE_DIRECTORY ${folder})
     set(log ${CMAKE_BINARY_DIR}/ptxas/${name}.log)
+    set(targets ${NVCC_TARGETS})
+    if(source MATCHES "sm90_")  # made of instructions that no other device has
+      set(targets -gencode arch=compute_90a,code=sm_90a)
+    endif()
     add_custom_command(
       OUTPUT ${object} BYPRODUCTS ${log}
-      COMMAND ${NVCC_LAUNCHER} ${log} ${NVCC} ${flags} -MD -MF ${object}.d -c ${path} -o ${object}
+      COMMAND ${NVCC_LAUNCHER} ${log} ${NVCC} ${flags} ${targets} -MD -MF ${object}.d -c ${path} -o ${object}
       DEPENDS ${path} ${NVCC} ${PROJECT_SOURCE_DIR}/.ci/nvcc_log
       DEPFILE ${object}.d
       COMMENT "nvcc ${name}" VERBATIM)
