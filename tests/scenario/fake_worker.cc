@@ -468,4 +468,10 @@ DEFINE_UNARY(Drain) {
 
 #undef DEFINE_UNARY
 
+void KeepQueueOfCallbacks() {
+  static FakeStore& store = *new FakeStore;
+  static const FakeWorker* const kept = new FakeWorker("kept", &store);
+  static_cast<void>(kept);
+}
+
 }  // namespace loopserve::testing

@@ -89,11 +89,7 @@ class RememberingFront final : public Front<Event> {
 class TurnFlowTest : public ::testing::Test {
  protected:
   TurnFlowTest() {
-    // gRPC 1.51 now and then frees the completion queue of all callbacks twice, when the last
-    // server and channel of a process go and others come: this one stays.
-    static FakeStore& kept_store = *new FakeStore;
-    static FakeWorker& kept = *new FakeWorker("kept", &kept_store);
-    EXPECT_GT(kept.port(), 0);
+    testing::KeepQueueOfCallbacks();
     for (const WorkerAddress& address : addresses_) {
       EXPECT_TRUE(table_.AwaitHealth(address.id, WorkerHealth::kReady, kPatience));
     }

@@ -44,6 +44,7 @@ constexpr absl::Duration kPatience = absl::Seconds(20);
 class WorkerPoolTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    testing::KeepQueueOfCallbacks();
     ASSERT_OK_AND_ASSIGN(directory_, CreateDirectory("embedded"));
     worker_ = std::make_unique<FakeWorker>("w1", &store_);
     port_ = worker_->port();
