@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "tests/support/splitmix64.h"
 
 namespace loopserve::bench {
 namespace {
@@ -15,23 +16,13 @@ constexpr double kUniformReach = 1.7320508075688772;  // of a uniform value, in 
 constexpr double kQ4Deviation = 4.61;
 constexpr double kQ8Deviation = 73.9;
 
-// splitmix64.
-class Random final {
+class Random final : public testing::SplitMix64 {
  public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Bits() {
-    uint64_t z = (state_ += 0x9E3779B97F4A7C15);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    return z ^ (z >> 31);
-  }
+  using SplitMix64::SplitMix64;
   // Uniform in [-reach, reach).
   float Symmetric(double reach) {
     return static_cast<float>((static_cast<double>(Bits() >> 11) * 0x1p-52 - 1) * reach);
   }
-
- private:
-  uint64_t state_;
 };
 
 template <typename T>

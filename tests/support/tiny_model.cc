@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/support/gguf_writer.h"
+#include "tests/support/splitmix64.h"
 
 namespace loopserve::testing {
 namespace {
@@ -34,24 +35,14 @@ constexpr std::array<std::pair<absl::string_view, absl::string_view>, 20> kMerge
     {"in", "g"},       {"l", "l"},          {"he", "ll"}, {"hell", "o"},     {"\xC4\xA0w", "or"},
 }};
 
-// splitmix64.
-class Random final {
+class Random final : public SplitMix64 {
  public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Bits() {
-    uint64_t z = (state_ += 0x9E3779B97F4A7C15);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    return z ^ (z >> 31);
-  }
+  using SplitMix64::SplitMix64;
   std::byte Byte() { return static_cast<std::byte>(Bits() >> 56); }
   // Uniform in [low, high).
   double Uniform(double low, double high) {
     return low + (high - low) * static_cast<double>(Bits() >> 11) * 0x1p-53;
   }
-
- private:
-  uint64_t state_;
 };
 
 void PutHalf(GgufBytes& out, double value) {

@@ -13,14 +13,6 @@ namespace {
 
 using kvstore::CopyRuns;
 
-// Whether the device can copy to and from `host` by itself. Asks the runtime: memory may have been
-// pinned for another device.
-absl::StatusOr<bool> IsPinned(const std::byte* host) {
-  cudaPointerAttributes attributes{};
-  CUDA_RETURN_IF_ERROR(cudaPointerGetAttributes(&attributes, host));
-  return attributes.type == cudaMemoryTypeHost;
-}
-
 // The runs as they lie in staging: packed.
 CopyRuns Packed(CopyRuns runs) {
   runs.host_stride = runs.bytes;

@@ -51,16 +51,6 @@ bool SameShape(const TensorView& a, const TensorView& b) {
   return a.rows == b.rows && a.cols == b.cols;
 }
 
-// Whether a kernel may write to this address of the host.
-bool IsPinned(const void* host) {
-  cudaPointerAttributes attributes{};
-  if (cudaPointerGetAttributes(&attributes, host) != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    return false;
-  }
-  return attributes.type == cudaMemoryTypeHost;
-}
-
 class DeviceBuffer final : public Buffer {
  public:
   DeviceBuffer(DeviceRegion region, int64_t rows, int64_t cols, ActivationType type)
@@ -512,7 +502,8 @@ absl::Status CudaBackend::CopyToHost(TensorView from, std::span<float> to) {
     CUDA_RETURN_IF_ERROR(LaunchGatherRows(from, nullptr, scratch, stream()));
     from = scratch;
   }
-  if (from.stride == from.cols && to.size_bytes() <= kMostCopiedBytes && IsPinned(to.data())) {
+  ASSIGN_OR_RETURN(const bool pinned, IsPinned(to.data()));
+  if (pinned && from.stride == from.cols && to.size_bytes() <= kMostCopiedBytes) {
     CUDA_RETURN_IF_ERROR(LaunchCopyWords(from.data, to.data(), to.size_bytes(), stream()));
     return absl::OkStatus();
   }

@@ -53,11 +53,6 @@ absl::Status Event::Record(const Stream& stream) const {
   return absl::OkStatus();
 }
 
-absl::Status Event::MakeWait(const Stream& stream) const {
-  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream.get(), event_, 0));
-  return absl::OkStatus();
-}
-
 absl::Status Event::Synchronize() const {
   CUDA_RETURN_IF_ERROR(cudaEventSynchronize(event_));
   return absl::OkStatus();
@@ -77,6 +72,12 @@ absl::StatusOr<float> Event::MillisecondsSince(const Event& begin) const {
   float milliseconds = 0;
   CUDA_RETURN_IF_ERROR(cudaEventElapsedTime(&milliseconds, begin.get(), event_));
   return milliseconds;
+}
+
+absl::StatusOr<bool> IsPinned(const void* host) {
+  cudaPointerAttributes attributes{};
+  CUDA_RETURN_IF_ERROR(cudaPointerGetAttributes(&attributes, host));
+  return attributes.type == cudaMemoryTypeHost;
 }
 
 absl::StatusOr<DeviceRegion> DeviceRegion::Create(size_t bytes) {

@@ -72,8 +72,6 @@ class Event final {
 
   cudaEvent_t get() const { return event_; }
   absl::Status Record(const Stream& stream) const;
-  // Later work on `stream` waits for the point last recorded; none: it does not wait.
-  absl::Status MakeWait(const Stream& stream) const;
   // Waits on the host, asleep: for those who can bear some microseconds more.
   absl::Status Synchronize() const;
   // Whether the point has been reached; true also for one that was never recorded.
@@ -84,6 +82,10 @@ class Event final {
  private:
   cudaEvent_t event_ = nullptr;
 };
+
+// Whether the device can read and write `host` by itself. Asks the runtime: memory may have been
+// pinned for another device.
+absl::StatusOr<bool> IsPinned(const void* host);
 
 // Memory of the current device. ResourceExhausted, with what was asked for and what is free.
 class DeviceRegion final : public kvstore::MemoryRegion {

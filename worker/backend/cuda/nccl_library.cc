@@ -1,12 +1,11 @@
 #include "worker/backend/cuda/nccl_library.h"
 
-#include <dlfcn.h>
-
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
+#include "worker/backend/cuda/shared_library.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -26,26 +25,25 @@ std::vector<std::string> Places() {
 }
 
 template <class Function>
-absl::Status Resolve(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
-  if (function != nullptr) return absl::OkStatus();
+absl::Status Find(void* library, const char* name, Function& function) {
+  if (Resolve(library, name, function)) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("NCCL lacks ", name, ": the file is no NCCL, or too old a one"));
 }
 
 absl::StatusOr<NcclFunctions> ResolveAll(void* library) {
   NcclFunctions nccl;
-  RETURN_IF_ERROR(Resolve(library, "ncclGetVersion", nccl.get_version));
-  RETURN_IF_ERROR(Resolve(library, "ncclGetErrorString", nccl.get_error_string));
-  RETURN_IF_ERROR(Resolve(library, "ncclGetUniqueId", nccl.get_unique_id));
-  RETURN_IF_ERROR(Resolve(library, "ncclCommInitRank", nccl.comm_init_rank));
-  RETURN_IF_ERROR(Resolve(library, "ncclCommAbort", nccl.comm_abort));
-  RETURN_IF_ERROR(Resolve(library, "ncclCommGetAsyncError", nccl.comm_get_async_error));
-  RETURN_IF_ERROR(Resolve(library, "ncclAllReduce", nccl.all_reduce));
-  RETURN_IF_ERROR(Resolve(library, "ncclAllGather", nccl.all_gather));
-  RETURN_IF_ERROR(Resolve(library, "ncclBroadcast", nccl.broadcast));
-  RETURN_IF_ERROR(Resolve(library, "ncclGroupStart", nccl.group_start));
-  RETURN_IF_ERROR(Resolve(library, "ncclGroupEnd", nccl.group_end));
+  RETURN_IF_ERROR(Find(library, "ncclGetVersion", nccl.get_version));
+  RETURN_IF_ERROR(Find(library, "ncclGetErrorString", nccl.get_error_string));
+  RETURN_IF_ERROR(Find(library, "ncclGetUniqueId", nccl.get_unique_id));
+  RETURN_IF_ERROR(Find(library, "ncclCommInitRank", nccl.comm_init_rank));
+  RETURN_IF_ERROR(Find(library, "ncclCommAbort", nccl.comm_abort));
+  RETURN_IF_ERROR(Find(library, "ncclCommGetAsyncError", nccl.comm_get_async_error));
+  RETURN_IF_ERROR(Find(library, "ncclAllReduce", nccl.all_reduce));
+  RETURN_IF_ERROR(Find(library, "ncclAllGather", nccl.all_gather));
+  RETURN_IF_ERROR(Find(library, "ncclBroadcast", nccl.broadcast));
+  RETURN_IF_ERROR(Find(library, "ncclGroupStart", nccl.group_start));
+  RETURN_IF_ERROR(Find(library, "ncclGroupEnd", nccl.group_end));
   return nccl;
 }
 
@@ -67,14 +65,7 @@ absl::Status NcclFunctions::ToStatus(ncclResult_t result, absl::string_view call
 
 absl::StatusOr<NcclFunctions> LoadNcclFrom(const std::vector<std::string>& files) {
   std::vector<std::string> tried;
-  for (const std::string& file : files) {
-    void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      const char* const why = dlerror();
-      tried.push_back(why != nullptr ? why : file);
-      continue;
-    }
-    // Never closed: its threads may outlive every communicator.
+  if (void* const library = OpenFirst(files, tried)) {
     ASSIGN_OR_RETURN(const NcclFunctions nccl, ResolveAll(library));
     RETURN_IF_ERROR(CheckVersion(nccl));
     return nccl;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "worker/backend/cuda/ceil_div.h"
+
 namespace loopserve::worker::cuda {
 namespace {
 
@@ -20,8 +22,6 @@ struct Tile {
   int32_t key_end;
   int64_t keys() const { return key_end - key_begin; }
 };
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t CountItems(std::span<const Tile> tiles, int64_t chunk) {
   int64_t count = 0;

@@ -6,12 +6,11 @@
 #include <span>
 #include <vector>
 
+#include "worker/backend/cuda/ceil_div.h"
 #include "worker/backend/cuda/flashinfer/flash_plan.h"
 #include "worker/backend/cuda/flashinfer/sm90_tile.h"
 
 namespace loopserve::worker::cuda {
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Appends tables and says where they lie.
 class TableWriter {

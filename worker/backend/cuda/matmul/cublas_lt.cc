@@ -1,7 +1,6 @@
 #include "worker/backend/cuda/matmul/cublas_lt.h"
 
 #include <cublasLt.h>
-#include <dlfcn.h>
 
 #include <utility>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/matmul/lt_shape.h"
+#include "worker/backend/cuda/shared_library.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -53,40 +53,34 @@ absl::StatusOr<void*> OpenLibrary(std::span<const std::string> folders) {
   std::vector<std::string> paths{std::string(kLibrary)};
   for (const std::string& folder : folders) paths.push_back(absl::StrCat(folder, "/", kLibrary));
   paths.push_back(absl::StrCat("/usr/local/cuda/lib64/", kLibrary));
-  std::string first_error;
-  for (const std::string& path : paths) {
-    // The handle stays open: the library keeps state of the process.
-    if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-    const char* error = dlerror();
-    if (first_error.empty() && error != nullptr) first_error = error;
-  }
+  std::vector<std::string> errors;
+  if (void* const library = OpenFirst(paths, errors)) return library;
   return absl::NotFoundError(absl::StrCat(
-      kLibrary, " was not found (", first_error,
+      kLibrary, " was not found (", errors.front(),
       "): install the cuBLAS library of CUDA 13, which is the package libcublas-13-0 or the Python "
       "package nvidia-cublas, and let LD_LIBRARY_PATH name its folder"));
 }
 
-template <class F>
-absl::Status Resolve(void* library, const char* name, F& function) {
-  function = reinterpret_cast<F>(dlsym(library, name));
-  if (function != nullptr) return absl::OkStatus();
+template <class Function>
+absl::Status Find(void* library, const char* name, Function& function) {
+  if (Resolve(library, name, function)) return absl::OkStatus();
   return absl::NotFoundError(absl::StrCat(kLibrary, " has no function ", name));
 }
 
 absl::StatusOr<Functions> ResolveAll(void* library) {
   Functions f;
-  RETURN_IF_ERROR(Resolve(library, "cublasLtCreate", f.create));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtDestroy", f.destroy));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmul", f.matmul));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulAlgoGetHeuristic", f.heuristic));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatrixLayoutCreate", f.layout_create));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatrixLayoutDestroy", f.layout_destroy));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulDescCreate", f.desc_create));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulDescDestroy", f.desc_destroy));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulDescSetAttribute", f.desc_set));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulPreferenceCreate", f.preference_create));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulPreferenceDestroy", f.preference_destroy));
-  RETURN_IF_ERROR(Resolve(library, "cublasLtMatmulPreferenceSetAttribute", f.preference_set));
+  RETURN_IF_ERROR(Find(library, "cublasLtCreate", f.create));
+  RETURN_IF_ERROR(Find(library, "cublasLtDestroy", f.destroy));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmul", f.matmul));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulAlgoGetHeuristic", f.heuristic));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatrixLayoutCreate", f.layout_create));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatrixLayoutDestroy", f.layout_destroy));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulDescCreate", f.desc_create));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulDescDestroy", f.desc_destroy));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulDescSetAttribute", f.desc_set));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulPreferenceCreate", f.preference_create));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulPreferenceDestroy", f.preference_destroy));
+  RETURN_IF_ERROR(Find(library, "cublasLtMatmulPreferenceSetAttribute", f.preference_set));
   return f;
 }
 

@@ -7,6 +7,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/backend/cuda/cuda_error.h"
 #include "worker/backend/cuda/matmul/kernels/convert.h"
 #include "worker/backend/cuda/matmul/kernels/skinny.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
@@ -19,11 +20,6 @@ constexpr size_t kMaxWeightScratch = size_t{256} << 20;
 constexpr std::array kDeviceTypes = {WeightType::kBF16, WeightType::kQ4_0, WeightType::kQ4_1,
                                      WeightType::kQ5_0, WeightType::kQ5_1, WeightType::kQ8_0,
                                      WeightType::kQ4_K, WeightType::kQ6_K};
-
-absl::Status Launched(cudaError_t error, absl::string_view what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
 
 size_t RoundUp256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -126,7 +122,7 @@ absl::Status MatMulRunner::RunSkinny(TensorView x, WeightType type,
       const bool gemv =
           type == WeightType::kBF16 && count <= kMaxGemvRows && count <= paths_.gemv_rows;
       RETURN_IF_ERROR(
-          Launched(gemv ? LaunchGemvBf16(product, stream) : LaunchSkinnyMma(type, product, stream),
+          ToStatus(gemv ? LaunchGemvBf16(product, stream) : LaunchSkinnyMma(type, product, stream),
                    "MatMul"));
     }
   }
@@ -143,7 +139,7 @@ absl::Status MatMulRunner::RunLarge(TensorView x, const DeviceWeight& weight, Te
   for (int64_t first = 0; first < weight.rows; first += part) {
     const int64_t count = std::min(part, weight.rows - first);
     if (weight.type != WeightType::kBF16) {
-      RETURN_IF_ERROR(Launched(LaunchDequantize(weight.type, weight.data, weight.cols, first, count,
+      RETURN_IF_ERROR(ToStatus(LaunchDequantize(weight.type, weight.data, weight.cols, first, count,
                                                 weight_scratch_, stream),
                                "MatMul: decoding weights"));
     }
@@ -162,7 +158,7 @@ absl::Status MatMulRunner::RunPart(TensorView x, std::span<const DeviceWeight> w
                                    std::span<const TensorView> outs, cudaStream_t stream) {
   if (!Readable(x)) {
     const TensorView rounded = ScratchX(x);
-    RETURN_IF_ERROR(Launched(LaunchToBf16(x, rounded.data, rounded.stride, stream), "MatMul: x"));
+    RETURN_IF_ERROR(ToStatus(LaunchToBf16(x, rounded.data, rounded.stride, stream), "MatMul: x"));
     x = rounded;
   }
   absl::InlinedVector<DeviceWeight, 4> few;
