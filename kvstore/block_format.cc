@@ -58,12 +58,10 @@ void PutHead(const BlockHeader& header, size_t payload_bytes, ByteWriter& out) {
 }  // namespace
 
 std::vector<std::byte> EncodeBlockRecord(const BlockHeader& header, ByteSpan payload) {
-  ByteWriter out;
-  out.Reserve(BlockRecordBytes(header, payload.size()));
-  PutHead(header, payload.size(), out);
-  out.PutBytes(payload);
-  out.PutCrc();
-  return std::move(out).Take();
+  std::vector<std::byte> record(BlockRecordBytes(header, payload.size()));
+  std::ranges::copy(payload, BeginBlockRecord(header, payload.size(), record).begin());
+  SealBlockRecord(record);
+  return record;
 }
 
 size_t BlockRecordBytes(const BlockHeader& header, size_t payload_bytes) {

@@ -95,10 +95,9 @@ class TieredStore final : public KvStore {
   void ForgetInSaves(std::span<const BlockKey> keys);
   bool WasForgotten(const Saving& saving, const BlockKey& key) const;
   absl::Status SaveNow(Saving& saving);
-  absl::Status StartRound(Saving& saving, std::span<const BlockKey> keys, size_t& next,
-                          BlockSaver& saver);
+  absl::Status StartRound(Saving& saving, size_t& next, BlockSaver& saver);
   absl::Status PutBlock(Saving& saving, BlockSaver::Started& block, BlockSaver& saver);
-  absl::Status LetGo(Saving& saving, size_t index, const BlockKey& key);
+  absl::Status LetGo(Saving& saving, size_t index);
   void Spread(const BlockKey& key);
   void PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens);
   void Later(absl::AnyInvocable<void()> task);
@@ -256,12 +255,12 @@ absl::Status TieredStore::SaveNow(Saving& saving) {
   BlockSaver saver(codec_, pool_, *chain_, arena_);
   size_t next = 0;
   absl::Status status;
-  absl::Status more = StartRound(saving, keys, next, saver);
+  absl::Status more = StartRound(saving, next, saver);
   while (status.ok()) {
     absl::StatusOr<std::vector<BlockSaver::Started>> round = saver.Arrived();
     status = round.status();
     if (!status.ok() || round->empty()) break;
-    if (more.ok()) more = StartRound(saving, keys, next, saver);
+    if (more.ok()) more = StartRound(saving, next, saver);
     common::ShareOut(host_threads_, round->size(), [&](size_t i) { saver.Seal((*round)[i]); });
     for (BlockSaver::Started& block : *round) {
       if (status.ok()) status = PutBlock(saving, block, saver);
@@ -277,9 +276,9 @@ absl::Status TieredStore::SaveNow(Saving& saving) {
 }
 
 // Starts to copy the next blocks that no tier has; none are left when it starts nothing.
-absl::Status TieredStore::StartRound(Saving& saving, std::span<const BlockKey> keys, size_t& next,
-                                     BlockSaver& saver) {
+absl::Status TieredStore::StartRound(Saving& saving, size_t& next, BlockSaver& saver) {
   const SaveRequest& request = saving.request;
+  const std::vector<BlockKey>& keys = saving.keys;
   const std::span<const common::TokenId> tokens = request.tokens;
   const auto size = static_cast<size_t>(block_tokens());
   for (size_t started = 0; next < keys.size() && started < round_blocks_; ++next) {
@@ -288,7 +287,7 @@ absl::Status TieredStore::StartRound(Saving& saving, std::span<const BlockKey> k
     if (WasForgotten(saving, keys[i])) return absl::CancelledError("forgotten meanwhile");
     if (chain_->Contains({keys[i], 0})) {
       Spread(keys[i]);
-      RETURN_IF_ERROR(LetGo(saving, i, keys[i]));
+      RETURN_IF_ERROR(LetGo(saving, i));
       continue;
     }
     const auto part = tokens.subspan(i * size, std::min(size, tokens.size() - i * size));
@@ -314,11 +313,12 @@ absl::Status TieredStore::PutBlock(Saving& saving, BlockSaver::Started& block, B
     metrics_.CountMove(Place::kDevice, Place::kHost, KvMove::kStore, bytes,
                        block.took + (absl::Now() - begin));
   }
-  return LetGo(saving, block.index, block.header.key);
+  return LetGo(saving, block.index);
 }
 
 // The block is in the tiers, so the device may have it back.
-absl::Status TieredStore::LetGo(Saving& saving, size_t index, const BlockKey& key) {
+absl::Status TieredStore::LetGo(Saving& saving, size_t index) {
+  const BlockKey& key = saving.keys[index];
   saving.request.blocks[index] = BlockHandle();
   // Forget either erases this block itself, or has said so before it looked.
   if (!WasForgotten(saving, key)) return absl::OkStatus();

@@ -203,7 +203,6 @@ class MatMulTest : public ::testing::Test {
     DeviceBytes workspace(MatMulRunner::WorkspaceBytes(limits));
     workspace.Fill(0xff);
     MatMulRunner runner(c.library ? Library() : nullptr, limits, workspace.data(), c.paths);
-    ASSERT_TRUE(runner.Prepare(x_device.view(), device_weights, outs).ok());
     const absl::Status status = runner.Run(x_device.view(), device_weights, outs, nullptr);
     ASSERT_TRUE(status.ok()) << status;
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);

@@ -31,6 +31,7 @@
 #include "kvstore/block_pool.h"
 #include "kvstore/memory.h"
 #include "worker/backend/attention_plan.h"
+#include "worker/backend/shape_check.h"
 #include "worker/backend/tensor.h"
 #include "worker/backend/weight_types.h"
 #include "worker/comm/communicator.h"
@@ -157,7 +158,7 @@ class Backend {
                          TensorView out) {
     for (const common::TokenId token : tokens) {
       if (token < 0 || token >= table.rows()) {
-        return absl::InvalidArgumentError("shapes do not fit: EmbedRows");
+        return Shape(false, "EmbedRows");
       }
     }
     return EmbedPart(table, 0, tokens, out);

@@ -162,13 +162,10 @@ absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanks(const RankGroupOptions&
   return ranks;
 }
 
-// How many blocks the pool gets: of the bytes that were named, or of what is free now.
-absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape,
-                                  std::span<const RankGroup::Rank> ranks) {
-  if (options.kv_device_share == 0) {
-    return BlocksIn(options.kv_device_bytes, shape.block_bytes(), shape.block_tokens,
-                    "kv-device-bytes");
-  }
+// How many blocks the share of what is free now holds.
+absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
+                                       const kvstore::KvShape& shape,
+                                       std::span<const RankGroup::Rank> ranks) {
   const auto share = [&options](uint64_t bytes) {
     return static_cast<uint64_t>(static_cast<double>(bytes) * options.kv_device_share);
   };
@@ -204,7 +201,8 @@ absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptio
   const kvstore::KvShape shape = KvShapeOf(config, options.kv_dtype, options.block_tokens);
   uint32_t blocks = 1;  // at least; a share is known once the model is loaded
   if (options.kv_device_share == 0) {
-    ASSIGN_OR_RETURN(blocks, BlocksOf(options, shape, {}));
+    ASSIGN_OR_RETURN(blocks, BlocksIn(options.kv_device_bytes, shape.block_bytes(),
+                                      shape.block_tokens, "kv-device-bytes"));
   }
   const ThreadPlan plan(options);
   if (plan.pinned()) log.Info("compute threads are pinned", {{"ranks", options.tp}});
@@ -222,7 +220,9 @@ absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptio
                       .kv_heads = static_cast<int32_t>(heads.size())});
   }
   file.ReleasePages();
-  ASSIGN_OR_RETURN(blocks, BlocksOf(options, shape, loaded.ranks));
+  if (options.kv_device_share > 0) {
+    ASSIGN_OR_RETURN(blocks, BlocksInShare(options, shape, loaded.ranks));
+  }
   ASSIGN_OR_RETURN(loaded.pool, KvBlockPool::Create(shape, blocks, std::move(shards)));
   return loaded;
 }

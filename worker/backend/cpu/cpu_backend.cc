@@ -16,6 +16,7 @@
 #include "worker/backend/cpu/matmul.h"
 #include "worker/backend/cpu/packed_matrix.h"
 #include "worker/backend/cpu/work_crew.h"
+#include "worker/backend/shape_check.h"
 
 namespace loopserve::worker {
 namespace cpu {
@@ -27,14 +28,6 @@ using kvstore::KvSide;
 
 // Values of an elementwise op below which waking the crew costs more than it saves.
 constexpr int64_t kSerialValues = 16384;
-
-absl::Status Shape(bool fits, absl::string_view op) {
-  return fits ? absl::OkStatus()
-              : absl::InvalidArgumentError(absl::StrCat(op, ": the shapes do not fit"));
-}
-bool SameShape(const TensorView& a, const TensorView& b) {
-  return a.rows == b.rows && a.cols == b.cols;
-}
 
 cpu_attention::AttentionIsa AttentionIsaOf(absl::string_view kernels) {
   if (kernels == "amx-bf16" || kernels == "avx512-bf16") {
@@ -200,7 +193,7 @@ class CpuBackend final : public Backend {
                               k.cols == int64_t{shape.kv_heads} * shape.head_dim,
                           "AppendKv"));
     for (const AttentionSequence& seq : sequences) {
-      RETURN_IF_ERROR(CheckSequence(seq, k.rows, kv));
+      RETURN_IF_ERROR(CheckInArena(seq, k.rows, kv));
     }
     for (const AttentionSequence& seq : sequences) {
       ForRows(k.Rows(seq.first_row, seq.rows), [&](int64_t r) {
@@ -229,7 +222,7 @@ class CpuBackend final : public Backend {
                               SameShape(args.out, args.q),
                           "Attention"));
     for (const AttentionSequence& seq : args.sequences) {
-      RETURN_IF_ERROR(CheckSequence(seq, args.q.rows, *args.kv));
+      RETURN_IF_ERROR(CheckInArena(seq, args.q.rows, *args.kv));
       RETURN_IF_ERROR(CheckPlan(seq, args.q_heads, shape.kv_heads));
     }
     RETURN_IF_ERROR(attention_.Prepare(args));
@@ -308,11 +301,8 @@ class CpuBackend final : public Backend {
     }
   }
 
-  static absl::Status CheckSequence(const AttentionSequence& seq, int64_t rows, const KvArena& kv) {
-    const bool fits = seq.rows >= 0 && seq.kv_tokens >= seq.rows && seq.first_row >= 0 &&
-                      seq.first_row + seq.rows <= rows &&
-                      static_cast<int64_t>(seq.blocks.size()) >= kv.shape.blocks_for(seq.kv_tokens);
-    RETURN_IF_ERROR(Shape(fits, "attention sequence"));
+  static absl::Status CheckInArena(const AttentionSequence& seq, int64_t rows, const KvArena& kv) {
+    RETURN_IF_ERROR(CheckSequence(seq, rows, kv.shape));
     for (const common::BlockId block : seq.blocks) {
       RETURN_IF_ERROR(Shape(block.value() < kv.num_blocks, "attention sequence: block"));
     }

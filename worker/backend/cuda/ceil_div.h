@@ -1,4 +1,5 @@
-// How many pieces of `b` hold `a`. Neither is negative, b is not 0.
+// How many pieces of `b` hold `a`. Neither is negative, b is not 0. (packed_layout.h has the same
+// for device code, TilesOf.)
 #pragma once
 
 #include <cstdint>

@@ -31,6 +31,7 @@
 #include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/backend/cuda/nccl_communicator.h"
 #include "worker/backend/cuda/step_graphs.h"
+#include "worker/backend/shape_check.h"
 
 namespace loopserve::worker {
 namespace cuda {
@@ -41,15 +42,6 @@ constexpr int64_t kMatMulRows = 2048;
 // Workspaces of products (at most 32 MiB of cuBLASLt's, 256 MiB of decoded weights and activations)
 // and of attention, recorded steps, code, and the buffers of NCCL.
 constexpr size_t kOverheadBytes = size_t{1} << 30;
-
-absl::Status Shape(bool fits, absl::string_view op) {
-  return fits ? absl::OkStatus()
-              : absl::InvalidArgumentError(absl::StrCat("shapes do not fit: ", op));
-}
-
-bool SameShape(const TensorView& a, const TensorView& b) {
-  return a.rows == b.rows && a.cols == b.cols;
-}
 
 class DeviceBuffer final : public Buffer {
  public:
@@ -237,7 +229,10 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
   RETURN_IF_ERROR(Enter());
   RETURN_IF_ERROR(
       Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
-  std::vector<std::byte> packed(PackedBytes(weight.type, rows.size(), weight.cols));
+  // Left as it is: the threads that pack it write all of it, and share its page faults.
+  const size_t bytes = PackedBytes(weight.type, rows.size(), weight.cols);
+  const auto memory = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  const std::span packed(memory.get(), bytes);
   RETURN_IF_ERROR(PackForDevice(weight, rows, packers_, packed));
   ASSIGN_OR_RETURN(DeviceRegion region, OnDeviceForGood(packed));
   const DeviceWeight on_device{.type = DeviceTypeOf(weight.type),
@@ -502,8 +497,8 @@ absl::Status CudaBackend::CopyToHost(TensorView from, std::span<float> to) {
     CUDA_RETURN_IF_ERROR(LaunchGatherRows(from, nullptr, scratch, stream()));
     from = scratch;
   }
-  ASSIGN_OR_RETURN(const bool pinned, IsPinned(to.data()));
-  if (pinned && from.stride == from.cols && to.size_bytes() <= kMostCopiedBytes) {
+  if (from.stride == from.cols && to.size_bytes() <= kMostCopiedBytes &&
+      IsPinned(to.data()).value_or(false)) {
     CUDA_RETURN_IF_ERROR(LaunchCopyWords(from.data, to.data(), to.size_bytes(), stream()));
     return absl::OkStatus();
   }

@@ -74,15 +74,12 @@ class StreamDevice final : public NcclDevice {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NcclDevice>> CreateNcclDevice(int device, cudaStream_t stream) {
-  int before = 0;
-  CUDA_RETURN_IF_ERROR(cudaGetDevice(&before));
-  CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
+  ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(device));
   ASSIGN_OR_RETURN(DeviceRegion count, DeviceRegion::Create(sizeof(uint64_t)));
   ASSIGN_OR_RETURN(PinnedRegion seen, PinnedRegion::Create(sizeof(uint64_t)));
   *reinterpret_cast<volatile uint64_t*>(seen.data()) = 0;
   CUDA_RETURN_IF_ERROR(cudaMemset(count.data(), 0, sizeof(uint64_t)));
   CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
-  CUDA_RETURN_IF_ERROR(cudaSetDevice(before));
   return std::make_unique<StreamDevice>(device, stream, std::move(count), std::move(seen));
 }
 

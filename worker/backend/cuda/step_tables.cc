@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "common/status_macros.h"
+#include "worker/backend/shape_check.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -31,16 +32,6 @@ StepLayout LayoutOf(size_t rows, size_t logit_rows, size_t sequences, size_t pla
   place(layout.plan, plan_words);
   layout.blocks = at;
   return layout;
-}
-
-absl::Status CheckSequence(const AttentionSequence& sequence, int64_t rows,
-                           const kvstore::KvShape& shape) {
-  const bool fits =
-      sequence.rows >= 0 && sequence.kv_tokens >= sequence.rows && sequence.first_row >= 0 &&
-      sequence.first_row + sequence.rows <= rows &&
-      static_cast<int64_t>(sequence.blocks.size()) >= shape.blocks_for(sequence.kv_tokens);
-  return fits ? absl::OkStatus()
-              : absl::InvalidArgumentError("shapes do not fit: attention sequence");
 }
 
 template <class T>

@@ -47,8 +47,4 @@ class StepTables {
   std::vector<uint32_t> words_;  // keeps its capacity from step to step
 };
 
-// A sequence's rows and blocks fit its keys and the step. The words of every backend's answer.
-absl::Status CheckSequence(const AttentionSequence& sequence, int64_t rows,
-                           const kvstore::KvShape& shape);
-
 }  // namespace loopserve::worker::cuda

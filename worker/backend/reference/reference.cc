@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kvstore/int8_vector.h"
+#include "worker/backend/shape_check.h"
 
 namespace loopserve::worker {
 namespace {
@@ -51,11 +52,6 @@ class AngleTable final : public RopeTable {
  private:
   const RopeSpec spec_;
 };
-
-absl::Status Shape(bool fits, absl::string_view op) {
-  return fits ? absl::OkStatus()
-              : absl::InvalidArgumentError(absl::StrCat(op, ": the shapes do not fit"));
-}
 
 // One head's vectors in a block of the arena.
 class HeadView {
@@ -344,14 +340,6 @@ class ReferenceBackend final : public Backend {
       x[a] = static_cast<float>(xa * c - xb * s);
       x[b] = static_cast<float>(xa * s + xb * c);
     }
-  }
-
-  static absl::Status CheckSequence(const AttentionSequence& seq, int64_t rows,
-                                    const kvstore::KvShape& shape) {
-    return Shape(seq.rows >= 0 && seq.kv_tokens >= seq.rows && seq.first_row >= 0 &&
-                     seq.first_row + seq.rows <= rows &&
-                     static_cast<int64_t>(seq.blocks.size()) >= shape.blocks_for(seq.kv_tokens),
-                 "attention sequence");
   }
 
   static void AttendRow(const AttentionArgs& args, const AttentionSequence& seq, int64_t row,

@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/flashinfer/flash_tiles.h"
+#include "worker/backend/shape_check.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -19,12 +20,9 @@ absl::Status CheckSequences(const FlashPrefillShape& shape,
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max() / 2;
   int64_t blocks = 0;
   for (const AttentionSequence& s : sequences) {
-    const int64_t held = CeilDiv(s.kv_tokens, shape.block_tokens);
-    if (s.rows < 0 || s.first_row < 0 || s.kv_tokens < s.rows ||
-        static_cast<int64_t>(s.blocks.size()) < held) {
-      return absl::InvalidArgumentError("shapes do not fit: attention sequence");
-    }
-    blocks += held;
+    RETURN_IF_ERROR(CheckSequence(s, std::numeric_limits<int64_t>::max(),
+                                  {.block_tokens = shape.block_tokens}));
+    blocks += CeilDiv(s.kv_tokens, shape.block_tokens);
     if (s.first_row + s.rows > kMax || blocks * shape.block_tokens > kMax) {
       return absl::InvalidArgumentError("a step of this size has no prefill plan");
     }

@@ -245,11 +245,6 @@ CublasLt::CublasLt(CublasLt&&) noexcept = default;
 CublasLt& CublasLt::operator=(CublasLt&&) noexcept = default;
 CublasLt::~CublasLt() = default;
 
-absl::Status CublasLt::Prepare(const LtProduct& product) {
-  if (product.x.rows == 0 || product.n == 0) return absl::OkStatus();
-  return impl_->AlgorithmOf(KeyOf(product)).status();
-}
-
 absl::Status CublasLt::Run(const LtProduct& product, void* workspace, cudaStream_t stream) {
   if (product.x.rows == 0 || product.n == 0) return absl::OkStatus();
   return impl_->Run(product, workspace, stream);

@@ -2,8 +2,8 @@
 // build needs only its header and a machine without a GPU nothing at all.
 //
 // The algorithm of a shape is asked of the library once, for a size of x rounded up, and kept.
-// Asking launches nothing and takes microseconds; a caller that captures a graph should have asked
-// before (Prepare), since the library may load code on an algorithm's first use.
+// Asking launches nothing and takes microseconds. The library may load code on an algorithm's first
+// use, so a product has to have run once before it is captured in a graph.
 //
 // Thread rule: one caller at a time; the current device is the one of the memory.
 #pragma once
@@ -42,8 +42,6 @@ class CublasLt final {
   CublasLt& operator=(CublasLt&&) noexcept;
   ~CublasLt();
 
-  // Chooses the algorithm of this shape. Unimplemented when the library has none.
-  absl::Status Prepare(const LtProduct& product);
   // Puts the product on `stream`. `workspace`: kWorkspaceBytes of device memory, aligned to 256,
   // which nothing else uses before the product is done.
   absl::Status Run(const LtProduct& product, void* workspace, cudaStream_t stream);

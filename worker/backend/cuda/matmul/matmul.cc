@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
-#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/cuda_error.h"
 #include "worker/backend/cuda/matmul/kernels/convert.h"
@@ -191,22 +190,6 @@ absl::Status MatMulRunner::Run(TensorView x, std::span<const DeviceWeight> weigh
     const int64_t count = std::min(fit, x.rows - first);
     for (size_t i = 0; i < outs.size(); ++i) parts[i] = outs[i].Rows(first, count);
     RETURN_IF_ERROR(RunPart(x.Rows(first, count), weights, parts, stream));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status MatMulRunner::Prepare(TensorView x, std::span<const DeviceWeight> weights,
-                                   std::span<const TensorView> outs) {
-  RETURN_IF_ERROR(CheckShapes(x, weights, outs));
-  if (!Readable(x)) x = ScratchX(x);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (FewRows(weights[i], x.rows)) continue;
-    const int64_t part = PartRows(weights[i]);
-    for (int64_t first = 0; part > 0 && first < weights[i].rows; first += part) {
-      const absl::Status status = lt_->Prepare(
-          PartOf(x, weights[i], outs[i], first, std::min(part, weights[i].rows - first)));
-      if (!status.ok() && !absl::IsUnimplemented(status)) return status;
-    }
   }
   return absl::OkStatus();
 }

@@ -59,9 +59,6 @@ class MatMulRunner final {
   // other nor x. InvalidArgument for shapes that do not fit; other errors are those of a launch.
   absl::Status Run(TensorView x, std::span<const DeviceWeight> weights,
                    std::span<const TensorView> outs, cudaStream_t stream);
-  // Makes the choices that a Run of these shapes will need, for callers that capture it.
-  absl::Status Prepare(TensorView x, std::span<const DeviceWeight> weights,
-                       std::span<const TensorView> outs);
 
  private:
   // x as the paths read it: bf16, padded to a multiple of 8 columns, rows on 16 bytes.

@@ -39,7 +39,6 @@ TEST_F(CublasLtTest, PutsTheProductIntoTheLibrarysOrder) {
 TEST_F(CublasLtTest, SearchesOncePerRoundedShape) {
   absl::StatusOr<CublasLt> lt = CublasLt::Load();
   ASSERT_OK(lt.status());
-  EXPECT_OK(lt->Prepare(Product(1000)));
   EXPECT_OK(lt->Run(Product(1000), Memory(), stream_));
   EXPECT_OK(lt->Run(Product(1001), Memory(), stream_));
   EXPECT_EQ(library_.searches, 1u);
@@ -62,11 +61,11 @@ TEST_F(CublasLtTest, TellsWhatTheLibraryAnswers) {
   absl::StatusOr<CublasLt> lt = CublasLt::Load();
   ASSERT_OK(lt.status());
   library_.algorithms = 0;
-  EXPECT_THAT(lt->Prepare(Product(5)),
+  EXPECT_THAT(lt->Run(Product(5), Memory(), stream_),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("5 x 96 x 64")));
   library_.algorithms = 1;
   library_.heuristic = CUBLAS_STATUS_NOT_INITIALIZED;
-  EXPECT_THAT(lt->Prepare(Product(5)),
+  EXPECT_THAT(lt->Run(Product(5), Memory(), stream_),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("status 1")));
   library_.heuristic = CUBLAS_STATUS_SUCCESS;
   library_.matmul = CUBLAS_STATUS_ALLOC_FAILED;
@@ -79,7 +78,6 @@ TEST_F(CublasLtTest, NothingToDoAsksNothing) {
   absl::StatusOr<CublasLt> lt = CublasLt::Load();
   ASSERT_OK(lt.status());
   for (const LtProduct& product : {Product(0), Product(3, 0)}) {
-    EXPECT_OK(lt->Prepare(product));
     EXPECT_OK(lt->Run(product, Memory(), stream_));
   }
   EXPECT_EQ(library_.searches + library_.matmuls, 0u);

@@ -95,8 +95,6 @@ TEST_F(MatMulTest, RefusesShapesThatDoNotFit) {
   const auto refused = [&](TensorView from, DeviceWeight by, TensorView to) {
     EXPECT_EQ(runner.Run(from, std::span(&by, 1), std::span(&to, 1), stream_).code(),
               absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(runner.Prepare(from, std::span(&by, 1), std::span(&to, 1)).code(),
-              absl::StatusCode::kInvalidArgument);
   };
   refused(View(3, kCols + 8, kBf16), weight, View(3, 64));
   refused(x, weight, View(2, 64));
@@ -163,7 +161,6 @@ TEST_F(MatMulByLibraryTest, WhatItRefusesTakesTheKernelsOfFewRows) {
   library_.algorithms = 0;
   const std::vector<DeviceWeight> weights = {Weight(64)};
   const TensorView x = View(130, kCols, kBf16);
-  EXPECT_OK(runner.Prepare(x, weights, Outs(x, weights)));
   EXPECT_OK(Run(runner, x, weights));
   EXPECT_THAT(Kernels(), ::testing::SizeIs(3));
   library_.algorithms = 1;
@@ -171,11 +168,11 @@ TEST_F(MatMulByLibraryTest, WhatItRefusesTakesTheKernelsOfFewRows) {
   EXPECT_EQ(Run(runner, x, weights).code(), absl::StatusCode::kInternal);
 }
 
-TEST_F(MatMulByLibraryTest, PrepareMakesTheSearchesOfARun) {
+TEST_F(MatMulByLibraryTest, ASecondRunSearchesNoMore) {
   MatMulRunner runner = Runner(&*lt_, 1000);
   const std::vector<DeviceWeight> weights = {Weight(64), Weight(2500, WeightType::kQ6_K)};
   const TensorView x = View(100, kCols, kBf16);
-  EXPECT_OK(runner.Prepare(x, weights, Outs(x, weights)));
+  EXPECT_OK(Run(runner, x, weights));
   const size_t searches = library_.searches;
   EXPECT_GE(searches, 2u);
   EXPECT_OK(Run(runner, x, weights));
