@@ -251,7 +251,10 @@ void CombinedSessionLog::Run(const std::stop_token& stop) {
       next_push = absl::InfinitePast();  // as soon as it is back
       continue;
     }
-    if (pass && !Pass().ok()) WantPass();
+    if (pass && !Pass().ok()) {
+      absl::MutexLock lock(&mutex_);
+      want_pass_ = true;  // in its turn: a service that cannot list would be asked without a pause
+    }
     DropDeleted();
     if (absl::Now() < next_push) continue;
     if (Push()) {

@@ -25,8 +25,8 @@ struct SessionLogOptions {
 absl::StatusOr<std::unique_ptr<SessionLog>> OpenSessionLog(const SessionLogOptions& options,
                                                            common::Logger& log);
 
-// The same of given parts; either may be null, not both. What waits for the service is tried again
-// after `retry_every`.
+// The same of given parts; either may be null, not both. The service is asked every `retry_every`
+// whether it is there; what it has not taken is tried again twice as late each time, up to 5 s.
 std::unique_ptr<SessionLog> CombineSessionLogs(
     std::unique_ptr<SessionLog> shared, std::unique_ptr<SessionLog> local, common::Logger& log,
     absl::Duration retry_every = absl::Milliseconds(500));

@@ -29,6 +29,11 @@ class SwitchedLog final : public SessionLog {
     absl::MutexLock lock(&mutex_);
     puts_ = std::move(status);
   }
+  void FailListsWith(absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    lists_ = std::move(status);
+  }
+  int lists() const { return list_count_; }
   // Puts of this session only.
   void FailPutsOf(const std::string& id, absl::Status status) {
     absl::MutexLock lock(&mutex_);
@@ -60,7 +65,12 @@ class SwitchedLog final : public SessionLog {
     return Log()->Erase(ref);
   }
   absl::StatusOr<std::vector<Summary>> List() override {
+    ++list_count_;
     RETURN_IF_ERROR(Fault());
+    {
+      absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(lists_);
+    }
     return Log()->List();
   }
 
@@ -74,10 +84,12 @@ class SwitchedLog final : public SessionLog {
     return all_;
   }
   std::atomic<int> put_count_ = 0;
+  std::atomic<int> list_count_ = 0;
   mutable absl::Mutex mutex_;
   std::shared_ptr<SessionLog> log_ ABSL_GUARDED_BY(mutex_);
   absl::Status all_ ABSL_GUARDED_BY(mutex_);
   absl::Status puts_ ABSL_GUARDED_BY(mutex_);
+  absl::Status lists_ ABSL_GUARDED_BY(mutex_);
   std::string only_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -317,6 +329,24 @@ TEST(OpenSessionLog, AListingBringsBackWhatTheServiceLostUnseen) {
   ASSERT_OK_AND_ASSIGN(const auto listed, c.log->List());
   EXPECT_EQ(listed.size(), 2u);
   EXPECT_TRUE(Becomes([&] { return TurnsIn(*emptied, "a") == 2; }));
+}
+
+// It answers, but cannot list: asked for it once in a while, not all the time.
+TEST(OpenSessionLog, AServiceThatCannotListIsNotFlooded) {
+  Combined c;
+  c.shared->FailListsWith(absl::InternalError("trouble"));
+  c.Lose();
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));  // there is a pass to make when it is back
+  const int before = c.shared->lists();
+  c.Find();
+  ASSERT_TRUE(Becomes([&] { return c.shared->lists() > before; }));
+  const int first = c.shared->lists();
+  const absl::Time start = absl::Now();
+  absl::SleepFor(20 * kRetry);
+  const auto most = static_cast<int>((absl::Now() - start) / kRetry) + 2;
+  EXPECT_LE(c.shared->lists() - first, most);
+  c.shared->FailListsWith(absl::OkStatus());
+  EXPECT_TRUE(Becomes([&] { return TurnsIn(*c.service, "a") == 1; }));
 }
 
 TEST(OpenSessionLog, UnreachableIsNotUnknown) {
