@@ -32,9 +32,7 @@ int LoadThreads(const KvBlockPool& pool, int io_threads) {
 std::shared_ptr<HostArena> ReserveArena(const KvBlockPool& pool, uint64_t host_bytes,
                                         common::Logger& log) {
   if (pool.host_addressable() || host_bytes == 0) return nullptr;
-  constexpr uint64_t kBlocksUnderWay = 64;
-  const uint64_t bytes = host_bytes + host_bytes / 32 +
-                         kBlocksUnderWay * (pool.shape().block_bytes() + HostArena::kAlign);
+  const uint64_t bytes = HostArena::BytesFor(host_bytes, pool.shape().block_bytes());
   absl::StatusOr<std::shared_ptr<HostArena>> arena = HostArena::Create(pool.memory(), bytes);
   if (!arena.ok()) {
     log.Warning("host tier not in memory that the device copies fast",

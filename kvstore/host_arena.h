@@ -48,6 +48,11 @@ class HostArena final {
  public:
   // Of every piece's start and, rounded up, its length.
   static constexpr size_t kAlign = 4096;
+  // Enough for a host tier of `host_bytes` in blocks of that size, and for what is on its way.
+  static constexpr uint64_t BytesFor(uint64_t host_bytes, size_t block_bytes) {
+    constexpr uint64_t kBlocksUnderWay = 64;
+    return host_bytes + host_bytes / 32 + kBlocksUnderWay * (block_bytes + kAlign);
+  }
 
   // Reserves `bytes` of `memory`'s host memory, or what it can give of them: a half, a quarter ...
   // ResourceExhausted when it gives less than a sixteenth.

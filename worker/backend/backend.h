@@ -121,6 +121,9 @@ class Backend {
       std::span<Backend* const> group, absl::Duration timeout) {
     return CreateThreadCommunicators(static_cast<int>(group.size()), timeout);
   }
+  // OK when ConnectRanks can be expected to succeed for several; FailedPrecondition, with the way
+  // out, when what it needs is not there.
+  virtual absl::Status CanJoinRanks() const { return absl::OkStatus(); }
   // Whether the ranks' links make it worth to split the sums of a block's last matrices among the
   // ranks (one AllReduceSum each, within rounding) instead of their outputs (bit-identical).
   virtual bool prefers_input_sharding() const { return false; }

@@ -97,7 +97,7 @@ class ThreadRankGroup final : public RankGroup {
   bool rank_up(int rank) const override { return slots_[static_cast<size_t>(rank)].up; }
   bool lost() const override {
     absl::MutexLock lock(&mutex_);
-    return !lost_.ok();
+    return !lost_.ok() || (broken_ && !AllIdle() && absl::Now() - broken_at_ > step_timeout_);
   }
 
  private:
@@ -164,10 +164,13 @@ class ThreadRankGroup final : public RankGroup {
         idle, std::clamp(end - absl::Now(), absl::Milliseconds(1), watch_.tick()))) {
       const absl::Time now = absl::Now();
       if (!failure_.ok()) failed = std::min(failed, now);
-      if (failure_.ok() ? GiveUp(now >= end) : now - failed > stall_timeout_) break;
+      if (failure_.ok() ? GiveUp(now >= end)
+                        : now - failed > std::min(stall_timeout_, step_timeout_))
+        break;
     }
     if (failure_.ok() && AllIdle()) return absl::OkStatus();
     broken_ = true;
+    broken_at_ = absl::Now();
     for (int rank : Stalled()) slots_[static_cast<size_t>(rank)].up = false;
     return failure_;
   }
@@ -186,7 +189,8 @@ class ThreadRankGroup final : public RankGroup {
                            absl::FormatDuration(stall_timeout_)));
     for (Slot& slot : slots_) slot.comm->Abort(failure_);
     const auto back = [this, &silent]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return silent.empty() ? AllIdle() : Stalled() == silent;
+      const std::vector<int> away = Stalled();
+      return std::includes(silent.begin(), silent.end(), away.begin(), away.end());
     };
     mutex_.AwaitWithTimeout(absl::Condition(&back), std::min(step_timeout_, kAbortGrace));
     return true;
@@ -284,6 +288,7 @@ class ThreadRankGroup final : public RankGroup {
   int busy_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Time broken_at_ ABSL_GUARDED_BY(mutex_);  // when a step was given up last
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   absl::Status lost_ ABSL_GUARDED_BY(mutex_);  // not OK: no step will ever succeed again
   std::vector<std::jthread> threads_;          // last: they use everything above

@@ -49,8 +49,10 @@ struct RankGroupOptions {
   ModelOptions model;
   // For a whole step, however much work it is. Of one rank alone it is all that is known.
   absl::Duration step_timeout = absl::Seconds(120);
-  // How long a rank may be missed by the others before it counts as stalled. With the time that
-  // these get to notice the abort, a stalled rank ends a step within two seconds.
+  // How long a rank may be missed by the others before it counts as stalled, where these needed
+  // less than a quarter of it to come to the same call; else four times as long as they needed
+  // (rank_watch.h). With the time that the others get to notice the abort, a stalled rank ends a
+  // step of usual length within two seconds.
   absl::Duration stall_timeout = kStallTimeout;
   // Bytes the machine can give; unset: what the system reports (MemAvailable, container limit).
   std::optional<uint64_t> available_bytes;
@@ -91,8 +93,9 @@ class RankGroup {
   virtual size_t resident_bytes() const = 0;
   // Whether the rank took part in the last step.
   virtual bool rank_up(int rank) const = 0;
-  // A rank's device has failed for good (its context is broken, say): Run returns Unavailable from
-  // then on, and only a new process helps.
+  // A rank's device has failed for good (its context is broken, say), or a rank has not come back
+  // from a step for `step_timeout` since that was given up: Run returns Unavailable, and probably
+  // only a new process helps.
   virtual bool lost() const { return false; }
 };
 

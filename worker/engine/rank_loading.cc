@@ -12,6 +12,7 @@
 #include "common/cpus.h"
 #include "common/status_macros.h"
 #include "common/units.h"
+#include "kvstore/host_arena.h"
 #include "worker/engine/memory_limit.h"
 
 namespace loopserve::worker {
@@ -48,7 +49,8 @@ class ThreadPlan final {
   std::vector<std::vector<int>> cpus_;
 };
 
-// Blocks of which the smallest number of bytes that anybody has for them holds `bytes`.
+// How many blocks `bytes` hold; InvalidArgument when not one. `whose` says where the bytes come
+// from.
 absl::StatusOr<uint32_t> BlocksIn(uint64_t bytes, size_t block_bytes, int32_t block_tokens,
                                   absl::string_view whose) {
   const uint64_t blocks = bytes / block_bytes;
@@ -119,6 +121,11 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     if (const std::optional<uint64_t> free = memory.free_bytes()) {
       RETURN_IF_ERROR(Compare(need, *free, memory.name(),
                               "lower --kv-device-bytes or --max-step-tokens, raise --tp"));
+      // What the device copies to and from: the host tier, and each rank's logits.
+      if (options.kv_host_bytes > 0) {
+        host.kv_host = kvstore::HostArena::BytesFor(options.kv_host_bytes, shape.block_bytes());
+      }
+      host.scratch += static_cast<uint64_t>(model.max_logit_rows * config.vocab) * sizeof(float);
     } else {
       host.Add(need);
     }
@@ -142,6 +149,13 @@ absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanksOn(absl::string_view nam
                                                    .cpus = plan.cpus(rank),
                                                    .isa = options.isa,
                                                    .passed_over = &passed_over}));
+    if (options.tp > 1 && rank == 0) {
+      if (absl::Status status = parts.backend->CanJoinRanks(); !status.ok()) {
+        passed_over.push_back(
+            absl::StrCat("backend ", parts.backend->name(), ": ", status.message()));
+        return status;
+      }
+    }
     if (plan.pinned()) parts.cpu = plan.cpus(rank).front();
     const absl::string_view full = parts.backend->name();
     kind = std::string(full.substr(0, full.find('/')));
@@ -158,7 +172,11 @@ absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanks(const RankGroupOptions&
   if (!ranks.ok() && options.backend == "auto") {
     ranks = CreateRanksOn("cpu", options, plan, passed_over);
   }
-  for (const std::string& reason : passed_over) log.Warning("backend not used", {{"why", reason}});
+  if (options.backend == "auto") {
+    for (const std::string& reason : passed_over) {
+      log.Warning("backend not used", {{"why", reason}});
+    }
+  }
   return ranks;
 }
 

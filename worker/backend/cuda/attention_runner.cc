@@ -29,6 +29,11 @@ absl::Status AttentionRunner::ReserveWorkspace(size_t bytes) {
 
 absl::Status AttentionRunner::Plan(std::span<const AttentionSequence> sequences, int32_t q_heads,
                                    const kvstore::KvShape& shape, ActivationType activations) {
+  for (const AttentionSequence& sequence : sequences) {
+    if (sequence.lines != nullptr || sequence.working_set != nullptr) {
+      return absl::UnimplementedError("the cuda backend has dense attention only");
+    }
+  }
   activations_ = activations;
   const FlashPrefillShape flash_shape{.q_heads = q_heads,
                                       .kv_heads = shape.kv_heads,

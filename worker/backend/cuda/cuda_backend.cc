@@ -30,6 +30,7 @@
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/backend/cuda/nccl_communicator.h"
+#include "worker/backend/cuda/nccl_library.h"
 #include "worker/backend/cuda/step_graphs.h"
 #include "worker/backend/shape_check.h"
 
@@ -110,6 +111,7 @@ class CudaBackend final : public Backend {
 
   absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
       std::span<Backend* const> group, absl::Duration timeout) override;
+  absl::Status CanJoinRanks() const override { return LoadNccl().status(); }
   bool prefers_input_sharding() const override { return true; }
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
@@ -440,11 +442,6 @@ absl::Status CudaBackend::Attention(const AttentionArgs& args) {
                             args.q.cols == args.q_heads * shape.head_dim &&
                             SameShape(args.q, args.out),
                         "Attention"));
-  for (const AttentionSequence& sequence : args.sequences) {
-    if (sequence.lines != nullptr || sequence.working_set != nullptr) {
-      return absl::UnimplementedError("the cuda backend has dense attention only");
-    }
-  }
   ASSIGN_OR_RETURN(const DeviceStep* const tables,
                    TablesFor(args.sequences, args.q.rows, *args.kv, args.q_heads, args.q.type));
   AttentionRunner& runner = tables == &step_ ? step_attention_ : call_attention_;

@@ -163,6 +163,21 @@ TEST(RankGroup, ASingleRankThatStallsIsGivenUpToo) {
   wake.Notify();
 }
 
+TEST(RankGroup, ARankThatStaysAwayMakesTheGroupLostUntilItIsBack) {
+  absl::Notification wake;
+  auto group = Fakes({[&](Communicator&) {
+                       wake.WaitForNotification();
+                       return absl::OkStatus();
+                     }},
+                     absl::Milliseconds(20));
+  EXPECT_FALSE(group->lost());
+  EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  while (!group->lost()) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kUnavailable));
+  wake.Notify();
+  while (group->lost()) absl::SleepFor(absl::Milliseconds(1));
+}
+
 // Long before a whole step may take: the others know how long it should have been.
 TEST(RankGroup, ARankThatTheOthersMissEndsTheStepWithinTwoSeconds) {
   absl::Notification wake;

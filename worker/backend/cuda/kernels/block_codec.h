@@ -1,6 +1,6 @@
 // The int8 codec of KV blocks on the device: bf16 blocks of an arena <-> the payloads that the
-// codec of kvstore/codec/int8.cc makes of them, bit for bit, so that only coded bytes cross the
-// link.
+// codec of kvstore/codec/int8.cc makes of them, bit for bit, so that only coded bytes would
+// cross the link. Saves and restores do not use it yet: they code on the host.
 //
 // A payload holds, for each [layer][K, V][kv_head], the scales [tokens] of f32 and then the values
 // [tokens][head_dim] of int8; value = code * scale. Payloads of several blocks lie behind each

@@ -360,6 +360,23 @@ TEST_F(CudaStepTest, SparsePlansAreRefused) {
   ExpectNoLaunch();
 }
 
+TEST_F(CudaStepTest, NorDoesARecordedStepOfThatShapeServeThem) {
+  ASSERT_OK(Step(1, 1, 100));
+  ASSERT_OK(Step(1, 1, 101));
+  const size_t replayed = fake::graph_launches();
+  const WorkingSet set;
+  sequences_[0].working_set = &set;
+  const StepInputs inputs{.tokens = tokens_,
+                          .positions = positions_,
+                          .sequences = sequences_,
+                          .logit_rows = logit_rows_,
+                          .kv = &arena_,
+                          .q_heads = 2};
+  EXPECT_THAT(backend_->RunStep(inputs, [&] { return Ops(); }),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("dense")));
+  EXPECT_EQ(fake::graph_launches(), replayed);
+}
+
 TEST_F(CudaStepTest, AStepThatDoesNotFitRunsNoOps) {
   blocks_.clear();
   EXPECT_EQ(Step(1, 1, 100).code(), absl::StatusCode::kInvalidArgument);
