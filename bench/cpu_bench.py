@@ -91,20 +91,21 @@ class Bench:
         chosen = Settings(flash=True)
         steps = {row: [s for r, s in ids.values() if r == row] for row in suite.rows}
         steps = {row: suffixes for row, suffixes in steps.items() if suffixes}
-        for kv in dict.fromkeys(suite.rows[row].kv for row in steps):
-            some = {row: suffixes for row, suffixes in steps.items() if suite.rows[row].kv == kv}
-            chosen = self._engine(name, suite, model, some, kv) or chosen
+        for engine in dict.fromkeys(suite.rows[row].engine for row in steps):
+            some = {row: suffixes for row, suffixes in steps.items()
+                    if suite.rows[row].engine == engine}
+            chosen = self._engine(name, suite, model, some, *engine) or chosen
         if f"{name}_{RESIDENT}" in ids:
             self._resident(name, suite.resident_row, model, chosen)
         metrics = [m for what, m in ids.values() if what == "mixed"]
         if metrics:
             self._mixed(name, model, metrics)
 
-    def _engine(self, name, suite, model, steps, kv):
-        """Rows of one KV dtype. Returns llama.cpp's settings for the longest prefill, if there was
+    def _engine(self, name, suite, model, steps, kv, bits):
+        """Rows of one process of ours. Returns llama.cpp's settings for the longest prefill, if there was
         one."""
         options = self.options
-        ours = Ours(options, model, kv_tokens([suite.rows[row] for row in steps]), kv)
+        ours = Ours(options, model, kv_tokens([suite.rows[row] for row in steps]), kv, bits)
         kinds = dict(suite.peers)
         theirs = {suffix: Theirs(requantised(model, kinds[suffix]) if kinds[suffix] else model,
                                  options.threads, kv)
@@ -112,7 +113,7 @@ class Bench:
         for suffix, side in theirs.items():
             check_tiles(side)
             sizes = ", ".join(f"{key} {size:.0f} MiB" for key, size in side.model.buffers.items())
-            if kv == "bf16":
+            if (kv, bits) == ("bf16", 16):
                 self.notes.append(f"{name}{suffix}: llama.cpp's weights are in {sizes}")
         say(f"{name}: LoopServe {ours.backend} beside llama.cpp, {options.threads} threads each")
         machine, work = Machine(ours), Work(str(model))
@@ -126,9 +127,10 @@ class Bench:
                 identifier = f"{name}_{row_name}{suffix}"
                 self.settings[identifier] = theirs[suffix].best[row].text(row)
                 self._done(report_row(identifier, mine, rates, limit), options.rounds)
-            if row.kind == "prefill" and "" in suffixes:
+            if row.kind == "prefill" and bits == 16 and "" in suffixes:
                 longest = theirs[""].best[row]
-        self.notes.append(f"{name}: backend {ours.backend}, KV in {kv}; {machine.text()}")
+        self.notes.append(f"{name}: backend {ours.backend}, KV in {kv}, activations of {bits} bits; "
+                          f"{machine.text()}")
         ours.close()
         for side in theirs.values():
             side.close()

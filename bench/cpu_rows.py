@@ -20,10 +20,13 @@ SMALL_ROWS = {
     "decode_b1_d7k": Row("decode", 64, depth=7168),
     "decode_b8_d2k_kv_int8": Row("decode", 64, depth=2048, batch=8, kv="int8"),
     "decode_b1_d7k_kv_int8": Row("decode", 64, depth=7168, kv="int8"),
+    "prefill_512_act8": Row("prefill", 512, bits=8),
+    "decode_b1_d0_act8": Row("decode", 64, bits=8),
+    "decode_b16_d0_act8": Row("decode", 64, batch=16, bits=8),
 }
 # Where other weights may make llama.cpp faster: one row of each kind.
 VERSUS_ROWS = ("prefill_512", "prefill_2k", "prefill_7k", "decode_b1_d0", "decode_b8_d0",
-               "decode_b16_d0", "extend_64_on_2k")
+               "decode_b16_d0", "extend_64_on_2k", "prefill_512_act8", "decode_b16_d0_act8")
 LARGE_ROWS = {
     "prefill_128": Row("prefill", 128),
     "prefill_512": Row("prefill", 512),
@@ -33,6 +36,9 @@ LARGE_ROWS = {
     "decode_b16_d0": Row("decode", 16, batch=16),
     "extend_64_on_7k": Row("extend", 64, depth=7168),
     "decode_b1_d7k": Row("decode", 16, depth=7168),
+    "prefill_512_act8": Row("prefill", 512, bits=8),
+    "decode_b16_d0_act8": Row("decode", 16, batch=16, bits=8),
+    "extend_64_on_7k_act8": Row("extend", 64, depth=7168, bits=8),
 }
 QUICK_ROWS = ("prefill_128", "prefill_512", "decode_b1_d0", "decode_b8_d0", "extend_64_on_2k")
 RESIDENT = "resident_memory"

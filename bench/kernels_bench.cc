@@ -1,28 +1,42 @@
-// Micro benchmarks of the cpu backend's kernels: matrix products and attention, at the shapes of
-// SmolLM2-135M and of a larger layer. Counters: GFLOP/s (or GB/s where memory is the limit) and the
-// share of what this machine's vector unit or memory gives when it does nothing else.
+// Micro benchmarks of the cpu backend's kernels, for every instruction set of this machine: matrix
+// products and attention, at the shapes of SmolLM2-135M and of a larger layer. Counters: GFLOP/s
+// (or GB/s where memory is the limit) and the share of what this machine gives when it does nothing
+// else: its memory, or its fastest multiplication of the width that the kernel rounds activations
+// to (8 bits: bytes; 16 bits: bf16, or bytes twice; floats: float32).
 //
-//   kernels_bench --benchmark_filter=MatMul/.*M:512
+//   kernels_bench --benchmark_filter=MatMul/avx512-bf16/.*M:512
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "bench/machine_peaks.h"
 #include "kvstore/block_pool.h"
 #include "worker/backend/backend.h"
+#include "worker/backend/cpu/cpu_isa.h"
 
 namespace loopserve::worker {
 namespace {
 
-double PeakOfOneCore(bool bytes) {
+double PeakOfOneCore(bench::Arithmetic arithmetic) {
+  static std::map<bench::Arithmetic, double> known;
+  const auto [at, inserted] = known.try_emplace(arithmetic);
+  if (inserted) at->second = bench::PeakOperations(arithmetic, 1);
+  return at->second;
+}
+
+// 0: no peak is known.
+double PeakOfOneCore(absl::string_view isa, bool quantised) {
   using bench::Arithmetic;
-  static const double int8 = bench::PeakOperations(Arithmetic::kInt8, 1);
-  static const double f32 = bench::PeakOperations(Arithmetic::kF32, 1);
-  return bytes ? int8 : f32;
+  if (!quantised) return PeakOfOneCore(Arithmetic::kF32);
+  if (absl::EndsWith(isa, "int8")) return PeakOfOneCore(Arithmetic::kInt8);
+  return std::max(PeakOfOneCore(Arithmetic::kBf16), PeakOfOneCore(Arithmetic::kInt8) / 2);
 }
 
 double MemoryBandwidth() {
@@ -30,8 +44,8 @@ double MemoryBandwidth() {
   return rate;
 }
 
-std::unique_ptr<Backend> MakeBackend(int threads) {
-  return *CreateBackend({.name = "cpu", .threads = threads});
+std::unique_ptr<Backend> MakeBackend(absl::string_view isa, int threads) {
+  return *CreateBackend({.name = "cpu", .threads = threads, .isa = std::string(isa)});
 }
 
 struct Activations {
@@ -71,8 +85,9 @@ constexpr Layer kLayers[] = {
 };
 
 // Enough copies that the weights of a decode step come from memory, as in a model.
-void MatMul(benchmark::State& state, const Layer& layer, int64_t m, int threads) {
-  const auto backend = MakeBackend(threads);
+void MatMul(benchmark::State& state, absl::string_view isa, const Layer& layer, int64_t m,
+            int threads) {
+  const auto backend = MakeBackend(isa, threads);
   std::vector<std::unique_ptr<Matrix>> copies;
   size_t bytes = 0;
   do {
@@ -95,15 +110,16 @@ void MatMul(benchmark::State& state, const Layer& layer, int64_t m, int threads)
     state.counters["of_peak"] = Counter(each * iterations / MemoryBandwidth(), Counter::kIsRate);
   } else {
     const double flops = 2.0 * static_cast<double>(m * layer.rows * layer.cols);
-    const double peak = PeakOfOneCore(layer.type != WeightType::kF32) * threads;
+    const double peak = PeakOfOneCore(isa, layer.type != WeightType::kF32) * threads;
     state.counters["GFLOP/s"] = Counter(flops * iterations / 1e9, Counter::kIsRate);
     if (peak > 0) state.counters["of_peak"] = Counter(flops * iterations / peak, Counter::kIsRate);
   }
 }
 
 // `rows` new rows of each of `batch` sequences that have `tokens` keys.
-void Attention(benchmark::State& state, int64_t batch, int64_t rows, int64_t tokens, int threads) {
-  const auto backend = MakeBackend(threads);
+void Attention(benchmark::State& state, absl::string_view isa, int64_t batch, int64_t rows,
+               int64_t tokens, int threads) {
+  const auto backend = MakeBackend(isa, threads);
   const kvstore::KvShape shape{.layers = 1, .kv_heads = 3, .head_dim = 64};
   const int64_t per_sequence = shape.blocks_for(tokens);
   const auto pool = *kvstore::KvBlockPool::Create(
@@ -142,7 +158,7 @@ void Attention(benchmark::State& state, int64_t batch, int64_t rows, int64_t tok
       static_cast<double>(batch) * (static_cast<double>(rows) * static_cast<double>(tokens - rows) +
                                     static_cast<double>(rows * (rows + 1)) / 2);
   const double flops = pairs * 9 * 64 * 4;
-  const double peak = PeakOfOneCore(false) * threads;
+  const double peak = PeakOfOneCore(isa, absl::StrContains(isa, "bf16")) * threads;
   state.counters["GFLOP/s"] = Counter(flops * iterations / 1e9, Counter::kIsRate);
   if (peak > 0) state.counters["of_peak"] = Counter(flops * iterations / peak, Counter::kIsRate);
   if (rows == 1) {
@@ -158,30 +174,42 @@ void Clocked(benchmark::internal::Benchmark* bench, int threads) {
   if (threads > 1) bench->UseRealTime();
 }
 
+void RegisterOn(absl::string_view isa, int threads) {
+  const std::string suffix = absl::StrCat("/threads:", threads);
+  for (const Layer& layer : kLayers) {
+    for (const int64_t m : {1, 8, 16, 64, 512}) {
+      auto* bench = benchmark::RegisterBenchmark(
+          absl::StrCat("MatMul/", isa, "/", layer.name, "/M:", m, suffix).c_str(),
+          [isa, &layer, m, threads](benchmark::State& state) {
+            MatMul(state, isa, layer, m, threads);
+          });
+      Clocked(bench, threads);
+    }
+  }
+  struct Step {
+    const char* name;
+    int64_t batch, rows, tokens;
+  };
+  for (const Step& s : {Step{"prefill_512", 1, 512, 512}, Step{"turn_64_at_7k", 1, 64, 7168},
+                        Step{"decode_at_4k", 1, 1, 4096}, Step{"decode_8_at_1k", 8, 1, 1024}}) {
+    benchmark::RegisterBenchmark(absl::StrCat("Attention/", isa, "/", s.name, suffix).c_str(),
+                                 [isa, s, threads](benchmark::State& state) {
+                                   Attention(state, isa, s.batch, s.rows, s.tokens, threads);
+                                 })
+        ->UseRealTime()
+        ->Unit(benchmark::kMicrosecond);
+  }
+}
+
+// The instruction set that a worker would choose, with one thread and with two; the others with
+// one.
 void Register() {
-  for (const int threads : {1, 2}) {
-    const std::string suffix = absl::StrCat("/threads:", threads);
-    for (const Layer& layer : kLayers) {
-      for (const int64_t m : {1, 8, 64, 512}) {
-        auto* bench = benchmark::RegisterBenchmark(
-            absl::StrCat("MatMul/", layer.name, "/M:", m, suffix).c_str(),
-            [&layer, m, threads](benchmark::State& state) { MatMul(state, layer, m, threads); });
-        Clocked(bench, threads);
-      }
-    }
-    struct Step {
-      const char* name;
-      int64_t batch, rows, tokens;
-    };
-    for (const Step& s : {Step{"prefill_512", 1, 512, 512}, Step{"turn_64_at_7k", 1, 64, 7168},
-                          Step{"decode_at_4k", 1, 1, 4096}, Step{"decode_8_at_1k", 8, 1, 1024}}) {
-      benchmark::RegisterBenchmark(absl::StrCat("Attention/", s.name, suffix).c_str(),
-                                   [s, threads](benchmark::State& state) {
-                                     Attention(state, s.batch, s.rows, s.tokens, threads);
-                                   })
-          ->UseRealTime()
-          ->Unit(benchmark::kMicrosecond);
-    }
+  bool chosen = false;
+  for (const cpu::Isa& isa : cpu::AllIsas()) {
+    if (!isa.available()) continue;
+    RegisterOn(isa.name, 1);
+    if (!chosen) RegisterOn(isa.name, 2);
+    chosen = true;
   }
 }
 

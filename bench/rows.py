@@ -14,13 +14,20 @@ STEP_TOKENS = 512  # of our prefill
 class Row:
     """prefill: `tokens` into an empty cache. extend: `tokens` behind a history of `depth`, in one
     step. decode: `tokens` steps of `batch` sequences, each behind `depth` tokens of its own. `kv`:
-    the dtype of our KV pool; llama.cpp has f16 beside bf16, and q8_0 beside int8."""
+    the dtype of our KV pool; llama.cpp has f16 beside bf16, and q8_0 beside int8. `bits`: what our
+    side rounds activations to; llama.cpp always takes 8."""
 
     kind: str
     tokens: int
     depth: int = 0
     batch: int = 1
     kv: str = "bf16"
+    bits: int = 16
+
+    @property
+    def engine(self):
+        """What one process of our side is started with."""
+        return self.kv, self.bits
 
     def rate(self, seconds):
         return self.batch * self.tokens / seconds
@@ -64,12 +71,15 @@ class Work:
             else:
                 self.head_weights += dims[0] * dims[1]
 
-    def operations(self, row):
-        """Two for each weight and token, four for each pair of query and key and dimension."""
-        pairs = row.tokens * row.depth + row.tokens * (row.tokens + 1) / 2
+    def weight_operations(self, row):
+        """Two for each weight and token."""
         logits = row.tokens if row.kind == "decode" else 1
-        return row.batch * (2 * row.tokens * self.layer_weights + 2 * logits * self.head_weights +
-                            4 * pairs * self.q_dim * self.layers)
+        return row.batch * 2 * (row.tokens * self.layer_weights + logits * self.head_weights)
+
+    def attention_operations(self, row):
+        """Four for each pair of query and key and dimension."""
+        pairs = row.tokens * row.depth + row.tokens * (row.tokens + 1) / 2
+        return row.batch * 4 * pairs * self.q_dim * self.layers
 
     def bytes(self, row):
         """Of every step: every matrix once, and the keys and values of each sequence."""
@@ -102,7 +112,10 @@ class Machine:
         takes longer."""
         seconds = work.bytes(row) / self.bandwidth
         if self.arithmetic:
-            seconds = max(seconds, work.operations(row) / self.peaks[self.arithmetic])
+            peak = self.peaks[self.arithmetic]
+            weights = self.peaks["int8"] or peak if row.bits == 8 else peak
+            seconds = max(seconds, work.weight_operations(row) / weights +
+                          work.attention_operations(row) / peak)
         return row.rate(seconds)
 
     def text(self):

@@ -31,11 +31,12 @@ def say(text):
 class Ours:
     """loopserve-engine-bench in a process of its own."""
 
-    def __init__(self, options, model, tokens, kv="bf16"):
+    def __init__(self, options, model, tokens, kv="bf16", bits=16):
         self.process = subprocess.Popen(
             [pathlib.Path(options.bin_dir) / "loopserve-engine-bench", f"--model={model}",
              f"--threads={options.threads}", f"--backend={options.backend}",
-             f"--isa={options.isa}", f"--kv-tokens={tokens}", f"--kv-dtype={kv}"],
+             f"--isa={options.isa}", f"--kv-tokens={tokens}", f"--kv-dtype={kv}",
+             f"--activation-bits={bits}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = self._line().split()
         self.backend, self.context = ready[1], int(ready[3])

@@ -150,6 +150,9 @@ bool ParseRankFlag(absl::string_view arg, worker::RankGroupOptions& options) {
     options.backend = std::string(arg);
   } else if (absl::ConsumePrefix(&arg, "--isa=")) {
     options.isa = std::string(arg);
+  } else if (absl::ConsumePrefix(&arg, "--activation-bits=")) {
+    return absl::SimpleAtoi(arg, &options.activation_bits) &&
+           (options.activation_bits == 16 || options.activation_bits == 8);
   } else if (absl::ConsumePrefix(&arg, "--kv-dtype=")) {
     const auto dtype = kvstore::DtypeFromName(arg);
     options.kv_dtype = dtype.value_or(options.kv_dtype);

@@ -29,6 +29,10 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("pin-threads", &pin_threads,
             "Keep each compute thread on one CPU: on, off, or auto (when they fill CPUs that were "
             "set aside for this process, or several NUMA nodes)");
+  flags.Add(
+      "activation-bits", &activation_bits,
+      "Bits that the CPU backend rounds activations to, at least: 16, or 8 (faster prompts and "
+      "batches, answers that differ more from the exact ones)");
   flags.AddDuration("stall-timeout", &stall_timeout,
                     "How long one rank may be missed where another is already, before the step "
                     "is given up");
@@ -127,6 +131,10 @@ absl::Status WorkerConfig::Check() const {
   if (threads < 0) return absl::InvalidArgumentError("--threads must be at least 0");
   if (absl::Status status = common::ParsePinThreads(pin_threads).status(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--pin-threads: ", status.message()));
+  }
+  if (activation_bits != 16 && activation_bits != 8) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--activation-bits is ", activation_bits, "; it must be 16 or 8"));
   }
   if (stall_timeout <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--stall-timeout must be more than 0s");

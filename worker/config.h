@@ -22,6 +22,7 @@ struct WorkerConfig {
   int tp = 1;
   int threads = 0;
   std::string pin_threads = "auto";
+  int activation_bits = 16;
   absl::Duration stall_timeout = absl::Milliseconds(1250);
   // KV tiers.
   uint64_t kv_device_bytes = uint64_t{1} << 30;
@@ -52,6 +53,9 @@ struct WorkerConfig {
   // What --kv-dtype means, once checked.
   kvstore::KvDtype KvDtypeOf() const;
   // --kv-codec, or the exact one for the dtype.
+  // What makes the KV of one worker another's beside model and layout: caches of 16 and of 8 bits
+  // are not mixed.
+  std::string KvPolicyTag() const { return activation_bits == 8 ? "activations-8" : "exact"; }
   std::string StoredCodec() const { return kv_codec == "auto" ? kv_dtype : kv_codec; }
 
  private:

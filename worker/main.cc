@@ -47,6 +47,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   options.threads = config.threads;
   options.pin_threads = *common::ParsePinThreads(config.pin_threads);
   options.backend = config.backend;
+  options.activation_bits = config.activation_bits;
   options.kv_dtype = config.KvDtypeOf();
   options.kv_device_bytes = config.kv_device_bytes;
   options.kv_device_share = config.kv_device_share;
@@ -107,7 +108,9 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
       config.kv_disk_dir.empty() ? "" : config.kv_disk_dir + "/sessions";
   ASSIGN_OR_RETURN(const auto session_log,
                    kvstore::OpenSessionLog({session_dir, config.kvstore}, log));
-  KvCache kv({.model_fingerprint = ranks->config().fingerprint, .codec = config.StoredCodec()},
+  KvCache kv({.model_fingerprint = ranks->config().fingerprint,
+              .policy_tag = config.KvPolicyTag(),
+              .codec = config.StoredCodec()},
              ranks->pool(), store.get(), kv_metrics);
   SessionCache sessions({.model = ranks->config().fingerprint,
                          .model_name = ModelName(config),

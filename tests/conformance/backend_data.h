@@ -127,8 +127,8 @@ inline FileMatrix RandomMatrix(worker::WeightType type, int64_t rows, int64_t co
   return out;
 }
 
-// What a backend that rounds activations to two planes of 8 bits per 32 columns multiplies by.
-inline std::vector<float> RoundedToPlanes(std::vector<float> x) {
+// What a backend that rounds activations to planes of 8 bits per 32 columns multiplies by.
+inline std::vector<float> RoundedToPlanes(std::vector<float> x, int planes) {
   for (size_t b = 0; b + 32 <= x.size(); b += 32) {
     float top = 0;
     for (size_t i = b; i < b + 32; ++i) top = std::max(top, std::fabs(x[i]));
@@ -137,7 +137,8 @@ inline std::vector<float> RoundedToPlanes(std::vector<float> x) {
       const float steps = x[i] * inverse;
       const float first = std::nearbyint(steps);
       const float left = std::clamp((steps - first) * 256.0f, -127.0f, 127.0f);
-      x[i] = (256.0f * first + std::nearbyint(left)) * (top / (127.0f * 256.0f));
+      x[i] = planes == 1 ? first * (top / 127.0f)
+                         : (256.0f * first + std::nearbyint(left)) * (top / (127.0f * 256.0f));
     }
   }
   return x;
@@ -150,8 +151,9 @@ inline std::vector<float> RoundedToBf16(std::vector<float> x) {
 
 // What the kernels of an instruction set make of activations before they meet quantised weights.
 inline std::vector<float> RoundedActivations(absl::string_view isa, std::vector<float> x) {
-  return absl::StrContains(isa, "bf16") ? RoundedToBf16(std::move(x))
-                                        : RoundedToPlanes(std::move(x));
+  if (absl::EndsWith(isa, "int8")) return RoundedToPlanes(std::move(x), 1);
+  if (absl::StrContains(isa, "bf16")) return RoundedToBf16(std::move(x));
+  return RoundedToPlanes(std::move(x), 2);
 }
 
 inline worker::TensorView Host(std::vector<float>& values, int64_t rows) {

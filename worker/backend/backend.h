@@ -207,8 +207,11 @@ struct BackendOptions {
   // Where the threads beside the caller's run, by thread; empty: wherever the system puts them.
   std::span<const int> cpus;
   // Instruction set of the cpu backend, to test each one a machine has: "auto", "avx512-vnni",
-  // "avx2", "portable".
+  // "avx2", "portable", or with activations of 8 bits "avx2-int8", ...
   absl::string_view isa = "auto";
+  // What "auto" may round activations to before quantised weights, at least: 16, or 8 as llama.cpp
+  // does, which is faster. Only the cpu backend has a choice.
+  int activation_bits = 16;
   // Why backends that "auto" prefers were passed over, a sentence each; null: not told.
   std::vector<std::string>* passed_over = nullptr;
 };

@@ -40,6 +40,7 @@ struct RankGroupOptions {
   common::PinThreads pin_threads = common::PinThreads::kAuto;
   std::string backend = "auto";
   std::string isa = "auto";
+  int activation_bits = 16;  // see BackendOptions
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
   uint64_t kv_device_bytes = uint64_t{1} << 30;

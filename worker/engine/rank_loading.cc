@@ -148,6 +148,7 @@ absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanksOn(absl::string_view nam
                                                    .threads = plan.threads(rank),
                                                    .cpus = plan.cpus(rank),
                                                    .isa = options.isa,
+                                                   .activation_bits = options.activation_bits,
                                                    .passed_over = &passed_over}));
     if (options.tp > 1 && rank == 0) {
       if (absl::Status status = parts.backend->CanJoinRanks(); !status.ok()) {

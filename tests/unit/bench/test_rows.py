@@ -108,6 +108,10 @@ class FakeSide:
         return self.answers["bandwidth" if command == "bandwidth" else what]
 
 
+def operations(work, row):
+    return work.weight_operations(row) + work.attention_operations(row)
+
+
 def test_work_counts_weights_pairs_and_bytes(tiny):
     work = Work(str(tiny("Q4_0")))
     q, kv = TINY.heads * TINY.head_dim, TINY.kv_heads * TINY.head_dim
@@ -120,9 +124,9 @@ def test_work_counts_weights_pairs_and_bytes(tiny):
                                    "int8": TINY.layers * 2 * (kv + 4 * TINY.kv_heads)}
 
     pairs = 10 * 100 + 10 * 11 / 2  # each of 10 tokens sees 100 before, itself and the new before it
-    assert work.operations(Row("extend", 10, depth=100)) == (
+    assert operations(work, Row("extend", 10, depth=100)) == (
         2 * 10 * TINY.layers * layer + 2 * head + 4 * pairs * q * TINY.layers)
-    assert work.operations(Row("decode", 10, depth=100, batch=3)) == 3 * (
+    assert operations(work, Row("decode", 10, depth=100, batch=3)) == 3 * (
         2 * 10 * TINY.layers * layer + 2 * 10 * head + 4 * pairs * q * TINY.layers)
     assert work.bytes(Row("decode", 10, depth=100, batch=3)) == 10 * (
         work.matrix_bytes + 3 * 105 * work.kv_token_bytes["bf16"])
@@ -137,7 +141,14 @@ def test_the_limit_is_what_takes_longer(tiny):
     slow_memory = Machine(FakeSide(1e3, bf16=1e15, int8=1e15, f32=1e15))
     assert slow_memory.limit(work, row) == pytest.approx(512 * 1e3 / work.bytes(row))
     slow_units = Machine(FakeSide(1e15, bf16=1e3, int8=1e15, f32=1e15))
-    assert slow_units.limit(work, row) == pytest.approx(512 * 1e3 / work.operations(row))
+    assert slow_units.limit(work, row) == pytest.approx(512 * 1e3 / operations(work, row))
+
+
+def test_activations_of_eight_bits_have_the_limit_of_bytes_for_weights_alone(tiny):
+    work, row = Work(str(tiny("Q4_0"))), Row("extend", 64, depth=100, bits=8)
+    machine = Machine(FakeSide(1e15, bf16=1e3, int8=2e3, f32=1e15))
+    assert machine.limit(work, row) == pytest.approx(
+        64 / (work.weight_operations(row) / 2e3 + work.attention_operations(row) / 1e3))
 
 
 @pytest.mark.parametrize("peaks, arithmetic", [((3, 2, 1), "bf16"), ((0, 2, 1), "int8"),

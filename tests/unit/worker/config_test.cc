@@ -59,6 +59,7 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.max_batch = c.max_step_tokens + 1; }, "--max-batch");
   expect([](auto& c) { c.threads = -2; }, "--threads");
   expect([](auto& c) { c.pin_threads = "maybe"; }, "--pin-threads");
+  expect([](auto& c) { c.activation_bits = 12; }, "--activation-bits is 12; it must be 16 or 8");
   expect([](auto& c) { c.stall_timeout = absl::ZeroDuration(); }, "--stall-timeout");
   expect([](auto& c) { c.kv_device_share = 0.99; }, "--kv-device-share");
   expect([](auto& c) { c.kv_device_share = -0.1; }, "--kv-device-share");

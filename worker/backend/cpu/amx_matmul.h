@@ -51,12 +51,13 @@ struct AmxMatMul {
   template <BlockLayout L>
   static constexpr int kGroup = kGroupBlocks / kRuns<L>;  // blocks, so that sums hold their runs
 
-  static size_t PreparedBytes(int64_t cols) {
+  static size_t PreparedBytes(int64_t cols, int) {
     return static_cast<size_t>(cols / kBlockValues) * kBlockBytes;
   }
   static size_t WorkspaceBytes(int64_t) { return sizeof(Workspace); }
 
-  static void Prepare(const float* x, int64_t stride, int rows, int64_t cols, std::byte* tile) {
+  static void Prepare(const float* x, int64_t stride, int rows, int64_t cols, int,
+                      std::byte* tile) {
     for (int r = 0; r < rows; ++r, x += stride) {
       std::byte* block = tile;
       for (int64_t c = 0; c < cols; c += kBlockValues, block += kBlockBytes) {
@@ -263,23 +264,15 @@ struct AmxMatMul {
     Tiles::Release();
   }
 
-  // Float weights take float rows: the vector kernels, in their own tiles.
-  template <WeightFloat T>
-  static void Float(const MatMulPart& part) {
-    MatMulPart own = part;
-    own.tile_rows = kRowTile;
-    MatMulKernels<Avx512>::Float<T>(own);
-  }
+  static int TileRows(int64_t rows) { return EqualTiles(rows, kTileRows); }
 
   static constexpr Kernels Table(const char* name) {
     Kernels kernels = MakeKernels<Avx512>(name);
-    constexpr Kernels::MatMul kProducts[kWeightTypes] = {
-        Float<WeightFloat::kF32>, Float<WeightFloat::kF16>, Float<WeightFloat::kBF16>,
-        Quant<kLayoutQ4_0>,       Quant<kLayoutQ4_1>,       Quant<kLayoutQ5_0>,
-        Quant<kLayoutQ5_1>,       Quant<kLayoutQ8_0>,       Quant<kLayoutQ4_K>,
-        Quant<kLayoutQ6_K>};
-    for (int i = 0; i < kWeightTypes; ++i) kernels.matmul[i] = kProducts[i];
-    kernels.row_tile = kTileRows;
+    constexpr Kernels::MatMul kProducts[] = {
+        Quant<kLayoutQ4_0>, Quant<kLayoutQ4_1>, Quant<kLayoutQ5_0>, Quant<kLayoutQ5_1>,
+        Quant<kLayoutQ8_0>, Quant<kLayoutQ4_K>, Quant<kLayoutQ6_K>};
+    for (int i = kFloatTypes; i < kWeightTypes; ++i) kernels.matmul[i] = kProducts[i - kFloatTypes];
+    kernels.tile_rows = TileRows;
     kernels.part_bytes = kPartBytes;
     kernels.part_tiles = kMostTiles;
     kernels.prepare = Prepare;

@@ -30,7 +30,7 @@ using kvstore::KvSide;
 constexpr int64_t kSerialValues = 16384;
 
 cpu_attention::AttentionIsa AttentionIsaOf(absl::string_view kernels) {
-  if (kernels == "amx-bf16" || kernels == "avx512-bf16") {
+  if (absl::StrContains(kernels, "bf16")) {
     return cpu_attention::AttentionIsa::kAvx512Bf16;
   }
   if (absl::StartsWith(kernels, "avx512")) return cpu_attention::AttentionIsa::kAvx512;
@@ -343,7 +343,8 @@ class CpuBackend final : public Backend {
 }  // namespace cpu
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const BackendOptions& options) {
-  ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::SelectKernels(options.isa));
+  ASSIGN_OR_RETURN(const cpu::Kernels* kernels,
+                   cpu::SelectKernels(options.isa, options.activation_bits));
   return std::make_unique<cpu::CpuBackend>(*kernels, options);
 }
 

@@ -10,7 +10,8 @@
 namespace loopserve::worker::cpu {
 
 struct Isa {
-  absl::string_view name;  // "avx512-vnni"
+  absl::string_view name;  // "avx512-vnni"; "avx512-vnni-int8" rounds activations to 8 bits
+  int activation_bits;     // 16 (bf16 counts as 16) or 8
   bool (*available)();
   const Kernels& (*kernels)();
 };
@@ -18,8 +19,8 @@ struct Isa {
 // Best first.
 std::span<const Isa> AllIsas();
 
-// "auto": the best that the machine has. NotFound for an unknown name, FailedPrecondition for one
-// that the machine lacks.
-absl::StatusOr<const Kernels*> SelectKernels(absl::string_view name);
+// "auto": the best that the machine has and that rounds activations to no fewer bits. NotFound for
+// an unknown name, FailedPrecondition for one that the machine lacks.
+absl::StatusOr<const Kernels*> SelectKernels(absl::string_view name, int activation_bits = 16);
 
 }  // namespace loopserve::worker::cpu

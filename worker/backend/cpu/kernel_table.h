@@ -10,9 +10,9 @@ namespace loopserve::worker::cpu {
 // Beside an unpacked panel, in a second-level cache of a mebibyte.
 inline constexpr size_t kPartBytes = size_t{400} << 10;
 
-template <class S>
+template <class S, int kPlanes = 2>
 constexpr Kernels MakeKernels(const char* name) {
-  using M = MatMulKernels<S>;
+  using M = MatMulKernels<S, kPlanes>;
   using E = MathKernels<S>;
   return {
       .name = name,
@@ -22,7 +22,7 @@ constexpr Kernels MakeKernels(const char* name) {
                  M::template Quant<kLayoutQ4_1>, M::template Quant<kLayoutQ5_0>,
                  M::template Quant<kLayoutQ5_1>, M::template Quant<kLayoutQ8_0>,
                  M::template Quant<kLayoutQ4_K>, M::template Quant<kLayoutQ6_K>},
-      .row_tile = kRowTile,
+      .tile_rows = M::TileRows,
       .part_bytes = kPartBytes,
       .part_tiles = 1 << 20,
       .prepare = M::Prepare,

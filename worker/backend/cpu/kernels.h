@@ -16,9 +16,10 @@
 namespace loopserve::worker::cpu {
 
 inline constexpr int kPanelOutputs = 32;  // outputs interleaved in one panel of a packed matrix
-inline constexpr int kRowTile = 6;        // rows of a prepared tile, of all but AMX
+inline constexpr int kRowTile = 6;        // most rows that share a pass in registers
 inline constexpr int kBlockValues = 32;   // columns that share one scale, or a part of its columns
 inline constexpr int kWeightTypes = 10;   // rows of the WeightType enum
+inline constexpr int kFloatTypes = 3;     // those of float values, which come first
 
 // out[r, n] = sum over cols of row r times output n, for one panel and any number of rows.
 struct MatMulPart {
@@ -30,7 +31,7 @@ struct MatMulPart {
   const std::byte* tiles;
   size_t tile_bytes;
   int64_t rows;
-  int tile_rows;         // rows of each tile but the last, up to row_tile
+  int tile_rows;         // rows of each tile but the last: tile_rows(all rows of the product)
   int outputs;           // valid ones of the panel
   std::byte* workspace;  // workspace_bytes(cols) of this thread's own, on a cache line
   float* out;            // [rows, outputs]
@@ -41,15 +42,18 @@ struct Kernels {
   using MatMul = void (*)(const MatMulPart&);
   const char* name;
   MatMul matmul[kWeightTypes];  // by WeightType
-  int row_tile;                 // most rows of a tile: they share one pass over a panel
+  // Rows of each tile of a product of that many (all but the last): they share one pass over a
+  // panel.
+  int (*tile_rows)(int64_t rows);
   // Prepared rows that one part takes through a panel: as many as stay in the second-level cache,
   // but no more tiles than share the work of unpacking it.
   size_t part_bytes;
   int part_tiles;
-  // Rounds up to row_tile rows [rows, cols] into the form that this instruction set's products with
-  // quantised weights read. tile_bytes(cols) is a multiple of 64, and so is the tile's address.
-  void (*prepare)(const float* x, int64_t stride, int rows, int64_t cols, std::byte* tile);
-  size_t (*tile_bytes)(int64_t cols);
+  // Rounds up to tile_rows rows [rows, cols] into the form that this instruction set's products
+  // with quantised weights read. tile_bytes is a multiple of 64, and so is the tile's address.
+  void (*prepare)(const float* x, int64_t stride, int rows, int64_t cols, int tile_rows,
+                  std::byte* tile);
+  size_t (*tile_bytes)(int64_t cols, int tile_rows);
   size_t (*workspace_bytes)(int64_t cols);
 
   void (*to_bf16)(const float* from, int64_t count, uint16_t* to);
@@ -61,11 +65,25 @@ struct Kernels {
                bool interleaved);
 };
 
+// As few tiles of at most `most` rows as there can be, of equal height: eight rows are better two
+// fours than a six and a two. `static`: each translation unit's own, see above.
+static constexpr int EqualTiles(int64_t rows, int most) {
+  if (rows < 1) return 1;
+  const int64_t tiles = (rows + most - 1) / most;
+  return static_cast<int>((rows + tiles - 1) / tiles);
+}
+
 const Kernels& AmxBf16Kernels();
 const Kernels& Avx512Bf16Kernels();
 const Kernels& Avx512VnniKernels();
 const Kernels& Avx2VnniKernels();
 const Kernels& Avx2Kernels();
 const Kernels& PortableKernels();
+// The same with activations rounded to 8 bits.
+const Kernels& Avx512Bf16Int8Kernels();
+const Kernels& Avx512VnniInt8Kernels();
+const Kernels& Avx2VnniInt8Kernels();
+const Kernels& Avx2Int8Kernels();
+const Kernels& PortableInt8Kernels();
 
 }  // namespace loopserve::worker::cpu

@@ -12,7 +12,6 @@
 namespace loopserve::worker::cpu {
 namespace {
 
-constexpr int kFloatTypes = 3;  // they come first in WeightType
 constexpr BlockLayout kLayouts[] = {kLayoutQ4_0, kLayoutQ4_1, kLayoutQ5_0, kLayoutQ5_1,
                                     kLayoutQ8_0, kLayoutQ4_K, kLayoutQ6_K};
 static_assert(kFloatTypes + std::size(kLayouts) == kWeightTypes);
@@ -58,13 +57,13 @@ Problem MakeProblem(const BlockLayout& layout) {
 
 std::vector<float> Multiply(const Kernels& kernels, size_t type, Problem& problem) {
   CacheLines tiles, workspace;
-  const size_t tile_bytes = kernels.tile_bytes(kCols);
+  const int tile_rows = kernels.tile_rows(kRows);
+  const size_t tile_bytes = kernels.tile_bytes(kCols, tile_rows);
   tiles.Grow(tile_bytes * kRows);
   workspace.Grow(kernels.workspace_bytes(kCols));
-  const int tile_rows = std::min(kernels.row_tile, kRows);
   for (int row = 0, t = 0; row < kRows; row += tile_rows, ++t) {
     kernels.prepare(problem.x.data() + row * kCols, kCols, std::min(tile_rows, kRows - row), kCols,
-                    tiles.data() + static_cast<size_t>(t) * tile_bytes);
+                    tile_rows, tiles.data() + static_cast<size_t>(t) * tile_bytes);
   }
   std::vector<float> out(size_t{kRows} * kOutputs);
   kernels.matmul[type]({.panel = problem.panel.data(),

@@ -5,9 +5,11 @@ namespace loopserve::worker::cpu {
 namespace {
 
 constexpr Kernels kKernels = MakeKernels<Avx2>("avx2-vnni");
+constexpr Kernels kInt8Kernels = MakeKernels<Avx2, 1>("avx2-vnni-int8");
 
 }  // namespace
 
 const Kernels& Avx2VnniKernels() { return kKernels; }
+const Kernels& Avx2VnniInt8Kernels() { return kInt8Kernels; }
 
 }  // namespace loopserve::worker::cpu

@@ -127,9 +127,11 @@ struct Portable {
 };
 
 constexpr Kernels kKernels = MakeKernels<Portable>("portable");
+constexpr Kernels kInt8Kernels = MakeKernels<Portable, 1>("portable-int8");
 
 }  // namespace
 
 const Kernels& PortableKernels() { return kKernels; }
+const Kernels& PortableInt8Kernels() { return kInt8Kernels; }
 
 }  // namespace loopserve::worker::cpu

@@ -31,29 +31,23 @@ PanelPlace PanelAtHome(const WorkCrew& crew, std::span<const Matrix* const> weig
 
 }  // namespace
 
-// As few tiles as there can be, of equal height: eight rows are better two fours than a six and a
-// two.
-void MatMulRunner::CutRows(int64_t rows) {
-  row_tiles_ = (rows + kernels_.row_tile - 1) / kernels_.row_tile;
-  tile_rows_ = (rows + row_tiles_ - 1) / row_tiles_;
-  row_tiles_ = (rows + tile_rows_ - 1) / tile_rows_;
-}
-
 int64_t MatMulRunner::TilesPerPart(int64_t cols) const {
-  const size_t fit = kernels_.part_bytes / std::max<size_t>(1, kernels_.tile_bytes(cols));
+  const size_t bytes = kernels_.tile_bytes(cols, static_cast<int>(tile_rows_));
+  const size_t fit = kernels_.part_bytes / std::max<size_t>(1, bytes);
   return std::clamp<int64_t>(static_cast<int64_t>(fit), 1, kernels_.part_tiles);
 }
 
 void MatMulRunner::Prepare(TensorView x) {
-  tile_bytes_ = kernels_.tile_bytes(x.cols);
+  const auto tile_rows = static_cast<int>(tile_rows_);
+  tile_bytes_ = kernels_.tile_bytes(x.cols, tile_rows);
   tiles_.Grow(static_cast<size_t>(row_tiles_) * tile_bytes_);
-  crew_.For(row_tiles_, std::max(1, kPreparedRows / kernels_.row_tile),
+  crew_.For(row_tiles_, std::max<int64_t>(1, kPreparedRows / tile_rows_),
             [&](int64_t begin, int64_t end, int) {
               for (int64_t t = begin; t < end; ++t) {
                 const int64_t row = t * tile_rows_;
                 kernels_.prepare(x.row(row), x.stride,
                                  static_cast<int>(std::min(tile_rows_, x.rows - row)), x.cols,
-                                 tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
+                                 tile_rows, tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
               }
             });
   workspace_bytes_ = (kernels_.workspace_bytes(x.cols) + 63) / 64 * 64;
@@ -97,7 +91,8 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
     quantised = quantised || matrix.quantised();
   }
   if (x.rows == 0 || panels == 0) return;
-  CutRows(x.rows);
+  tile_rows_ = kernels_.tile_rows(x.rows);
+  row_tiles_ = (x.rows + tile_rows_ - 1) / tile_rows_;
   if (quantised) Prepare(x);
   const int64_t tiles_per_part = TilesPerPart(x.cols);
   const int64_t row_parts = (row_tiles_ + tiles_per_part - 1) / tiles_per_part;

@@ -37,7 +37,6 @@ class MatMulRunner final {
   void Run(TensorView x, std::span<const Matrix* const> weights, std::span<const TensorView> outs);
 
  private:
-  void CutRows(int64_t rows);
   int64_t TilesPerPart(int64_t cols) const;
   void Prepare(TensorView x);
   void RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,

@@ -1,9 +1,10 @@
-// Matrix product of one packed panel with rows rounded to 16 bits, for any instruction set.
+// Matrix product of one packed panel with rows rounded to 16 bits, or to 8, for any instruction
+// set.
 //
 // S is a class of the instruction set's vectors (see kernels_avx512.cc). It lives in the anonymous
-// namespace of its translation unit, so each instantiation stays there too. The order of operations
-// per output is the same for every number of rows: integer dot product of a block, then one
-// multiply-add with its scales.
+// namespace of its translation unit, so each instantiation stays there too. kPlanes is the number
+// of 8-bit planes of a rounded row, two or one. The order of operations per output is the same for
+// every number of rows: integer dot product of a block, then one multiply-add with its scales.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +15,8 @@
 
 namespace loopserve::worker::cpu {
 
-inline constexpr int kPlanes = 2;  // 8-bit planes of a quantised row
-
-// Up to kRowTile rows quantised to 16 bits, block by block, as two planes of 8 bits that integer
-// dot products take one after the other: x = scale * v, v = 256 * q[0] + q[1].
+// Up to kRowTile rows rounded block by block, as planes of 8 bits that integer dot products take
+// one after the other: x = scale * v, where v = 256 * q[0] + q[1], or q[0] of a single plane.
 struct QuantTile {
   int8_t* q;          // [blocks, kPlanes, kRowTile, kBlockValues], each within -127 ... 127
   float* scale;       // [blocks, kRowTile]
@@ -40,7 +39,7 @@ struct MatMulTile {
 };
 
 // A panel's vectors at lanes [first, first + kNv * W) of its outputs.
-template <class S>
+template <class S, int kPlanes>
 struct MatMulKernels {
   using F = typename S::F;
   using I = typename S::I;
@@ -358,10 +357,14 @@ struct MatMulKernels {
   static void Quant(const MatMulPart& part) {
     ForTiles(part, [](const MatMulTile& tile) { QuantTileRows<L>(tile); });
   }
+  // Reads rows as they are, so the tiles are its own.
   template <WeightFloat T>
   static void Float(const MatMulPart& part) {
-    ForTiles(part, [](const MatMulTile& tile) { FloatTileRows<T>(tile); });
+    MatMulPart own = part;
+    own.tile_rows = EqualTiles(part.rows, kRowTile);
+    ForTiles(own, [](const MatMulTile& tile) { FloatTileRows<T>(tile); });
   }
+  static int TileRows(int64_t rows) { return EqualTiles(rows, kRowTile); }
 
   // The first plane rounds x to 127 steps of the block's largest magnitude, the second what is
   // left.
@@ -385,22 +388,27 @@ struct MatMulKernels {
       for (int i = 0; i < kParts; ++i) {
         const F steps = S::Mul(part[i], inverse);
         const I q = S::Round(steps);
+        S::StoreInt8(first + i * kW, q);
+        I& sum = sums[i * 2 / kParts];
+        if constexpr (kPlanes == 1) {
+          sum = S::AddInt(sum, q);
+          continue;
+        }
         const F left = S::Mul(S::Sub(steps, S::FromInt(q)), S::Set1(256.0f));
         const I rest = S::Round(S::Max(S::Min(left, S::Set1(127.0f)), S::Set1(-127.0f)));
-        S::StoreInt8(first + i * kW, q);
         S::StoreInt8(second + i * kW, rest);
-        sums[i * 2 / kParts] = S::AddInt(sums[i * 2 / kParts], S::AddInt(S::ShiftLeft8(q), rest));
+        sum = S::AddInt(sum, S::AddInt(S::ShiftLeft8(q), rest));
       }
       out.half_sum[at * 2] = S::ReduceAddInt(sums[0]);
       out.half_sum[at * 2 + 1] = S::ReduceAddInt(sums[1]);
-      out.scale[at] = top / (127.0f * 256.0f);
+      out.scale[at] = top / (kPlanes == 1 ? 127.0f : 127.0f * 256.0f);
       out.scaled_sum[at] =
           out.scale[at] * static_cast<float>(out.half_sum[at * 2] + out.half_sum[at * 2 + 1]);
     }
   }
 
   // A prepared tile is QuantTile's arrays one after the other, padded to cache lines.
-  static size_t TileBytes(int64_t cols) {
+  static size_t TileBytes(int64_t cols, int) {
     constexpr size_t kBlockBytes = size_t{kRowTile} * (kPlanes * kBlockValues + 4 + 4 + 2 * 4);
     return (static_cast<size_t>(cols / kBlockValues) * kBlockBytes + 63) / 64 * 64;
   }
@@ -410,7 +418,8 @@ struct MatMulKernels {
     auto* scale = reinterpret_cast<float*>(q + rows * kPlanes * kBlockValues);
     return {q, scale, scale + rows, reinterpret_cast<int32_t*>(scale + 2 * rows)};
   }
-  static void Prepare(const float* x, int64_t stride, int rows, int64_t cols, std::byte* tile) {
+  static void Prepare(const float* x, int64_t stride, int rows, int64_t cols, int,
+                      std::byte* tile) {
     const QuantTile out = TileAt(tile, cols);
     for (int r = 0; r < rows; ++r) QuantizeRow(x + r * stride, cols, r, out);
   }

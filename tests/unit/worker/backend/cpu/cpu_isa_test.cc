@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::worker::cpu {
@@ -15,13 +16,23 @@ TEST(CpuIsaTest, PortableIsAlwaysThereAndLast) {
   EXPECT_TRUE(AllIsas().back().available());
 }
 
-TEST(CpuIsaTest, AutoIsTheFirstAvailable) {
-  ASSERT_OK_AND_ASSIGN(const Kernels* chosen, SelectKernels("auto"));
-  for (const Isa& isa : AllIsas()) {
-    if (!isa.available()) continue;
-    EXPECT_EQ(chosen->name, isa.name);
-    break;
+TEST(CpuIsaTest, AutoIsTheFirstAvailableOfEnoughBits) {
+  for (const int bits : {16, 8}) {
+    ASSERT_OK_AND_ASSIGN(const Kernels* chosen, SelectKernels("auto", bits));
+    for (const Isa& isa : AllIsas()) {
+      if (!isa.available() || isa.activation_bits < bits) continue;
+      EXPECT_EQ(chosen->name, isa.name);
+      break;
+    }
   }
+}
+
+TEST(CpuIsaTest, EightBitsAreTakenOnlyWhereTheyMayBe) {
+  for (const Isa& isa : AllIsas()) {
+    EXPECT_EQ(absl::EndsWith(isa.name, "-int8"), isa.activation_bits == 8) << isa.name;
+  }
+  ASSERT_OK_AND_ASSIGN(const Kernels* exact, SelectKernels("auto"));
+  EXPECT_FALSE(absl::EndsWith(exact->name, "-int8"));
 }
 
 TEST(CpuIsaTest, EachIsForcedByNameOrRefused) {

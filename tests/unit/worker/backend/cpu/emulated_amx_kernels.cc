@@ -39,10 +39,9 @@ void Guarded(const MatMulPart& part) {
 
 constexpr Kernels MakeGuarded() {
   Kernels kernels = kOnTiles;
-  constexpr int kFloats = 3;
   constexpr Kernels::MatMul kQuantised[] = {Guarded<3>, Guarded<4>, Guarded<5>, Guarded<6>,
                                             Guarded<7>, Guarded<8>, Guarded<9>};
-  for (int i = kFloats; i < kWeightTypes; ++i) kernels.matmul[i] = kQuantised[i - kFloats];
+  for (int i = kFloatTypes; i < kWeightTypes; ++i) kernels.matmul[i] = kQuantised[i - kFloatTypes];
   return kernels;
 }
 

@@ -39,7 +39,7 @@ TEST_F(EmulatedAmxTest, AgreeWithTheVectors) {
 TEST_F(EmulatedAmxTest, NoticesLoadsBeyondTheRows) {
   const Kernels& kernels = EmulatedAmxKernels();
   CacheLines tiles, workspace, panel;
-  tiles.Grow(2 * kernels.tile_bytes(64));
+  tiles.Grow(2 * kernels.tile_bytes(64, 1));
   workspace.Grow(kernels.workspace_bytes(64));
   panel.Grow(size_t{4096});
   std::vector<float> out(32);
@@ -48,7 +48,7 @@ TEST_F(EmulatedAmxTest, NoticesLoadsBeyondTheRows) {
                                                           .x = nullptr,
                                                           .x_stride = 0,
                                                           .tiles = tiles.data(),
-                                                          .tile_bytes = kernels.tile_bytes(32),
+                                                          .tile_bytes = kernels.tile_bytes(32, 1),
                                                           .rows = 1,
                                                           .tile_rows = 1,
                                                           .outputs = 32,

@@ -4,6 +4,7 @@ namespace loopserve::worker::cpu {
 namespace {
 
 TEST(Avx2KernelsTest, ComputeWhatTheyShould) { CheckKernels("avx2"); }
+TEST(Avx2KernelsTest, ComputeWhatTheyShouldInEightBits) { CheckKernels("avx2-int8"); }
 
 }  // namespace
 }  // namespace loopserve::worker::cpu

@@ -20,8 +20,10 @@
 
 namespace loopserve::worker::cpu {
 
-// The form of the instruction sets that multiply bytes: two planes of 8 bits.
-inline void CheckPlanes(const Kernels& kernels) {
+// The form of the instruction sets that multiply bytes: two planes of 8 bits, or one.
+inline void CheckPlanes(const Kernels& kernels, int planes) {
+  const float steps = planes == 1 ? 127.0f : 127.0f * 256.0f;
+  const auto plane_rows = static_cast<size_t>(planes * kRowTile);
   constexpr int kRows = 3;
   constexpr int64_t kCols = 96;
   testing::Random random(1);
@@ -30,11 +32,10 @@ inline void CheckPlanes(const Kernels& kernels) {
   x[kCols + 5] = 1e30f;                        // one large value
   for (int i = 0; i < 32; ++i) x[2 * kCols + i] = 1e-30f;
   const size_t blocks = kCols / kBlockValues;
-  std::vector<std::byte> tile(kernels.tile_bytes(kCols));
-  kernels.prepare(x.data(), kCols, kRows, kCols, tile.data());
+  std::vector<std::byte> tile(kernels.tile_bytes(kCols, kRows));
+  kernels.prepare(x.data(), kCols, kRows, kCols, kRows, tile.data());
   const auto* q = reinterpret_cast<const int8_t*>(tile.data());
-  const auto* scale =
-      reinterpret_cast<const float*>(q + blocks * kPlanes * kRowTile * kBlockValues);
+  const auto* scale = reinterpret_cast<const float*>(q + blocks * plane_rows * kBlockValues);
   const float* scaled_sum = scale + blocks * kRowTile;
   const auto* half_sum = reinterpret_cast<const int32_t*>(scaled_sum + blocks * kRowTile);
   for (int r = 0; r < kRows; ++r) {
@@ -43,12 +44,12 @@ inline void CheckPlanes(const Kernels& kernels) {
       const float* block = x.data() + r * kCols + b * kBlockValues;
       float top = 0;
       for (int i = 0; i < kBlockValues; ++i) top = std::max(top, std::fabs(block[i]));
-      EXPECT_EQ(scale[at], top / (127.0f * 256.0f));
-      const int8_t* first = q + (b * kPlanes * kRowTile + static_cast<size_t>(r)) * kBlockValues;
+      EXPECT_EQ(scale[at], top / steps);
+      const int8_t* first = q + (b * plane_rows + static_cast<size_t>(r)) * kBlockValues;
       const int8_t* second = first + kRowTile * kBlockValues;
       int sums[2] = {0, 0};
       for (int i = 0; i < kBlockValues; ++i) {
-        const int value = 256 * first[i] + second[i];
+        const int value = planes == 1 ? first[i] : 256 * first[i] + second[i];
         sums[i / 16] += value;
         // Half a step, or one where the second plane is at its end.
         EXPECT_NEAR(value * double{scale[at]}, block[i], 1.01 * scale[at]);
@@ -118,7 +119,7 @@ inline void CheckNormAndAdd(const Kernels& kernels) {
 class PanelChecks {
  public:
   PanelChecks(const Kernels& kernels, WeightType type)
-      : kernels_(kernels), type_(type), most_rows_(kernels.row_tile == kRowTile ? 20 : 150) {
+      : kernels_(kernels), type_(type), most_rows_(150) {
     testing::Random random(4);
     const int unit = std::max(kBlockValues, InfoOf(type).block_values);
     cols_ = unit == kBlockValues ? 11 * unit : 2 * unit;
@@ -141,9 +142,8 @@ class PanelChecks {
         ASSERT_NEAR(alone[at], Want(r, n), 2e-4) << InfoOf(type_).name << " out " << n;
       }
     }
-    for (const int rows : {2, 3, 4, 5, 6, 7, 12, 16, 17, 33, 129, most_rows_}) {
-      if (rows > most_rows_) continue;
-      const std::vector<float> out = Multiply(0, rows, rows % 2 == 0 ? 4 : kernels_.row_tile);
+    for (const int rows : {2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 33, 48, 49, 129, most_rows_}) {
+      const std::vector<float> out = Multiply(0, rows);
       for (int r = 0; r < rows; ++r) {
         for (int n = 0; n < kOutputs; ++n) {
           ASSERT_EQ(out[static_cast<size_t>(r * kStride + n)],
@@ -169,17 +169,18 @@ class PanelChecks {
   }
 
   // Rows [first, first + rows) of x.
-  std::vector<float> Multiply(int first, int rows, int tile_rows = 1) {
+  std::vector<float> Multiply(int first, int rows) {
     const float* x = x_.data() + first * cols_;
+    const int tile_rows = kernels_.tile_rows(rows);
     const int tiles = (rows + tile_rows - 1) / tile_rows;
-    const size_t tile_bytes = kernels_.tile_bytes(cols_);
+    const size_t tile_bytes = kernels_.tile_bytes(cols_, tile_rows);
     CacheLines prepared, workspace;
     prepared.Grow(tile_bytes * static_cast<size_t>(tiles));
     std::memset(prepared.data(), 0xff, tile_bytes * static_cast<size_t>(tiles));  // NaN
     workspace.Grow(kernels_.workspace_bytes(cols_));
     for (int t = 0; t < tiles; ++t) {
       kernels_.prepare(x + t * tile_rows * cols_, cols_, std::min(tile_rows, rows - t * tile_rows),
-                       cols_, prepared.data() + static_cast<size_t>(t) * tile_bytes);
+                       cols_, tile_rows, prepared.data() + static_cast<size_t>(t) * tile_bytes);
     }
     std::vector<float> out(static_cast<size_t>(rows * kStride), 77.0f);
     kernels_.matmul[static_cast<size_t>(type_)](
@@ -215,7 +216,9 @@ inline void CheckKernels(absl::string_view isa) {
   const auto kernels = SelectKernels(isa);
   if (!kernels.ok()) GTEST_SKIP() << "*** NOT RUN: " << kernels.status().message() << " ***";
   EXPECT_EQ((*kernels)->name, isa);
-  if (!absl::StrContains(isa, "bf16")) CheckPlanes(**kernels);
+  if (!absl::StrContains(isa, "bf16") && isa != "avx512-vnni-int8") {
+    CheckPlanes(**kernels, absl::EndsWith(isa, "int8") ? 1 : 2);
+  }
   CheckBf16(**kernels);
   CheckSilu(**kernels);
   CheckNormAndAdd(**kernels);
