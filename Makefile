@@ -44,6 +44,7 @@ test: build-all model test-unit test-py test-cuda ## Run every test suite
 
 test-unit:
 	@LOOPSERVE_MODEL=$$(.ci/model) ctest --test-dir build/$(PRESET) --output-on-failure -j$(JOBS)
+	@grep -h '^\*\*\* NOT RUN' build/$(PRESET)/Testing/Temporary/LastTest.log | sort -u || true
 
 test-py:
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin $(PYTEST) tests
@@ -90,8 +91,8 @@ bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at lengt
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick) $(ARGS)
 
-bench-kernels: build-all ## Each CPU kernel against its roofline
-	@$(BIN)/kernels_bench
+bench-kernels: build-all ## Each CPU kernel against its roofline, per instruction set (10 min); writes bench/results/kernels.json
+	@LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin build/venv/bin/python bench/kernels.py $(ARGS)
 
 profile-step: setup model ## Where a step's time goes; writes bench/results/step_profile.json and draws docs/images/step_profile.svg
 	@$(call ninja,loopserve-step-profile)

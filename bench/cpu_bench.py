@@ -106,6 +106,11 @@ class Bench:
         one."""
         options = self.options
         ours = Ours(options, model, kv_tokens([suite.rows[row] for row in steps]), kv, bits)
+        if ours.backend.endswith("int8") != (bits == 8):
+            self.notes.append(f"{name}: not measured, {ours.backend} does not round to {bits} bits: "
+                              f"{', '.join(steps)}")
+            ours.close()
+            return None
         kinds = dict(suite.peers)
         theirs = {suffix: Theirs(requantised(model, kinds[suffix]) if kinds[suffix] else model,
                                  options.threads, kv)

@@ -1,7 +1,8 @@
 // loopserve-engine-bench: times the engine's steps on command, so that another program can measure
 // in turns with something else while both stay loaded.
 //
-//   loopserve-engine-bench --model=F [--backend=auto] [--isa=auto] [--threads=N] [--tp=N]
+//   loopserve-engine-bench --model=F [--backend=auto] [--isa=auto]
+//                          [--activation-bits=16] [--threads=N] [--tp=N]
 //                          [--kv-tokens=N: what the KV pool holds] [--kv-dtype=bf16|int8]
 //
 // It prints "ready BACKEND VOCAB CONTEXT" and then answers one line for each on standard input:

@@ -1,6 +1,7 @@
 // loopserve-step-profile: where the time of the engine's steps goes, as JSON on standard output.
 //
-//   loopserve-step-profile --model=F [--backend=auto] [--isa=auto] [--threads=N] [--rounds=3]
+//   loopserve-step-profile --model=F [--backend=auto] [--isa=auto] [--activation-bits=16]
+//                          [--threads=N] [--rounds=3]
 //                          [--case=ID: only this one]
 //
 // Each case runs on one rank whose backend is timed (bench/timed_backend.h), several rounds; the
@@ -71,16 +72,18 @@ struct Machine {
   double bandwidth = 0;
   const char* arithmetic = nullptr;  // null: no peak is known
   double peak = 0;
+  double weight_peak = 0;  // of products with weights: that of bytes if rows are rounded to these
 
   // The best of all measurements counts.
-  void Measure(int threads);
-  double LimitSeconds(const OpTotals& totals) const {
+  void Measure(int threads, int activation_bits);
+  double LimitSeconds(Op op, const OpTotals& totals) const {
+    const double most = op == Op::kAttention ? peak : weight_peak;
     const double reading = totals.bytes / bandwidth;
-    return peak > 0 ? std::max(reading, totals.operations / peak) : reading;
+    return most > 0 ? std::max(reading, totals.operations / most) : reading;
   }
 };
 
-void Machine::Measure(int threads) {
+void Machine::Measure(int threads, int activation_bits) {
   bandwidth = std::max(bandwidth, ReadBandwidth(kBandwidthMebibytes, threads));
   // The first that the machine has instructions for.
   const std::pair<const char*, Arithmetic> kinds[] = {
@@ -91,8 +94,10 @@ void Machine::Measure(int threads) {
     if (found == 0) continue;
     arithmetic = name;
     peak = std::max(peak, found);
-    return;
+    break;
   }
+  const double bytes = activation_bits == 8 ? PeakOperations(Arithmetic::kInt8, threads) : 0;
+  weight_peak = std::max({weight_peak, peak, bytes});
 }
 
 // --- The cases
@@ -132,9 +137,10 @@ absl::StatusOr<Profiler> MakeProfiler(const worker::GgufFile& file, const Option
                                       const common::Clock& clock) {
   const worker::RankGroupOptions& ranks = options.ranks;
   ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::ReadModelConfig(file));
-  ASSIGN_OR_RETURN(
-      auto inner,
-      worker::CreateBackend({.name = ranks.backend, .threads = ranks.threads, .isa = ranks.isa}));
+  ASSIGN_OR_RETURN(auto inner, worker::CreateBackend({.name = ranks.backend,
+                                                      .threads = ranks.threads,
+                                                      .isa = ranks.isa,
+                                                      .activation_bits = ranks.activation_bits}));
   auto backend = std::make_unique<TimedBackend>(std::move(inner), clock);
   Profiler profiler{.backend = backend.get()};
   worker::RankGroup::Rank rank{.backend = std::move(backend)};
@@ -172,7 +178,7 @@ Json OpJson(Op op, const OpTotals& totals, double seconds, const Machine& machin
       {"share", wall / seconds},       {"bytes", totals.bytes}, {"flops", totals.operations},
       {"limit_seconds", nullptr},      {"limit", nullptr}};
   if (totals.operations > 0) {
-    const double limit = machine.LimitSeconds(totals);
+    const double limit = machine.LimitSeconds(op, totals);
     json["limit_seconds"] = limit;
     json["limit"] = limit / wall;
   }
@@ -193,7 +199,7 @@ Json CaseJson(const Case& c, const Round& round, size_t rounds, const Machine& m
     if (totals.calls == 0) continue;
     operations.push_back(OpJson(static_cast<Op>(i), totals, round.seconds, machine));
     between -= absl::ToDoubleSeconds(totals.wall);
-    if (totals.operations > 0) limit += machine.LimitSeconds(totals);
+    if (totals.operations > 0) limit += machine.LimitSeconds(static_cast<Op>(i), totals);
   }
   const auto tokens = static_cast<double>(c.tokens * c.batch);
   return {{"id", c.id},
@@ -236,6 +242,7 @@ Json Document(const worker::RankGroup& ranks, int threads, const Machine& machin
   return {{"bench", "step_profile"},
           {"model", ranks.config().name},
           {"backend", ranks.backend_name()},
+          {"activation_bits", ranks.activation_bits()},
           {"threads", threads},
           {"bandwidth", machine.bandwidth},
           {"arithmetic", machine.arithmetic == nullptr ? Json(nullptr) : Json(machine.arithmetic)},
@@ -257,12 +264,12 @@ absl::Status ProfileAll(const Options& options) {
       continue;
     }
     std::fprintf(stderr, "loopserve-step-profile: %s\n", c.id);
-    machine.Measure(options.ranks.threads);
+    machine.Measure(options.ranks.threads, ranks.activation_bits());
     ASSIGN_OR_RETURN(auto rounds, Profile(profiler, c, options.rounds));
     measured.emplace_back(&c, std::move(rounds));
   }
   if (measured.empty()) return absl::NotFoundError("no case is left");
-  machine.Measure(options.ranks.threads);
+  machine.Measure(options.ranks.threads, ranks.activation_bits());
   Json cases = Json::array();
   for (auto& [c, rounds] : measured) {
     cases.push_back(CaseJson(*c, Median(rounds), rounds.size(), machine));

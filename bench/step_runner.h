@@ -85,7 +85,8 @@ class StepRunner final {
   std::map<int64_t, std::vector<Sequence>> sequences_;  // by depth
 };
 
-// Takes --backend=, --isa=, --threads= or --kv-dtype= into the options; false for anything else.
+// Takes --backend=, --isa=, --activation-bits=, --threads= or --kv-dtype= into the options; false
+// for anything else.
 bool ParseRankFlag(absl::string_view arg, worker::RankGroupOptions& options);
 
 }  // namespace loopserve::bench

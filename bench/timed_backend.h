@@ -68,6 +68,7 @@ class TimedBackend final : public worker::Backend {
 
   // Not timed.
   absl::string_view name() const override { return inner_->name(); }
+  int activation_bits() const override { return inner_->activation_bits(); }
   kvstore::Memory& memory() override { return inner_->memory(); }
   size_t overhead_bytes() const override { return inner_->overhead_bytes(); }
   bool Supports(worker::WeightType type) const override { return inner_->Supports(type); }

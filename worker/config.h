@@ -53,9 +53,6 @@ struct WorkerConfig {
   // What --kv-dtype means, once checked.
   kvstore::KvDtype KvDtypeOf() const;
   // --kv-codec, or the exact one for the dtype.
-  // What makes the KV of one worker another's beside model and layout: caches of 16 and of 8 bits
-  // are not mixed.
-  std::string KvPolicyTag() const { return activation_bits == 8 ? "activations-8" : "exact"; }
   std::string StoredCodec() const { return kv_codec == "auto" ? kv_dtype : kv_codec; }
 
  private:

@@ -40,10 +40,11 @@ LIMITS = {
     "tiny_max_rel_error": (1e-4, False),
     "int8_mean_kl": (0.005, False),
 }
-# What llama.cpp's own rounding does, for the reader: no limits of ours.
-PEER_PAIRS = {
+# What rounding to 8 bits does, llama.cpp's own and ours where it is asked for: shown, no limits.
+SHOWN_PAIRS = {
     "quantised_peer": "llama.cpp 8 bit || LoopServe",
     "peer_itself": "llama.cpp || llama.cpp 8 bit",
+    "eight_bit": "llama.cpp || LoopServe 8 bit",
 }
 MIN_TOKENS, MIN_CASES = 2000, 2000
 PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
@@ -140,6 +141,9 @@ def check_logits(tools, scratch, options):
     ours = tools.logits(scratch, options.model, tokens, model.n_vocab, *flags)
     say("the same with the first half's KV through the int8 codec")
     int8 = tools.logits(scratch, options.model, tokens, model.n_vocab, *flags, "--kv-codec=int8")
+    say("the same with --activation-bits=8")
+    coarse = tools.logits(scratch, options.model, tokens, model.n_vocab, *flags,
+                          "--activation-bits=8")
 
     n = min(options.exact_tokens, len(tokens))
     say(f"{n} tokens in float64")
@@ -151,6 +155,7 @@ def check_logits(tools, scratch, options):
         "bf16 || int8 KV": divergence(ours[half:], int8[half:]),
         "llama.cpp 8 bit || LoopServe": divergence(rounded, ours),
         "llama.cpp || llama.cpp 8 bit": divergence(theirs, rounded),
+        "llama.cpp || LoopServe 8 bit": divergence(theirs, coarse),
         "float64 || llama.cpp": divergence(exact, theirs[:n]),
         "float64 || LoopServe": divergence(exact, ours[:n]),
     }
@@ -158,7 +163,7 @@ def check_logits(tools, scratch, options):
     result = {"tokens": len(tokens), "mean_kl": float(kl.mean()),
               "p99_kl": float(np.percentile(kl, 99)), "top1_agreement": float(same.mean()),
               "int8_mean_kl": float(pairs["bf16 || int8 KV"][0].mean())}
-    for key, name in PEER_PAIRS.items():
+    for key, name in SHOWN_PAIRS.items():
         kl, same = pairs[name]
         result[f"{key}_mean_kl"] = float(kl.mean())
         result[f"{key}_top1_agreement"] = float(same.mean())
@@ -287,7 +292,7 @@ def main(argv):
                 print(text, end="\n\n", flush=True)
     order = ("tokens", "mean_kl", "p99_kl", "top1_agreement", "tokenizer_cases",
              "tokenizer_mismatches", "tiny_max_rel_error", "int8_mean_kl",
-             *(f"{key}_{value}" for key in PEER_PAIRS for value in ("mean_kl", "top1_agreement")))
+             *(f"{key}_{value}" for key in SHOWN_PAIRS for value in ("mean_kl", "top1_agreement")))
     result = {key: result[key] for key in order if key in result}
     rows, good = verdicts(result)
     print(report.table(("result", "value", "limit", ""), rows))

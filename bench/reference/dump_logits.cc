@@ -3,7 +3,7 @@
 //
 //   loopserve-logits --model=F --tokens=IDS [--backend=cpu] [--isa=auto] [--kv-dtype=f32|bf16|int8]
 //                    [--chunk=N] [--tp=N] [--threads=N] [--out=FILE] [--greedy=N]
-//                    [--kv-codec=NAME]
+//                    [--kv-codec=NAME] [--activation-bits=16|8]
 //
 // With --kv-codec, the KV of the first half of the text goes through that codec before the second
 // half is computed: as if the session had been stored and restored in between.
@@ -35,6 +35,7 @@ struct Options {
   std::string model, tokens_path, out;
   std::string backend = "auto";
   std::string isa = "auto";
+  int activation_bits = 16;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
   int64_t chunk = 512;
   int tp = 1;
@@ -73,6 +74,7 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   Options options;
   int64_t tp = options.tp;
   int64_t threads = options.threads;
+  int64_t activation_bits = options.activation_bits;
   for (const auto& [name, value] : flags) {
     if (name == "model") {
       options.model = value;
@@ -84,6 +86,8 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
       options.backend = value;
     } else if (name == "isa") {
       options.isa = value;
+    } else if (name == "activation-bits") {
+      RETURN_IF_ERROR(ParseNumber(name, value, 8, activation_bits));
     } else if (name == "kv-dtype" && kvstore::DtypeFromName(value)) {
       options.kv_dtype = *kvstore::DtypeFromName(value);
     } else if (name == "kv-codec" && kvstore::FindCodec(value) != nullptr) {
@@ -108,6 +112,7 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   }
   options.tp = static_cast<int>(tp);
   options.threads = static_cast<int>(threads);
+  options.activation_bits = static_cast<int>(activation_bits);
   return options;
 }
 
@@ -193,6 +198,7 @@ absl::Status Main(int argc, char** argv) {
                        *file, config,
                        {.backend = options.backend,
                         .isa = options.isa,
+                        .activation_bits = options.activation_bits,
                         .threads = options.threads,
                         .tp = options.tp,
                         .kv_dtype = options.kv_dtype,

@@ -191,7 +191,7 @@ class AttentionTest : public ::testing::TestWithParam<Candidate> {
   // Against the reference: float32 sums, the longer the less exact; and where weights are rounded,
   // to bf16 or to steps beside int8, that.
   double Tolerance(const Shape& shape, double sums = 5e-6) const {
-    const bool rounds = absl::StrContains(backend_->name(), "-bf16");
+    const bool rounds = absl::EndsWith(backend_->name(), "-bf16");
     const double weights = shape.dtype == KvDtype::kBf16   ? 0.012
                            : shape.dtype == KvDtype::kInt8 ? 0.001
                                                            : 0;
@@ -202,7 +202,14 @@ class AttentionTest : public ::testing::TestWithParam<Candidate> {
   std::unique_ptr<Backend> reference_;
 };
 
-INSTANTIATE_TEST_SUITE_P(All, AttentionTest, ::testing::ValuesIn(Candidates()),
+// Activations of 8 bits change products with weights only: attention is that of the same with 16.
+std::vector<Candidate> AttentionCandidates() {
+  std::vector<Candidate> out = Candidates();
+  std::erase_if(out, [](const Candidate& c) { return absl::EndsWith(c.isa, "-int8"); });
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AttentionTest, ::testing::ValuesIn(AttentionCandidates()),
                          [](const auto& info) {
                            return absl::StrReplaceAll(
                                absl::StrCat(info.param.backend, "_", info.param.isa), {{"-", "_"}});
@@ -312,7 +319,7 @@ TEST_P(AttentionTest, PeakedAndHugeScoresStayFinite) {
     for (const float v : got) ASSERT_TRUE(std::isfinite(v));
     // Scores in the thousands, in float32: their last bits are as large as 1e-4. Where queries
     // become steps of 1 / 32639 of their largest, 1000 here, a score may be off by some 1e-2.
-    const bool steps = dtype == KvDtype::kInt8 && absl::StrContains(backend_->name(), "-bf16");
+    const bool steps = dtype == KvDtype::kInt8 && absl::EndsWith(backend_->name(), "-bf16");
     ExpectClose(got, RunInChunks(*reference_, shape, in, 100), "peaked",
                 Tolerance(shape, steps ? 1e-2 : 1e-3));
   }

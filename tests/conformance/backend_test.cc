@@ -157,7 +157,7 @@ TEST_P(BackendTest, MatMulRowsDoNotDependOnEachOther) {
     const FileMatrix weight = RandomMatrix(type, rows, cols, random);
     const std::vector<float> x = random.Normals(static_cast<size_t>(t * cols));
     const auto all = MatMul(*backend_, weight, {0, rows}, x, t);
-    for (const int64_t chunk : {1, 2, 3, 4, 5, 6, 7, 11, 13}) {
+    for (const int64_t chunk : {1, 2, 3, 4, 5, 6, 7, 8, 11, 13}) {
       std::vector<float> pieces;
       for (int64_t first = 0; first < t; first += chunk) {
         const int64_t n = std::min(chunk, t - first);
@@ -313,6 +313,28 @@ TEST_P(BackendTest, RopeMatchesTheReference) {
       }
     }
   }
+}
+
+TEST_P(BackendTest, OneRowOfOneHeadAndNoRowsAtAll) {
+  Random random(1);
+  const RopeSpec spec{.inv_freq = {1.0}, .max_positions = 8};
+  const auto x = random.Normals(2);
+  std::vector<float> results[2];
+  int side = 0;
+  for (Backend* b : {reference_.get(), backend_.get()}) {
+    ASSERT_OK_AND_ASSIGN(auto table, b->MakeRopeTable(spec));
+    Tensor one(*b, 1, 2, x);
+    ASSERT_OK(b->Rope(one.view(), 1, std::vector<int32_t>{7}, *table));
+    results[side++] = one.Read();
+    Tensor none(*b, 0, 2);
+    ASSERT_OK(b->Rope(none.view(), 1, {}, *table));
+    ASSERT_OK(b->GatherRows(one.view(), {}, none.view()));
+    const FileMatrix embedding = RandomMatrix(WeightType::kF32, 5, 2, random);
+    ASSERT_OK_AND_ASSIGN(auto matrix, b->LoadMatrix(embedding.view, {0, 5}));
+    ASSERT_OK(b->EmbedRows(*matrix, {}, none.view()));
+    EXPECT_TRUE(none.Read().empty());
+  }
+  ExpectClose(results[1], results[0], 1e-6, "one row of one head");
 }
 
 TEST_P(BackendTest, GatherRowsAndCopies) {

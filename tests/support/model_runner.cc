@@ -41,10 +41,12 @@ absl::Status ModelRunner::LoadRanks(const worker::GgufFile& file, const worker::
   std::vector<worker::Backend*> backends;
   for (int r = 0; r < options.tp; ++r) {
     Rank rank;
-    ASSIGN_OR_RETURN(rank.backend, worker::CreateBackend({.name = options.backend,
-                                                          .device = r,
-                                                          .threads = options.threads,
-                                                          .isa = options.isa}));
+    ASSIGN_OR_RETURN(rank.backend,
+                     worker::CreateBackend({.name = options.backend,
+                                            .device = r,
+                                            .threads = options.threads,
+                                            .isa = options.isa,
+                                            .activation_bits = options.activation_bits}));
     ASSIGN_OR_RETURN(rank.model,
                      worker::LoadModel(file, config, {.rank = r, .size = options.tp}, *rank.backend,
                                        {.max_step_tokens = options.max_step_tokens,

@@ -29,6 +29,7 @@ class ModelRunner final {
   struct Options {
     std::string backend = "reference";
     std::string isa = "auto";
+    int activation_bits = 16;
     int threads = 1;  // per rank
     int tp = 1;
     kvstore::KvDtype kv_dtype = kvstore::KvDtype::kF32;

@@ -106,6 +106,9 @@ class Backend {
   virtual ~Backend() = default;
   // "cpu/avx512-vnni", "reference": what was chosen on this machine, for logs and reports.
   virtual absl::string_view name() const = 0;
+  // That activations are rounded to before they meet quantised weights; bf16 and floats count
+  // as 16.
+  virtual int activation_bits() const { return 16; }
   virtual kvstore::Memory& memory() = 0;
   virtual bool Supports(WeightType type) const = 0;
 

@@ -115,6 +115,8 @@ absl::Status TurnIo::FitContext(Sequence& sequence) const {
   }
   sequence.max_tokens =
       std::min<int64_t>(left, sequence.spec.sampling.max_tokens.value_or(kDefaultMaxTokens));
+  // So that no step has to grow them.
+  sequence.tokens.reserve(static_cast<size_t>(sequence.prompt_tokens + sequence.max_tokens));
   return absl::OkStatus();
 }
 

@@ -41,10 +41,15 @@ struct AcquiredKv {
 class KvCache final {
  public:
   struct Options {
-    std::string model_fingerprint;  // ModelConfig::fingerprint
-    std::string policy_tag = "exact";
-    std::string codec = "bf16";  // of the tiers: tells the precision of what is restored
+    std::string model_fingerprint;     // ModelConfig::fingerprint
+    std::string policy_tag = "exact";  // see PolicyTag
+    std::string codec = "bf16";        // of the tiers: tells the precision of what is restored
   };
+  // What KV is computed with is part of a cache's root key: blocks of 16 and of 8 bits are not
+  // mixed.
+  static std::string PolicyTag(int activation_bits) {
+    return activation_bits == 16 ? "exact" : absl::StrCat("activations-", activation_bits);
+  }
   // `store` may be null: the device is then the only place. All must outlive the cache.
   KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,
           kvstore::KvMetrics& metrics);

@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "bench/reference")]
 
+import kernels  # noqa: E402
 import nasty_corpus  # noqa: E402
 import report  # noqa: E402
 
@@ -53,6 +54,19 @@ def test_a_part_measured_again_replaces_only_its_rows(tmp_path, monkeypatch):
     assert report.rows_to_lose("cpu", order) == []
     path = report.update_rows("cpu", [report.row("b", "s", 6)], order)
     assert [line["id"] for line in json.loads(path.read_text(encoding="utf-8"))["rows"]] == ["b"]
+
+
+def test_kernels_are_told_by_their_medians_and_share_of_the_roofline():
+    each = {"run_name": "MatMul/avx2/f32/M:8", "GFLOP/s": 50.0, "of_peak": 0.8}
+    read = {"run_name": "MatMul/avx2/f32/M:1", "GB/s": 12.0}
+    document = {"benchmarks": [{**each, "aggregate_name": "mean", "GFLOP/s": 1.0},
+                               {**each, "aggregate_name": "median"},
+                               {**read, "aggregate_name": "median"}]}
+    assert kernels.rows(document) == [
+        {"id": "MatMul/avx2/f32/M:8", "unit": "GFLOP/s", "ours": 50, "peer": None, "ratio": None,
+         "limit": 0.8},
+        {"id": "MatMul/avx2/f32/M:1", "unit": "GB/s", "ours": 12, "peer": None, "ratio": None,
+         "limit": None}]
 
 
 def test_the_table_aligns_its_columns():

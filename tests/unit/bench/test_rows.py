@@ -60,6 +60,7 @@ def test_the_ids_name_model_row_and_other_weights():
 def test_an_id_says_what_is_measured():
     for suite in cpu_rows.SUITES.values():
         for name, row in suite.rows.items():
+            assert ("_act8" in name) == (row.bits == 8)
             words = name.split("_")
             assert name.endswith("_kv_int8") == (row.kv == "int8")
             assert words[0] == row.kind

@@ -264,7 +264,7 @@ struct AmxMatMul {
     Tiles::Release();
   }
 
-  static int TileRows(int64_t rows) { return EqualTiles(rows, kTileRows); }
+  static int TileRows(int64_t rows, int64_t) { return EqualTiles(rows, kTileRows); }
 
   static constexpr Kernels Table(const char* name) {
     Kernels kernels = MakeKernels<Avx512>(name);

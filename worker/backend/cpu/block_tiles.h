@@ -4,9 +4,11 @@
 // A is the arithmetic: kernels_avx512_bf16.cc multiplies pairs of bf16, kernels_avx512_int8.cc four
 // bytes at a time. A word is what one lane takes per instruction. A has
 //
+//     kBits                what rows are rounded to
 //     kWords, kSteps       words of a block; words of each of its four groups
 //     kRowValues           32-bit values per row and block behind the words
 //     Sum                  a vector of sums within a block
+//     kUnpacks             whether any format does what follows
 //     MayUnpack<L>()       whether many rows are to share one unpacked copy of the panel
 //     Unpack<L>            kSteps words of one vector of outputs, in the order of a visit
 //     WordOf<L>(g, i)      the row's word that step i of group g multiplies
@@ -22,6 +24,7 @@
 
 #ifdef __AVX512VNNI__
 
+#include "worker/backend/cpu/kernel_table.h"
 #include "worker/backend/cpu/packing.h"
 #include "worker/backend/cpu/simd_avx512.h"
 
@@ -38,12 +41,15 @@ struct BlockTiles {
   static constexpr int kGroups = 4;
   static_assert(A::kWords == kGroups * A::kSteps);
 
-  // Products of up to this many rows are cut into tiles of up to eight, and never unpack a panel.
+  // A part of up to this many rows is cut into tiles of up to eight and never unpacks its panel: a
+  // whole product of few rows, or one of so many columns that no more rows fit into a part.
   static constexpr int kFewRows = 48;
   static constexpr int kFewRowTile = 8;
 
-  static int TileRows(int64_t rows) {
-    if (rows > kFewRows) return kRowTile;
+  static int TileRows(int64_t rows, int64_t cols) {
+    if (rows > kFewRows && TileBytes(cols, kRowTile) * (kFewRows / kRowTile) < kPartBytes) {
+      return kRowTile;
+    }
     const int equal = EqualTiles(rows, kFewRowTile);
     return equal > kRowTile ? kFewRowTile : equal;
   }
@@ -57,6 +63,7 @@ struct BlockTiles {
   // An unpacked panel: [blocks][kWords][kPanelOutputs] words, in the order of a visit.
   static constexpr size_t kUnpackedBlockBytes = size_t{A::kWords} * kPanelOutputs * 4;
   static size_t WorkspaceBytes(int64_t cols) {
+    if (!A::kUnpacks) return 0;
     return static_cast<size_t>(cols / kBlockValues) * kUnpackedBlockBytes;
   }
 
@@ -188,10 +195,10 @@ struct BlockTiles {
     }
   }
 
-  // The first `rows` of MR rows are stored.
+  // The first `rows` of MR rows are stored. `fresh`: the panel is not in the cache yet.
   template <BlockLayout L, int TR, int MR, int NV, bool kUnpacked>
-  [[gnu::noinline]] static void Rows(const MatMulPart& part, const std::byte* tile, int first,
-                                     int rows, float* out) {
+  [[gnu::noinline]] static void Rows(const MatMulPart& part, const std::byte* tile, bool fresh,
+                                     int first, int rows, float* out) {
     F acc[MR][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
@@ -201,7 +208,7 @@ struct BlockTiles {
     Pass<L, TR, MR, NV, kUnpacked> pass{reinterpret_cast<const uint8_t*>(part.panel),
                                         part.workspace, tile, first};
     for (int64_t b = 0; b < part.cols / kBlockValues; ++b) {
-      if constexpr (!kUnpacked) Avx512::Prefetch(pass.block + Avx512::kPrefetchBytes, L.bytes());
+      if (!kUnpacked && fresh) Avx512::Prefetch(pass.block + Avx512::kPrefetchBytes, L.bytes());
       pass.AddBlock(acc);
       pass.block += L.bytes();
       pass.unpacked += kUnpackedBlockBytes;
@@ -212,17 +219,19 @@ struct BlockTiles {
 
   // One tile of TR rows, of which `rows` are there.
   template <BlockLayout L, int TR, bool kUnpacked>
-  static void Tile(const MatMulPart& part, const std::byte* tile, int rows, float* out) {
+  static void Tile(const MatMulPart& part, const std::byte* tile, bool fresh, int rows,
+                   float* out) {
     if constexpr (TR <= kRowTile) {
-      Rows<L, TR, TR, kNv, kUnpacked>(part, tile, 0, rows, out);
+      Rows<L, TR, TR, kNv, kUnpacked>(part, tile, fresh, 0, rows, out);
     } else if constexpr (A::template MayUnpack<L>() && L.codes == Codes::kBytes) {
       // Unpacking costs more than reading the rows twice.
-      for (int v = 0; v < kNv; ++v) Rows<L, TR, TR, 1, kUnpacked>(part, tile, v, rows, out);
+      for (int v = 0; v < kNv; ++v)
+        Rows<L, TR, TR, 1, kUnpacked>(part, tile, fresh && v == 0, v, rows, out);
     } else {
       constexpr int kHalf = TR / 2;
       for (int row = 0; row < rows; row += kHalf) {
-        Rows<L, TR, kHalf, kNv, kUnpacked>(part, tile + size_t(row) * 4, 0, rows - row,
-                                           out + row * part.out_stride);
+        Rows<L, TR, kHalf, kNv, kUnpacked>(part, tile + size_t(row) * 4, fresh && row == 0, 0,
+                                           rows - row, out + row * part.out_stride);
       }
     }
   }
@@ -233,7 +242,7 @@ struct BlockTiles {
     float* out = part.out;
     for (int64_t row = 0; row < part.rows; row += TR) {
       const int64_t left = part.rows - row;
-      Tile<L, TR, kUnpacked>(part, tile, left < TR ? static_cast<int>(left) : TR, out);
+      Tile<L, TR, kUnpacked>(part, tile, row == 0, left < TR ? static_cast<int>(left) : TR, out);
       tile += part.tile_bytes;
       out += TR * part.out_stride;
     }
@@ -242,7 +251,7 @@ struct BlockTiles {
   template <BlockLayout L>
   static void MatMul(const MatMulPart& part) {
     if constexpr (A::template MayUnpack<L>()) {
-      if (part.rows > kFewRows) {
+      if (part.tile_rows == kRowTile && part.rows > kFewRows) {
         UnpackPanel<L>(part.panel, part.cols / kBlockValues, part.workspace);
         return Tiles<L, kRowTile, true>(part);
       }
@@ -260,8 +269,10 @@ struct BlockTiles {
         return Tiles<L, 5, false>(part);
       case kRowTile:
         return Tiles<L, kRowTile, false>(part);
-      default:
+      case kFewRowTile:
         return Tiles<L, kFewRowTile, false>(part);
+      default:
+        __builtin_unreachable();  // TileRows gives no others
     }
   }
 
@@ -286,6 +297,7 @@ struct BlockTiles {
         MatMul<kLayoutQ8_0>, MatMul<kLayoutQ4_K>, MatMul<kLayoutQ6_K>};
     for (int i = kFloatTypes; i < kWeightTypes; ++i)
       kernels.matmul[i] = kQuantised[i - kFloatTypes];
+    kernels.activation_bits = A::kBits;
     kernels.tile_rows = TileRows;
     kernels.prepare = Prepare;
     kernels.tile_bytes = TileBytes;

@@ -93,12 +93,19 @@ class CpuBackend final : public Backend {
         attention_(AttentionIsaOf(kernels.name), crew_.threads()) {}
 
   absl::string_view name() const override { return name_; }
+  int activation_bits() const override { return kernels_.activation_bits; }
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
                                                      RowRange rows) override {
+    most_cols_ = std::max(most_cols_, weight.cols);
     return PackedMatrix::Pack(weight, rows, *memory_, crew_);
+  }
+
+  absl::Status FinishLoading(int64_t max_rows) override {
+    matmul_.Reserve(max_rows, most_cols_);
+    return absl::OkStatus();
   }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols, BufferUse) override {
@@ -337,6 +344,7 @@ class CpuBackend final : public Backend {
   WorkCrew crew_;
   MatMulRunner matmul_;
   cpu_attention::StepAttention attention_;
+  int64_t most_cols_ = 0;  // of all matrices
 };
 
 }  // namespace

@@ -61,18 +61,18 @@ bool HasAmxBf16() {
 constexpr std::array kIsas = {
 #ifdef __x86_64__
     // A tile instruction takes one block of 32 columns, of bf16 as of bytes: 8 bits gain nothing.
-    Isa{"amx-bf16", 16, HasAmxBf16, AmxBf16Kernels},
-    Isa{"avx512-bf16-int8", 8, HasAvx512Bf16, Avx512Bf16Int8Kernels},
-    Isa{"avx512-bf16", 16, HasAvx512Bf16, Avx512Bf16Kernels},
-    Isa{"avx512-vnni-int8", 8, HasAvx512Vnni, Avx512VnniInt8Kernels},
-    Isa{"avx512-vnni", 16, HasAvx512Vnni, Avx512VnniKernels},
-    Isa{"avx2-vnni-int8", 8, HasAvx2Vnni, Avx2VnniInt8Kernels},
-    Isa{"avx2-vnni", 16, HasAvx2Vnni, Avx2VnniKernels},
-    Isa{"avx2-int8", 8, HasAvx2, Avx2Int8Kernels},
-    Isa{"avx2", 16, HasAvx2, Avx2Kernels},
+    Isa{"amx-bf16", HasAmxBf16, AmxBf16Kernels},
+    Isa{"avx512-bf16-int8", HasAvx512Bf16, Avx512Bf16Int8Kernels},
+    Isa{"avx512-bf16", HasAvx512Bf16, Avx512Bf16Kernels},
+    Isa{"avx512-vnni-int8", HasAvx512Vnni, Avx512VnniInt8Kernels},
+    Isa{"avx512-vnni", HasAvx512Vnni, Avx512VnniKernels},
+    Isa{"avx2-vnni-int8", HasAvx2Vnni, Avx2VnniInt8Kernels},
+    Isa{"avx2-vnni", HasAvx2Vnni, Avx2VnniKernels},
+    Isa{"avx2-int8", HasAvx2, Avx2Int8Kernels},
+    Isa{"avx2", HasAvx2, Avx2Kernels},
 #endif
-    Isa{"portable-int8", 8, HasPortable, PortableInt8Kernels},
-    Isa{"portable", 16, HasPortable, PortableKernels},
+    Isa{"portable-int8", HasPortable, PortableInt8Kernels},
+    Isa{"portable", HasPortable, PortableKernels},
 };
 
 }  // namespace
@@ -81,7 +81,7 @@ std::span<const Isa> AllIsas() { return kIsas; }
 
 absl::StatusOr<const Kernels*> SelectKernels(absl::string_view name, int activation_bits) {
   for (const Isa& isa : kIsas) {
-    if (name == "auto" ? isa.activation_bits >= activation_bits && isa.available()
+    if (name == "auto" ? isa.available() && isa.kernels().activation_bits >= activation_bits
                        : name == isa.name) {
       if (isa.available()) return &isa.kernels();
       return absl::FailedPreconditionError(absl::StrCat("this machine has no ", name));

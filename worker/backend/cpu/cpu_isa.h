@@ -11,7 +11,6 @@ namespace loopserve::worker::cpu {
 
 struct Isa {
   absl::string_view name;  // "avx512-vnni"; "avx512-vnni-int8" rounds activations to 8 bits
-  int activation_bits;     // 16 (bf16 counts as 16) or 8
   bool (*available)();
   const Kernels& (*kernels)();
 };

@@ -22,6 +22,7 @@ constexpr Kernels MakeKernels(const char* name) {
                  M::template Quant<kLayoutQ4_1>, M::template Quant<kLayoutQ5_0>,
                  M::template Quant<kLayoutQ5_1>, M::template Quant<kLayoutQ8_0>,
                  M::template Quant<kLayoutQ4_K>, M::template Quant<kLayoutQ6_K>},
+      .activation_bits = 8 * kPlanes,
       .tile_rows = M::TileRows,
       .part_bytes = kPartBytes,
       .part_tiles = 1 << 20,

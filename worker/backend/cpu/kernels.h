@@ -1,7 +1,7 @@
 // The inner loops of the cpu backend, as one table of functions per instruction set.
 //
 // Each table lives in a translation unit of its own (kernels_<isa>.cc), compiled for that
-// instruction set and entered only after cpu_features said that the machine has it. Only plain data
+// instruction set and entered only after cpu_isa said that the machine has it. Only plain data
 // crosses this header: no inline function of a shared header may end up compiled for an instruction
 // set that the machine lacks.
 //
@@ -16,7 +16,7 @@
 namespace loopserve::worker::cpu {
 
 inline constexpr int kPanelOutputs = 32;  // outputs interleaved in one panel of a packed matrix
-inline constexpr int kRowTile = 6;        // most rows that share a pass in registers
+inline constexpr int kRowTile = 6;        // rows that share a pass in registers, of most kernels
 inline constexpr int kBlockValues = 32;   // columns that share one scale, or a part of its columns
 inline constexpr int kWeightTypes = 10;   // rows of the WeightType enum
 inline constexpr int kFloatTypes = 3;     // those of float values, which come first
@@ -31,8 +31,8 @@ struct MatMulPart {
   const std::byte* tiles;
   size_t tile_bytes;
   int64_t rows;
-  int tile_rows;         // rows of each tile but the last: tile_rows(all rows of the product)
-  int outputs;           // valid ones of the panel
+  int tile_rows;  // rows of each tile but the last: tile_rows(rows of the whole product, cols)
+  int outputs;    // valid ones of the panel
   std::byte* workspace;  // workspace_bytes(cols) of this thread's own, on a cache line
   float* out;            // [rows, outputs]
   int64_t out_stride;
@@ -42,9 +42,9 @@ struct Kernels {
   using MatMul = void (*)(const MatMulPart&);
   const char* name;
   MatMul matmul[kWeightTypes];  // by WeightType
-  // Rows of each tile of a product of that many (all but the last): they share one pass over a
-  // panel.
-  int (*tile_rows)(int64_t rows);
+  int activation_bits;          // that rows are rounded to: 16 (bf16 counts as 16) or 8
+  // Rows of each tile of a product of that many rows and columns (all but the last tile).
+  int (*tile_rows)(int64_t rows, int64_t cols);
   // Prepared rows that one part takes through a panel: as many as stay in the second-level cache,
   // but no more tiles than share the work of unpacking it.
   size_t part_bytes;
@@ -68,7 +68,6 @@ struct Kernels {
 // As few tiles of at most `most` rows as there can be, of equal height: eight rows are better two
 // fours than a six and a two. `static`: each translation unit's own, see above.
 static constexpr int EqualTiles(int64_t rows, int most) {
-  if (rows < 1) return 1;
   const int64_t tiles = (rows + most - 1) / most;
   return static_cast<int>((rows + tiles - 1) / tiles);
 }

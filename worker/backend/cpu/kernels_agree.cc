@@ -18,7 +18,7 @@ static_assert(kFloatTypes + std::size(kLayouts) == kWeightTypes);
 
 constexpr int kBlocks = 11;  // whole groups of blocks, and some left
 constexpr int64_t kCols = int64_t{kBlocks} * kBlockValues;
-constexpr int kRows = 19;  // more than a tile
+constexpr int kRows = 47;  // of AMX two full tiles and one that lacks a row
 constexpr int kOutputs = 27;
 constexpr float kTolerance = 2e-5f;  // of the largest result
 
@@ -57,7 +57,7 @@ Problem MakeProblem(const BlockLayout& layout) {
 
 std::vector<float> Multiply(const Kernels& kernels, size_t type, Problem& problem) {
   CacheLines tiles, workspace;
-  const int tile_rows = kernels.tile_rows(kRows);
+  const int tile_rows = kernels.tile_rows(kRows, kCols);
   const size_t tile_bytes = kernels.tile_bytes(kCols, tile_rows);
   tiles.Grow(tile_bytes * kRows);
   workspace.Grow(kernels.workspace_bytes(kCols));

@@ -10,11 +10,13 @@ namespace {
 
 struct Bf16Pairs {
   using Sum = F;
+  static constexpr int kBits = 16;
   static constexpr int kWords = kPairs;
   static constexpr int kSteps = 4;
   static constexpr int kRowValues = 1;  // the sum of the rounded values
 
   // Looking nibbles up runs beside the products; the others have more to do.
+  static constexpr bool kUnpacks = true;
   template <BlockLayout L>
   static constexpr bool MayUnpack() {
     return L.codes != Codes::kNibbles;

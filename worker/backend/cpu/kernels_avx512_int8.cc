@@ -12,12 +12,14 @@ struct ByteQuads {
   using F = Avx512::F;
   using I = Avx512::I;
   using Sum = I;
+  static constexpr int kBits = 8;
   static constexpr int kWords = kBlockValues / 4;
   static constexpr int kSteps = 2;
-  // The scale; scale times the sum of the rounded values; less the sum of each half's.
+  // The scale; scale times the sum of the rounded values; the sum of each half's.
   static constexpr int kRowValues = 4;
 
   // Codes are multiplied as they lie: there is nothing to share.
+  static constexpr bool kUnpacks = false;
   template <BlockLayout L>
   static constexpr bool MayUnpack() {
     return false;
@@ -53,9 +55,11 @@ struct ByteQuads {
     template <int kHalf>
     [[gnu::always_inline]] static inline I Start(const std::byte* tile, int r) {
       if constexpr (L.offset == 0) return _mm512_setzero_si512();
-      const int less = L.halves ? Value<int>(tile, 2 + kHalf, r)
-                                : Value<int>(tile, 2, r) + Value<int>(tile, 3, r);
-      return _mm512_set1_epi32(L.offset * less);
+      // Unsigned: sums of rows that are not numbers may be anything.
+      const unsigned sum = L.halves ? Value<unsigned>(tile, 2 + kHalf, r)
+                                    : Value<unsigned>(tile, 2, r) + Value<unsigned>(tile, 3, r);
+      constexpr auto kOffset = static_cast<unsigned>(L.offset);
+      return _mm512_set1_epi32(static_cast<int>(0u - kOffset * sum));
     }
     [[gnu::always_inline]] static inline F AddScaled(const std::byte* tile, int r, I sum, F scale,
                                                      F acc) {
@@ -77,12 +81,13 @@ struct ByteQuads {
     auto* bytes = reinterpret_cast<int8_t*>(values);
     Avx512::StoreInt8(bytes, first);
     Avx512::StoreInt8(bytes + 16, second);
-    const int sums[2] = {Avx512::ReduceAddInt(first), Avx512::ReduceAddInt(second)};
+    const int sum = Avx512::ReduceAddInt(Avx512::AddInt(first, second));
     const float scale = top / 127.0f;
     values[kWords] = __builtin_bit_cast(int, scale);
-    values[kWords + 1] = __builtin_bit_cast(int, scale* static_cast<float>(sums[0] + sums[1]));
-    values[kWords + 2] = -sums[0];
-    values[kWords + 3] = -sums[1];
+    const float scaled_sum = scale * static_cast<float>(sum);
+    values[kWords + 1] = __builtin_bit_cast(int, scaled_sum);
+    values[kWords + 2] = Avx512::ReduceAddInt(first);
+    values[kWords + 3] = Avx512::ReduceAddInt(second);
   }
 };
 

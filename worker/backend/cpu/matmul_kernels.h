@@ -97,7 +97,9 @@ struct MatMulKernels {
     if constexpr (kSigned<L> || L.offset == 0) {
       return dot;
     } else {
-      return S::AddInt(dot, S::SetInt(-L.offset * sum));
+      // Unsigned: sums of rows that are not numbers may be anything.
+      const auto offset = static_cast<uint32_t>(L.offset) * static_cast<uint32_t>(sum);
+      return S::AddInt(dot, S::SetInt(static_cast<int32_t>(0u - offset)));
     }
   }
 
@@ -364,7 +366,7 @@ struct MatMulKernels {
     own.tile_rows = EqualTiles(part.rows, kRowTile);
     ForTiles(own, [](const MatMulTile& tile) { FloatTileRows<T>(tile); });
   }
-  static int TileRows(int64_t rows) { return EqualTiles(rows, kRowTile); }
+  static int TileRows(int64_t rows, int64_t) { return EqualTiles(rows, kRowTile); }
 
   // The first plane rounds x to 127 steps of the block's largest magnitude, the second what is
   // left.
@@ -389,15 +391,14 @@ struct MatMulKernels {
         const F steps = S::Mul(part[i], inverse);
         const I q = S::Round(steps);
         S::StoreInt8(first + i * kW, q);
-        I& sum = sums[i * 2 / kParts];
-        if constexpr (kPlanes == 1) {
-          sum = S::AddInt(sum, q);
-          continue;
+        I value = q;
+        if constexpr (kPlanes == 2) {
+          const F left = S::Mul(S::Sub(steps, S::FromInt(q)), S::Set1(256.0f));
+          const I rest = S::Round(S::Max(S::Min(left, S::Set1(127.0f)), S::Set1(-127.0f)));
+          S::StoreInt8(second + i * kW, rest);
+          value = S::AddInt(S::ShiftLeft8(q), rest);
         }
-        const F left = S::Mul(S::Sub(steps, S::FromInt(q)), S::Set1(256.0f));
-        const I rest = S::Round(S::Max(S::Min(left, S::Set1(127.0f)), S::Set1(-127.0f)));
-        S::StoreInt8(second + i * kW, rest);
-        sum = S::AddInt(sum, S::AddInt(S::ShiftLeft8(q), rest));
+        sums[i * 2 / kParts] = S::AddInt(sums[i * 2 / kParts], value);
       }
       out.half_sum[at * 2] = S::ReduceAddInt(sums[0]);
       out.half_sum[at * 2 + 1] = S::ReduceAddInt(sums[1]);

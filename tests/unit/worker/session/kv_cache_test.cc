@@ -15,6 +15,7 @@ namespace {
 
 using common::TokenId;
 using kvstore::BlockHandle;
+using kvstore::BlockKey;
 using kvstore::KvBlockPool;
 using kvstore::Place;
 using kvstore::RestoreResult;
@@ -70,14 +71,25 @@ class KvCacheTest : public ::testing::Test {
     return out;
   }
 
+  BlockKey RootWith(int activation_bits) {
+    return KvCache({.model_fingerprint = "m", .policy_tag = KvCache::PolicyTag(activation_bits)},
+                   *pool_, store_.get(), *kv_metrics_)
+        .Root("tenant/a");
+  }
+
   std::unique_ptr<kvstore::Memory> memory_;
   std::unique_ptr<common::Metrics> metrics_;
   std::unique_ptr<kvstore::KvMetrics> kv_metrics_;
   std::unique_ptr<KvBlockPool> pool_;
   std::unique_ptr<testing::FakeKvStore> store_;
   std::unique_ptr<KvCache> cache_;
-  kvstore::BlockKey root_;
+  BlockKey root_;
 };
+
+TEST_F(KvCacheTest, KvOfSixteenAndOfEightBitsIsNotMixed) {
+  EXPECT_EQ(RootWith(16), root_);
+  EXPECT_NE(RootWith(8), root_);
+}
 
 TEST_F(KvCacheTest, RootsDifferByNamespaceModelAndPolicy) {
   EXPECT_EQ(cache_->Root("x"), cache_->Root("x"));

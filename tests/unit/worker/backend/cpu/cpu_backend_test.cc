@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/support/status_matchers.h"
 #include "worker/backend/cpu/cpu_isa.h"
 
@@ -21,6 +22,15 @@ TEST(CpuBackendTest, SaysWhichInstructionSetItUses) {
     }
   }
   EXPECT_THAT(CreateCpuBackend({.isa = "mmx"}), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST(CpuBackendTest, RoundsToTheBitsItIsAskedFor) {
+  for (const int bits : {16, 8}) {
+    ASSERT_OK_AND_ASSIGN(const cpu::Kernels* kernels, cpu::SelectKernels("auto", bits));
+    ASSERT_OK_AND_ASSIGN(auto backend, CreateCpuBackend({.threads = 1, .activation_bits = bits}));
+    EXPECT_EQ(backend->name(), absl::StrCat("cpu/", kernels->name));
+    EXPECT_EQ(backend->activation_bits(), kernels->activation_bits);
+  }
 }
 
 TEST(CpuBackendTest, AutoIsThisBackend) {

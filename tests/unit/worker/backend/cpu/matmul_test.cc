@@ -54,6 +54,39 @@ TEST(MatMulRunnerTest, CutsWorkWithoutChangingBits) {
   }
 }
 
+// More rows than one part takes, of formats that are unpacked for many rows and that are not; and
+// so many columns that a part takes few: on every instruction set the bits of one row at a time.
+TEST(MatMulRunnerTest, WideMatricesAndManyPartsHaveTheBitsOfOneRow) {
+  const auto memory = kvstore::CreateHostMemory();
+  for (const Isa& isa : AllIsas()) {
+    if (!isa.available()) continue;
+    for (const int64_t cols : {2048, 4096}) {
+      Random random(1);
+      const int64_t rows = 190;
+      std::vector<float> x = random.Normals(static_cast<size_t>(rows * cols));
+      WorkCrew crew(2);
+      MatMulRunner runner(isa.kernels(), crew), alone(isa.kernels(), crew);
+      for (const WeightType type : {WeightType::kQ4_1, WeightType::kQ8_0}) {
+        const auto file = RandomMatrix(type, 37, cols, random);
+        const auto packed = *PackedMatrix::Pack(file.view, {0, 37}, *memory, crew);
+        const Matrix* weights[] = {packed.get()};
+        std::vector<float> got(static_cast<size_t>(rows * 37)), want(got.size());
+        const TensorView outs[] = {Host(got, rows)};
+        runner.Run(Host(x, rows), weights, outs);
+        for (const int64_t r :
+             {int64_t{0}, int64_t{1}, int64_t{47}, int64_t{95}, int64_t{96}, rows - 1}) {
+          const TensorView row[] = {Host(want, rows).Rows(r, 1)};
+          alone.Run(Host(x, rows).Rows(r, 1), weights, row);
+          const auto at = [&](std::vector<float>& values) {
+            return std::vector<float>(values.begin() + r * 37, values.begin() + (r + 1) * 37);
+          };
+          EXPECT_EQ(at(got), at(want)) << isa.name << " " << cols << " columns, row " << r;
+        }
+      }
+    }
+  }
+}
+
 TEST(MatMulRunnerTest, NoRowsAndNoWeightsAreNoWork) {
   ASSERT_OK_AND_ASSIGN(const Kernels* kernels, SelectKernels("auto"));
   WorkCrew crew(2);
