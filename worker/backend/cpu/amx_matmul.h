@@ -21,6 +21,7 @@ namespace {
 
 template <class Tiles>
 struct AmxMatMul {
+  static constexpr int kActivationBits = 16;
   static constexpr int kTileRows = 16;
   static constexpr int kLineBytes = 64;  // a tile's row: 16 pairs of bf16 or 16 floats
   static constexpr size_t kTileBytes = size_t{kTileRows} * kLineBytes;
@@ -51,7 +52,7 @@ struct AmxMatMul {
   template <BlockLayout L>
   static constexpr int kGroup = kGroupBlocks / kRuns<L>;  // blocks, so that sums hold their runs
 
-  static size_t PreparedBytes(int64_t cols, int) {
+  static size_t TileBytes(int64_t cols, int) {
     return static_cast<size_t>(cols / kBlockValues) * kBlockBytes;
   }
   static size_t WorkspaceBytes(int64_t) { return sizeof(Workspace); }
@@ -267,17 +268,9 @@ struct AmxMatMul {
   static int TileRows(int64_t rows, int64_t) { return EqualTiles(rows, kTileRows); }
 
   static constexpr Kernels Table(const char* name) {
-    Kernels kernels = MakeKernels<Avx512>(name);
-    constexpr Kernels::MatMul kProducts[] = {
-        Quant<kLayoutQ4_0>, Quant<kLayoutQ4_1>, Quant<kLayoutQ5_0>, Quant<kLayoutQ5_1>,
-        Quant<kLayoutQ8_0>, Quant<kLayoutQ4_K>, Quant<kLayoutQ6_K>};
-    for (int i = kFloatTypes; i < kWeightTypes; ++i) kernels.matmul[i] = kProducts[i - kFloatTypes];
-    kernels.tile_rows = TileRows;
+    Kernels kernels = WithQuantised<AmxMatMul>(FloatKernels<Avx512>(name));
     kernels.part_bytes = kPartBytes;
     kernels.part_tiles = kMostTiles;
-    kernels.prepare = Prepare;
-    kernels.tile_bytes = PreparedBytes;
-    kernels.workspace_bytes = WorkspaceBytes;
     return kernels;
   }
 };

@@ -8,8 +8,7 @@
 //     kWords, kSteps       words of a block; words of each of its four groups
 //     kRowValues           32-bit values per row and block behind the words
 //     Sum                  a vector of sums within a block
-//     kUnpacks             whether any format does what follows
-//     MayUnpack<L>()       whether many rows are to share one unpacked copy of the panel
+//     kUnpacks             whether codes take work to unpack; that of nibbles hides beside products
 //     Unpack<L>            kSteps words of one vector of outputs, in the order of a visit
 //     WordOf<L>(g, i)      the row's word that step i of group g multiplies
 //     Row                  what a block's sums of one row start and end with
@@ -38,6 +37,7 @@ struct BlockTiles {
   using Sum = typename A::Sum;
   static constexpr int kW = Avx512::kWidth;
   static constexpr int kNv = kPanelOutputs / kW;
+  static constexpr int kActivationBits = A::kBits;
   static constexpr int kGroups = 4;
   static_assert(A::kWords == kGroups * A::kSteps);
 
@@ -59,6 +59,10 @@ struct BlockTiles {
   static size_t TileBytes(int64_t cols, int tile_rows) {
     return (static_cast<size_t>(cols / kBlockValues) * BlockBytes(tile_rows) + 63) / 64 * 64;
   }
+
+  // Whether many rows share one unpacked copy of the panel.
+  template <BlockLayout L>
+  static constexpr bool kMayUnpack = A::kUnpacks&& L.codes != Codes::kNibbles;
 
   // An unpacked panel: [blocks][kWords][kPanelOutputs] words, in the order of a visit.
   static constexpr size_t kUnpackedBlockBytes = size_t{A::kWords} * kPanelOutputs * 4;
@@ -223,7 +227,7 @@ struct BlockTiles {
                    float* out) {
     if constexpr (TR <= kRowTile) {
       Rows<L, TR, TR, kNv, kUnpacked>(part, tile, fresh, 0, rows, out);
-    } else if constexpr (A::template MayUnpack<L>() && L.codes == Codes::kBytes) {
+    } else if constexpr (kMayUnpack<L> && L.codes == Codes::kBytes) {
       // Unpacking costs more than reading the rows twice.
       for (int v = 0; v < kNv; ++v)
         Rows<L, TR, TR, 1, kUnpacked>(part, tile, fresh && v == 0, v, rows, out);
@@ -249,8 +253,8 @@ struct BlockTiles {
   }
 
   template <BlockLayout L>
-  static void MatMul(const MatMulPart& part) {
-    if constexpr (A::template MayUnpack<L>()) {
+  static void Quant(const MatMulPart& part) {
+    if constexpr (kMayUnpack<L>) {
       if (part.tile_rows == kRowTile && part.rows > kFewRows) {
         UnpackPanel<L>(part.panel, part.cols / kBlockValues, part.workspace);
         return Tiles<L, kRowTile, true>(part);
@@ -288,21 +292,6 @@ struct BlockTiles {
         for (int i = 0; i < A::kWords + A::kRowValues; ++i) to[i * tile_rows] = values[i];
       }
     }
-  }
-
-  // The table of `kernels` with this arithmetic for quantised weights.
-  static constexpr Kernels In(Kernels kernels) {
-    constexpr Kernels::MatMul kQuantised[] = {
-        MatMul<kLayoutQ4_0>, MatMul<kLayoutQ4_1>, MatMul<kLayoutQ5_0>, MatMul<kLayoutQ5_1>,
-        MatMul<kLayoutQ8_0>, MatMul<kLayoutQ4_K>, MatMul<kLayoutQ6_K>};
-    for (int i = kFloatTypes; i < kWeightTypes; ++i)
-      kernels.matmul[i] = kQuantised[i - kFloatTypes];
-    kernels.activation_bits = A::kBits;
-    kernels.tile_rows = TileRows;
-    kernels.prepare = Prepare;
-    kernels.tile_bytes = TileBytes;
-    kernels.workspace_bytes = WorkspaceBytes;
-    return kernels;
   }
 };
 

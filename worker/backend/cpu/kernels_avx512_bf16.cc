@@ -15,12 +15,8 @@ struct Bf16Pairs {
   static constexpr int kSteps = 4;
   static constexpr int kRowValues = 1;  // the sum of the rounded values
 
-  // Looking nibbles up runs beside the products; the others have more to do.
   static constexpr bool kUnpacks = true;
-  template <BlockLayout L>
-  static constexpr bool MayUnpack() {
-    return L.codes != Codes::kNibbles;
-  }
+
   template <BlockLayout L>
   [[gnu::always_inline]] static inline void Unpack(const uint8_t* block, int g, int lane,
                                                    I (&words)[kSteps]) {
@@ -56,7 +52,8 @@ struct Bf16Pairs {
   }
 };
 
-constexpr Kernels kKernels = BlockTiles<Bf16Pairs>::In(MakeKernels<Avx512>("avx512-bf16"));
+constexpr Kernels kKernels =
+    WithQuantised<BlockTiles<Bf16Pairs>>(FloatKernels<Avx512>("avx512-bf16"));
 
 }  // namespace
 

@@ -18,12 +18,8 @@ struct ByteQuads {
   // The scale; scale times the sum of the rounded values; the sum of each half's.
   static constexpr int kRowValues = 4;
 
-  // Codes are multiplied as they lie: there is nothing to share.
-  static constexpr bool kUnpacks = false;
-  template <BlockLayout L>
-  static constexpr bool MayUnpack() {
-    return false;
-  }
+  static constexpr bool kUnpacks = false;  // codes are multiplied as they lie
+
   template <BlockLayout L>
   [[gnu::always_inline]] static inline void Unpack(const uint8_t* block, int g, int lane,
                                                    I (&words)[kSteps]) {
@@ -92,8 +88,10 @@ struct ByteQuads {
 };
 
 // The name also says which attention goes with it.
-constexpr Kernels kBesideBf16 = BlockTiles<ByteQuads>::In(MakeKernels<Avx512>("avx512-bf16-int8"));
-constexpr Kernels kBesideVnni = BlockTiles<ByteQuads>::In(MakeKernels<Avx512>("avx512-vnni-int8"));
+constexpr Kernels kBesideBf16 =
+    WithQuantised<BlockTiles<ByteQuads>>(FloatKernels<Avx512>("avx512-bf16-int8"));
+constexpr Kernels kBesideVnni =
+    WithQuantised<BlockTiles<ByteQuads>>(FloatKernels<Avx512>("avx512-vnni-int8"));
 
 }  // namespace
 

@@ -40,7 +40,7 @@ int64_t MatMulRunner::TilesPerPart() const {
 void MatMulRunner::Cut(int64_t rows, int64_t cols) {
   tile_rows_ = kernels_.tile_rows(rows, cols);
   row_tiles_ = (rows + tile_rows_ - 1) / tile_rows_;
-  tile_bytes_ = kernels_.tile_bytes(cols, static_cast<int>(tile_rows_));
+  tile_bytes_ = kernels_.tile_bytes(cols, tile_rows_);
   tiles_.Grow(static_cast<size_t>(row_tiles_) * tile_bytes_);
   workspace_bytes_ = (kernels_.workspace_bytes(cols) + 63) / 64 * 64;
   workspaces_.Grow(workspace_bytes_ * static_cast<size_t>(crew_.threads()));
@@ -51,16 +51,15 @@ void MatMulRunner::Reserve(int64_t rows, int64_t cols) {
 }
 
 void MatMulRunner::Prepare(TensorView x) {
-  crew_.For(row_tiles_, std::max<int64_t>(1, kPreparedRows / tile_rows_),
-            [&](int64_t begin, int64_t end, int) {
-              for (int64_t t = begin; t < end; ++t) {
-                const int64_t row = t * tile_rows_;
-                kernels_.prepare(x.row(row), x.stride,
-                                 static_cast<int>(std::min(tile_rows_, x.rows - row)), x.cols,
-                                 static_cast<int>(tile_rows_),
-                                 tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
-              }
-            });
+  crew_.For(
+      row_tiles_, std::max(1, kPreparedRows / tile_rows_), [&](int64_t begin, int64_t end, int) {
+        for (int64_t t = begin; t < end; ++t) {
+          const int64_t row = t * tile_rows_;
+          kernels_.prepare(x.row(row), x.stride,
+                           static_cast<int>(std::min<int64_t>(tile_rows_, x.rows - row)), x.cols,
+                           tile_rows_, tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
+        }
+      });
 }
 
 void MatMulRunner::RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
@@ -75,7 +74,7 @@ void MatMulRunner::RunPanel(TensorView x, const PackedMatrix& weight, TensorView
       .tiles = nullptr,
       .tile_bytes = tile_bytes_,
       .rows = std::min(end_tile * tile_rows_, x.rows) - row,
-      .tile_rows = static_cast<int>(tile_rows_),
+      .tile_rows = tile_rows_,
       .outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, out.cols - first_output)),
       .workspace = workspaces_.data() + static_cast<size_t>(thread) * workspace_bytes_,
       .out = out.row(row) + first_output,

@@ -50,7 +50,7 @@ class MatMulRunner final {
   CacheLines tiles_;       // the rows as the kernels want them, tile after tile
   CacheLines workspaces_;  // one per thread
   int64_t row_tiles_ = 0;
-  int64_t tile_rows_ = 0;
+  int tile_rows_ = 0;
   size_t tile_bytes_ = 0;
   size_t workspace_bytes_ = 0;
 };

@@ -43,6 +43,7 @@ template <class S, int kPlanes>
 struct MatMulKernels {
   using F = typename S::F;
   using I = typename S::I;
+  static constexpr int kActivationBits = 8 * kPlanes;
   static constexpr int kW = S::kWidth;
   static constexpr int kNv = S::kOutputVectors;
   static constexpr int kLanes = kW * kNv;  // outputs of one pass
@@ -424,7 +425,7 @@ struct MatMulKernels {
     const QuantTile out = TileAt(tile, cols);
     for (int r = 0; r < rows; ++r) QuantizeRow(x + r * stride, cols, r, out);
   }
-  static size_t NoWorkspace(int64_t) { return 0; }
+  static size_t WorkspaceBytes(int64_t) { return 0; }
 };
 
 }  // namespace loopserve::worker::cpu

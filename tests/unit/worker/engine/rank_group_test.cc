@@ -151,13 +151,17 @@ TEST(RankGroup, AStalledRankIsGivenUpInBoundedTimeAndAwaitedBeforeTheNextStep) {
   EXPECT_EQ(group->pool().free_blocks(), 4u);
 }
 
+std::unique_ptr<RankGroup> OneThatWaitsFor(absl::Notification& wake) {
+  return Fakes({[&](Communicator&) {
+                 wake.WaitForNotification();
+                 return absl::OkStatus();
+               }},
+               absl::Milliseconds(20));
+}
+
 TEST(RankGroup, ASingleRankThatStallsIsGivenUpToo) {
   absl::Notification wake;
-  auto group = Fakes({[&](Communicator&) {
-                       wake.WaitForNotification();
-                       return absl::OkStatus();
-                     }},
-                     absl::Milliseconds(20));
+  auto group = OneThatWaitsFor(wake);
   EXPECT_THAT(group->Run(EmptyPlan()),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 0")));
   wake.Notify();
@@ -165,11 +169,7 @@ TEST(RankGroup, ASingleRankThatStallsIsGivenUpToo) {
 
 TEST(RankGroup, ARankThatStaysAwayMakesTheGroupLostUntilItIsBack) {
   absl::Notification wake;
-  auto group = Fakes({[&](Communicator&) {
-                       wake.WaitForNotification();
-                       return absl::OkStatus();
-                     }},
-                     absl::Milliseconds(20));
+  auto group = OneThatWaitsFor(wake);
   EXPECT_FALSE(group->lost());
   EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kDeadlineExceeded));
   while (!group->lost()) absl::SleepFor(absl::Milliseconds(1));

@@ -118,8 +118,7 @@ inline void CheckNormAndAdd(const Kernels& kernels) {
 // One panel of every format: among any number of rows each has the bits it has alone.
 class PanelChecks {
  public:
-  PanelChecks(const Kernels& kernels, WeightType type)
-      : kernels_(kernels), type_(type), most_rows_(150) {
+  PanelChecks(const Kernels& kernels, WeightType type) : kernels_(kernels), type_(type) {
     testing::Random random(4);
     const int unit = std::max(kBlockValues, InfoOf(type).block_values);
     cols_ = unit == kBlockValues ? 11 * unit : 2 * unit;
@@ -128,7 +127,7 @@ class PanelChecks {
     matrix_ = *PackedMatrix::Pack(file.view, {0, kOutputs}, *memory_, crew);
     decoded_.resize(static_cast<size_t>(kOutputs * cols_));
     EXPECT_TRUE(DequantizeRows(file.view, 0, decoded_).ok());
-    x_ = random.Normals(static_cast<size_t>(most_rows_ * cols_));
+    x_ = random.Normals(static_cast<size_t>(kMostRows * cols_));
     std::fill_n(x_.begin(), kBlockValues, 0.0f);            // row 0
     std::fill_n(x_.begin() + cols_, kBlockValues, 1e-30f);  // row 1
     for (int i = 0; i < kBlockValues; ++i)
@@ -137,8 +136,8 @@ class PanelChecks {
   }
 
   void Run() {
-    std::vector<float> alone(static_cast<size_t>(most_rows_ * kOutputs));
-    for (int r = 0; r < most_rows_; ++r) {
+    std::vector<float> alone(static_cast<size_t>(kMostRows * kOutputs));
+    for (int r = 0; r < kMostRows; ++r) {
       const std::vector<float> out = Multiply(r, 1);
       for (int n = 0; n < kOutputs; ++n) {
         const size_t at = static_cast<size_t>(r * kOutputs + n);
@@ -147,7 +146,7 @@ class PanelChecks {
         ASSERT_NEAR(alone[at], Want(r, n), tolerance) << InfoOf(type_).name << " out " << n;
       }
     }
-    for (const int rows : {2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 33, 48, 49, 129, most_rows_}) {
+    for (const int rows : {2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 33, 48, 49, 129, kMostRows}) {
       const std::vector<float> out = Multiply(0, rows);
       for (int r = 0; r < rows; ++r) {
         for (int n = 0; n < kOutputs; ++n) {
@@ -161,6 +160,7 @@ class PanelChecks {
   }
 
  private:
+  static constexpr int kMostRows = 150;
   static constexpr int kOutputs = 27;
   static constexpr int kStride = kOutputs + 1;
 
@@ -206,7 +206,6 @@ class PanelChecks {
 
   const Kernels& kernels_;
   const WeightType type_;
-  const int most_rows_;
   const std::unique_ptr<kvstore::Memory> memory_ = kvstore::CreateHostMemory();
   int64_t cols_ = 0;
   std::unique_ptr<PackedMatrix> matrix_;

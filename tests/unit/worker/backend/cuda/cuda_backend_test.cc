@@ -200,13 +200,15 @@ class CudaStepTest : public CudaBackendTest {
     }
     tokens_.assign(static_cast<size_t>(sequences * rows), 3);
     positions_.assign(tokens_.size(), 5);
-    const StepInputs inputs{.tokens = tokens_,
-                            .positions = positions_,
-                            .sequences = sequences_,
-                            .logit_rows = logit_rows_,
-                            .kv = &arena_,
-                            .q_heads = 2};
-    return backend_->RunStep(inputs, [&] { return ++calls_, Ops(); });
+    return backend_->RunStep(Inputs(), [&] { return ++calls_, Ops(); });
+  }
+  StepInputs Inputs() const {
+    return {.tokens = tokens_,
+            .positions = positions_,
+            .sequences = sequences_,
+            .logit_rows = logit_rows_,
+            .kv = &arena_,
+            .q_heads = 2};
   }
   absl::Status Ops() {
     const auto t = static_cast<int64_t>(tokens_.size());
@@ -366,13 +368,7 @@ TEST_F(CudaStepTest, NorDoesARecordedStepOfThatShapeServeThem) {
   const size_t replayed = fake::graph_launches();
   const WorkingSet set;
   sequences_[0].working_set = &set;
-  const StepInputs inputs{.tokens = tokens_,
-                          .positions = positions_,
-                          .sequences = sequences_,
-                          .logit_rows = logit_rows_,
-                          .kv = &arena_,
-                          .q_heads = 2};
-  EXPECT_THAT(backend_->RunStep(inputs, [&] { return Ops(); }),
+  EXPECT_THAT(backend_->RunStep(Inputs(), [&] { return Ops(); }),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("dense")));
   EXPECT_EQ(fake::graph_launches(), replayed);
 }
