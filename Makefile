@@ -87,7 +87,7 @@ bench: build-all model reference ## Prefill and decode beside llama.cpp, interle
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/engine_bench.py $(ARGS)
 
-bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at length (75 min); writes bench/results/cpu.json (QUICK=1: a few rows)
+bench-cpu: build-all model reference ## The CPU engine beside llama.cpp at length (100 min); writes bench/results/cpu.json (QUICK=1: a few rows)
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/cpu_bench.py $(if $(QUICK),--quick) $(ARGS)
 

@@ -107,6 +107,8 @@ def machine_text(profile):
             f"Machine's limit: {profile['bandwidth'] / 1e9:.1f} GB/s of memory reading")
     if profile["arithmetic"]:
         text += f", {profile['peak'] / 1e9:.0f} GFLOP/s of {profile['arithmetic']}"
+        if (weights := profile.get("weight_peak", profile["peak"])) != profile["peak"]:
+            text += f" ({weights / 1e9:.0f} with weights)"
     return text
 
 

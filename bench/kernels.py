@@ -19,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import report  # noqa: E402
 
+FILED_ROUNDS = 3  # fewer are for looking only
 RATES = ("GFLOP/s", "GB/s")
 SHARE = "of_peak"
 
@@ -42,7 +43,7 @@ def main(argv):
                         default=os.environ.get("LOOPSERVE_BIN_DIR", report.ROOT / "build/bin"))
     parser.add_argument("--filter", default=".", metavar="REGEX",
                         help="only these, e.g. MatMul/avx512-bf16/.*M:512; writes no file")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=FILED_ROUNDS)
     options = parser.parse_args(argv)
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         done = subprocess.run(
@@ -53,9 +54,12 @@ def main(argv):
             stdout=sys.stderr, check=False)
         if done.returncode:
             return done.returncode
-        found = rows(json.loads(pathlib.Path(out.name).read_text(encoding="utf-8")))
+        text = pathlib.Path(out.name).read_text(encoding="utf-8")
+    if not text:
+        parser.error(f"no benchmark is called like {options.filter}")
+    found = rows(json.loads(text))
     print(report.rows_table(found))
-    if options.filter == ".":
+    if options.filter == "." and options.rounds >= FILED_ROUNDS:
         print(f"written to {report.write_rows('kernels', found).relative_to(report.ROOT)}")
     return 0
 

@@ -78,12 +78,20 @@ struct Layer {
   bool of_each_isa = false;  // measured on every instruction set
 };
 constexpr Layer kLayers[] = {
-    {"qkv", WeightType::kQ4_1, 960, 576},          {"o", WeightType::kQ4_1, 576, 576},
-    {"gate_up", WeightType::kQ4_1, 3072, 576},     {"down", WeightType::kQ4_1, 576, 1536},
-    {"head", WeightType::kQ8_0, 49152, 576},       {"q4_1", WeightType::kQ4_1, 2048, 2048, true},
-    {"wide", WeightType::kQ4_1, 8192, 2048},       {"q4_0", WeightType::kQ4_0, 2048, 2048, true},
-    {"q5_0", WeightType::kQ5_0, 2048, 2048, true}, {"q8_0", WeightType::kQ8_0, 2048, 2048, true},
-    {"q4_k", WeightType::kQ4_K, 2048, 2048, true}, {"q6_k", WeightType::kQ6_K, 2048, 2048, true},
+    {"qkv", WeightType::kQ4_1, 960, 576},
+    {"o", WeightType::kQ4_1, 576, 576},
+    {"gate_up", WeightType::kQ4_1, 3072, 576},
+    {"down", WeightType::kQ4_1, 576, 1536},
+    {"head", WeightType::kQ8_0, 49152, 576},
+    {"q4_1", WeightType::kQ4_1, 2048, 2048, true},
+    {"wide", WeightType::kQ4_1, 8192, 2048},
+    {"down_1b", WeightType::kQ4_0, 2048, 8192},
+    {"down_1b_q8_0", WeightType::kQ8_0, 2048, 8192},
+    {"q4_0", WeightType::kQ4_0, 2048, 2048, true},
+    {"q5_0", WeightType::kQ5_0, 2048, 2048, true},
+    {"q8_0", WeightType::kQ8_0, 2048, 2048, true},
+    {"q4_k", WeightType::kQ4_K, 2048, 2048, true},
+    {"q6_k", WeightType::kQ6_K, 2048, 2048, true},
     {"f32", WeightType::kF32, 2048, 2048, true},
 };
 
@@ -192,6 +200,7 @@ void RegisterOn(absl::string_view isa, int threads, bool all) {
       Clocked(bench, threads);
     }
   }
+  if (absl::EndsWith(isa, "-int8")) return;  // attention is that of the same with 16 bits
   struct Step {
     const char* name;
     int64_t batch, rows, tokens;

@@ -247,6 +247,7 @@ Json Document(const worker::RankGroup& ranks, int threads, const Machine& machin
           {"bandwidth", machine.bandwidth},
           {"arithmetic", machine.arithmetic == nullptr ? Json(nullptr) : Json(machine.arithmetic)},
           {"peak", machine.peak},
+          {"weight_peak", machine.weight_peak},
           {"cases", std::move(cases)}};
 }
 

@@ -74,7 +74,6 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   Options options;
   int64_t tp = options.tp;
   int64_t threads = options.threads;
-  int64_t activation_bits = options.activation_bits;
   for (const auto& [name, value] : flags) {
     if (name == "model") {
       options.model = value;
@@ -86,8 +85,8 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
       options.backend = value;
     } else if (name == "isa") {
       options.isa = value;
-    } else if (name == "activation-bits") {
-      RETURN_IF_ERROR(ParseNumber(name, value, 8, activation_bits));
+    } else if (name == "activation-bits" && (value == "16" || value == "8")) {
+      options.activation_bits = value == "8" ? 8 : 16;
     } else if (name == "kv-dtype" && kvstore::DtypeFromName(value)) {
       options.kv_dtype = *kvstore::DtypeFromName(value);
     } else if (name == "kv-codec" && kvstore::FindCodec(value) != nullptr) {
@@ -112,7 +111,6 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
   }
   options.tp = static_cast<int>(tp);
   options.threads = static_cast<int>(threads);
-  options.activation_bits = static_cast<int>(activation_bits);
   return options;
 }
 

@@ -140,8 +140,7 @@ struct AmxMatMul {
 
   template <BlockLayout L>
   static F Scale(const uint8_t* at, int v) {
-    if constexpr (L.wide) return Avx512::Load(reinterpret_cast<const float*>(at) + v * kW);
-    return Avx512::LoadF16(reinterpret_cast<const uint16_t*>(at) + v * kW);
+    return MatMulKernels<Avx512, 2>::LoadScale<L>(at, v * kW);
   }
 
   // Scales, and minima of formats that have them, of a group.

@@ -42,14 +42,15 @@ struct BlockTiles {
   static_assert(A::kWords == kGroups * A::kSteps);
 
   // A part of up to this many rows is cut into tiles of up to eight and never unpacks its panel: a
-  // whole product of few rows, or one of so many columns that no more rows fit into a part.
+  // whole product of few rows, or one of so many columns that no more rows fit into a part. Where
+  // nothing is unpacked, the columns do not matter.
   static constexpr int kFewRows = 48;
   static constexpr int kFewRowTile = 8;
 
   static int TileRows(int64_t rows, int64_t cols) {
-    if (rows > kFewRows && TileBytes(cols, kRowTile) * (kFewRows / kRowTile) < kPartBytes) {
-      return kRowTile;
-    }
+    constexpr size_t kManyTiles = kFewRows / kRowTile + 1;
+    const bool wide = A::kUnpacks && kManyTiles * TileBytes(cols, kRowTile) > kPartBytes;
+    if (rows > kFewRows && !wide) return kRowTile;
     const int equal = EqualTiles(rows, kFewRowTile);
     return equal > kRowTile ? kFewRowTile : equal;
   }
@@ -62,7 +63,7 @@ struct BlockTiles {
 
   // Whether many rows share one unpacked copy of the panel.
   template <BlockLayout L>
-  static constexpr bool kMayUnpack = A::kUnpacks&& L.codes != Codes::kNibbles;
+  static constexpr bool kMayUnpack = L.codes == Codes::kNibbles ? false : A::kUnpacks;
 
   // An unpacked panel: [blocks][kWords][kPanelOutputs] words, in the order of a visit.
   static constexpr size_t kUnpackedBlockBytes = size_t{A::kWords} * kPanelOutputs * 4;
@@ -176,8 +177,7 @@ struct BlockTiles {
 
   template <BlockLayout L>
   [[gnu::always_inline]] static inline F Scale(const uint8_t* at, int v) {
-    if constexpr (L.wide) return Avx512::Load(reinterpret_cast<const float*>(at) + v * kW);
-    return Avx512::LoadF16(reinterpret_cast<const uint16_t*>(at) + v * kW);
+    return MatMulKernels<Avx512, 1>::LoadScale<L>(at, v * kW);
   }
 
   template <int MR, int NV>
@@ -215,7 +215,7 @@ struct BlockTiles {
       if (!kUnpacked && fresh) Avx512::Prefetch(pass.block + Avx512::kPrefetchBytes, L.bytes());
       pass.AddBlock(acc);
       pass.block += L.bytes();
-      pass.unpacked += kUnpackedBlockBytes;
+      if constexpr (kUnpacked) pass.unpacked += kUnpackedBlockBytes;
       pass.tile += BlockBytes(TR);
     }
     Store(part, first, rows, acc, out);

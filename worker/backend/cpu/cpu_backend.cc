@@ -99,13 +99,7 @@ class CpuBackend final : public Backend {
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
                                                      RowRange rows) override {
-    most_cols_ = std::max(most_cols_, weight.cols);
     return PackedMatrix::Pack(weight, rows, *memory_, crew_);
-  }
-
-  absl::Status FinishLoading(int64_t max_rows) override {
-    matmul_.Reserve(max_rows, most_cols_);
-    return absl::OkStatus();
   }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols, BufferUse) override {
@@ -344,7 +338,6 @@ class CpuBackend final : public Backend {
   WorkCrew crew_;
   MatMulRunner matmul_;
   cpu_attention::StepAttention attention_;
-  int64_t most_cols_ = 0;  // of all matrices
 };
 
 }  // namespace

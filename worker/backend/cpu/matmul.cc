@@ -36,21 +36,8 @@ int64_t MatMulRunner::TilesPerPart() const {
   return std::clamp<int64_t>(static_cast<int64_t>(fit), 1, kernels_.part_tiles);
 }
 
-// Tiles of a product of that size, and memory for them.
-void MatMulRunner::Cut(int64_t rows, int64_t cols) {
-  tile_rows_ = kernels_.tile_rows(rows, cols);
-  row_tiles_ = (rows + tile_rows_ - 1) / tile_rows_;
-  tile_bytes_ = kernels_.tile_bytes(cols, tile_rows_);
-  tiles_.Grow(static_cast<size_t>(row_tiles_) * tile_bytes_);
-  workspace_bytes_ = (kernels_.workspace_bytes(cols) + 63) / 64 * 64;
-  workspaces_.Grow(workspace_bytes_ * static_cast<size_t>(crew_.threads()));
-}
-
-void MatMulRunner::Reserve(int64_t rows, int64_t cols) {
-  if (rows > 0 && cols > 0) Cut(rows, cols);
-}
-
 void MatMulRunner::Prepare(TensorView x) {
+  tiles_.Grow(static_cast<size_t>(row_tiles_) * tile_bytes_);
   crew_.For(
       row_tiles_, std::max(1, kPreparedRows / tile_rows_), [&](int64_t begin, int64_t end, int) {
         for (int64_t t = begin; t < end; ++t) {
@@ -60,6 +47,8 @@ void MatMulRunner::Prepare(TensorView x) {
                            tile_rows_, tiles_.data() + static_cast<size_t>(t) * tile_bytes_);
         }
       });
+  workspace_bytes_ = (kernels_.workspace_bytes(x.cols) + 63) / 64 * 64;
+  workspaces_.Grow(workspace_bytes_ * static_cast<size_t>(crew_.threads()));
 }
 
 void MatMulRunner::RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
@@ -99,7 +88,9 @@ void MatMulRunner::Run(TensorView x, std::span<const Matrix* const> weights,
     quantised = quantised || matrix.quantised();
   }
   if (x.rows == 0 || panels == 0) return;
-  Cut(x.rows, x.cols);
+  tile_rows_ = kernels_.tile_rows(x.rows, x.cols);
+  row_tiles_ = (x.rows + tile_rows_ - 1) / tile_rows_;
+  tile_bytes_ = kernels_.tile_bytes(x.cols, tile_rows_);
   if (quantised) Prepare(x);
   const int64_t tiles_per_part = TilesPerPart();
   const int64_t row_parts = (row_tiles_ + tiles_per_part - 1) / tiles_per_part;

@@ -33,14 +33,11 @@ class CacheLines final {
 class MatMulRunner final {
  public:
   MatMulRunner(const Kernels& kernels, WorkCrew& crew) : kernels_(kernels), crew_(crew) {}
-  // Memory for products of up to that many rows and columns, so that Run allocates none.
-  void Reserve(int64_t rows, int64_t cols);
   // The shapes have been checked.
   void Run(TensorView x, std::span<const Matrix* const> weights, std::span<const TensorView> outs);
 
  private:
   int64_t TilesPerPart() const;
-  void Cut(int64_t rows, int64_t cols);
   void Prepare(TensorView x);
   void RunPanel(TensorView x, const PackedMatrix& weight, TensorView out, int64_t panel,
                 int64_t first_tile, int64_t end_tile, int thread);

@@ -92,13 +92,18 @@ struct MatMulKernels {
     }
   }
 
+  // Of both halves. Sums of rows that are not numbers may be anything, so they are added unsigned.
+  static int32_t Sum(const int32_t* halves) {
+    return static_cast<int32_t>(static_cast<uint32_t>(halves[0]) +
+                                static_cast<uint32_t>(halves[1]));
+  }
+
   // Unsigned codes have the offset in them, times the sum of the row's values.
   template <BlockLayout L>
   static I RemoveOffset(I dot, int32_t sum) {
     if constexpr (kSigned<L> || L.offset == 0) {
       return dot;
     } else {
-      // Unsigned: sums of rows that are not numbers may be anything.
       const auto offset = static_cast<uint32_t>(L.offset) * static_cast<uint32_t>(sum);
       return S::AddInt(dot, S::SetInt(static_cast<int32_t>(0u - offset)));
     }
@@ -170,8 +175,7 @@ struct MatMulKernels {
     for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kNv; ++v) {
-        dot[r][v] =
-            RemoveOffset<L>(dot[r][v], L.halves ? sums[2 * r] : sums[2 * r] + sums[2 * r + 1]);
+        dot[r][v] = RemoveOffset<L>(dot[r][v], L.halves ? sums[2 * r] : Sum(sums + 2 * r));
         if constexpr (L.halves) high[r][v] = RemoveOffset<L>(high[r][v], sums[2 * r + 1]);
       }
     }
@@ -404,8 +408,7 @@ struct MatMulKernels {
       out.half_sum[at * 2] = S::ReduceAddInt(sums[0]);
       out.half_sum[at * 2 + 1] = S::ReduceAddInt(sums[1]);
       out.scale[at] = top / (kPlanes == 1 ? 127.0f : 127.0f * 256.0f);
-      out.scaled_sum[at] =
-          out.scale[at] * static_cast<float>(out.half_sum[at * 2] + out.half_sum[at * 2 + 1]);
+      out.scaled_sum[at] = out.scale[at] * static_cast<float>(Sum(out.half_sum + at * 2));
     }
   }
 

@@ -60,7 +60,7 @@ TEST(MatMulRunnerTest, WideMatricesAndManyPartsHaveTheBitsOfOneRow) {
   const auto memory = kvstore::CreateHostMemory();
   for (const Isa& isa : AllIsas()) {
     if (!isa.available()) continue;
-    for (const int64_t cols : {2048, 4096}) {
+    for (const int64_t cols : {2048, 3584, 4096}) {
       Random random(1);
       const int64_t rows = 190;
       std::vector<float> x = random.Normals(static_cast<size_t>(rows * cols));
