@@ -44,7 +44,10 @@ BlockHandle::~BlockHandle() {
 }
 
 KvBlockPool::KvBlockPool(const KvShape& shape, uint32_t num_blocks)
-    : shape_(shape), num_blocks_(num_blocks), use_counts_(num_blocks, 0) {
+    : shape_(shape),
+      num_blocks_(num_blocks),
+      allocated_at_(num_blocks, 0),
+      use_counts_(num_blocks, 0) {
   free_.reserve(num_blocks);
   for (uint32_t i = num_blocks; i > 0; --i) free_.push_back(i - 1);
 }
@@ -81,12 +84,24 @@ std::optional<BlockHandle> KvBlockPool::Allocate() {
   const uint32_t id = free_.back();
   free_.pop_back();
   use_counts_[id] = 1;
+  allocated_at_[id] = losses_;
   return BlockHandle(this, common::BlockId(id));
 }
 
 uint32_t KvBlockPool::use_count(common::BlockId id) const {
   absl::MutexLock lock(&mutex_);
   return use_counts_[id.value()];
+}
+
+void KvBlockPool::VoidBlocks() {
+  absl::WriterMutexLock no_copies(&loss_mutex_);
+  absl::MutexLock lock(&mutex_);
+  ++losses_;
+}
+
+bool KvBlockPool::intact(common::BlockId id) const {
+  absl::MutexLock lock(&mutex_);
+  return allocated_at_[id.value()] == losses_;
 }
 
 void KvBlockPool::AddReference(common::BlockId id) {
@@ -114,11 +129,14 @@ CopyRuns KvBlockPool::RunsOf(const KvArena& arena) const {
 }
 
 absl::Status KvBlockPool::CheckCopy(common::BlockId id, size_t bytes) const {
-  if (id.value() < num_blocks_ && bytes == shape_.block_bytes()) return absl::OkStatus();
-  return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
+  if (id.value() >= num_blocks_ || bytes != shape_.block_bytes()) {
+    return absl::InvalidArgumentError("no such block, or the buffer is not one block long");
+  }
+  return intact(id) ? absl::OkStatus() : absl::DataLossError("what the block held has been lost");
 }
 
 absl::Status KvBlockPool::StartRead(common::BlockId id, MutableByteSpan logical) const {
+  absl::ReaderMutexLock no_loss(&loss_mutex_);
   RETURN_IF_ERROR(CheckCopy(id, logical.size()));
   for (size_t rank = 0; rank < arenas_.size(); ++rank) {
     const KvArena& arena = arenas_[rank];
@@ -129,6 +147,7 @@ absl::Status KvBlockPool::StartRead(common::BlockId id, MutableByteSpan logical)
 }
 
 absl::Status KvBlockPool::StartWrite(common::BlockId id, ByteSpan logical) {
+  absl::ReaderMutexLock no_loss(&loss_mutex_);
   RETURN_IF_ERROR(CheckCopy(id, logical.size()));
   for (size_t rank = 0; rank < arenas_.size(); ++rank) {
     const KvArena& arena = arenas_[rank];
@@ -158,6 +177,7 @@ absl::Status KvBlockPool::WriteBlock(common::BlockId id, ByteSpan logical) {
 }
 
 absl::Status KvBlockPool::CopyBlock(common::BlockId from, common::BlockId to) {
+  absl::ReaderMutexLock no_loss(&loss_mutex_);
   RETURN_IF_ERROR(CheckCopy(from, shape_.block_bytes()));
   RETURN_IF_ERROR(CheckCopy(to, shape_.block_bytes()));
   for (size_t rank = 0; rank < arenas_.size(); ++rank) {

@@ -86,6 +86,12 @@ class KvBlockPool final {
   std::optional<BlockHandle> Allocate();
   // How many handles exist for the block.
   uint32_t use_count(common::BlockId id) const;
+  // Some rank's memory has lost what it held: the bytes of every block that is in use are gone.
+  // Until the block is free and allocated again, copies from and to it fail with DataLoss. Returns
+  // when no copy that began before can still be begun at any rank.
+  void VoidBlocks();
+  // False for a block in use whose bytes are gone.
+  bool intact(common::BlockId id) const;
 
   // Copies one logical block (all heads, `shape().block_bytes()` bytes) to or from host memory,
   // gathering or scattering the ranks' heads.
@@ -104,7 +110,8 @@ class KvBlockPool final {
   friend class BlockHandle;
   KvBlockPool(const KvShape& shape, uint32_t num_blocks);
   CopyRuns RunsOf(const KvArena& arena) const;
-  absl::Status CheckCopy(common::BlockId id, size_t bytes) const;
+  absl::Status CheckCopy(common::BlockId id, size_t bytes) const
+      ABSL_SHARED_LOCKS_REQUIRED(loss_mutex_);
   void AddReference(common::BlockId id);
   void Release(common::BlockId id);
 
@@ -113,7 +120,11 @@ class KvBlockPool final {
   std::vector<Shard> shards_;
   std::vector<std::unique_ptr<MemoryRegion>> regions_;
   std::vector<KvArena> arenas_;
+  // Shared while copies are begun: in front of mutex_.
+  mutable absl::Mutex loss_mutex_;
   mutable absl::Mutex mutex_;
+  uint32_t losses_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<uint32_t> allocated_at_ ABSL_GUARDED_BY(mutex_);  // [block], after so many losses
   std::vector<uint32_t> use_counts_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mutex_);
 };

@@ -86,6 +86,7 @@ void DeviceCache::Insert(const BlockKey& root, std::span<const TokenId> tokens,
     const auto held = tokens.first(std::min(block_tokens, tokens.size()));
     tokens = tokens.subspan(held.size());
     const BlockKey key = ChildKey(parent, held);
+    if (!pool_.intact(block.id())) break;
     if (!Covered(parent, held) && !entries_.contains(key)) {
       lru_.push_back(key);
       Entry entry{parent, {held.begin(), held.end()}, block, std::prev(lru_.end())};

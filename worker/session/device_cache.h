@@ -42,7 +42,7 @@ class DeviceCache final {
   DeviceMatch Match(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens);
 
   // Registers the blocks that hold `tokens`; the last may be partly filled. A block whose key is
-  // cached already is not taken.
+  // cached already is not taken, nor is one whose bytes have been lost, or what follows it.
   void Insert(const kvstore::BlockKey& root, std::span<const common::TokenId> tokens,
               std::span<const kvstore::BlockHandle> blocks);
 

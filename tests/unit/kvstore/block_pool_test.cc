@@ -57,6 +57,29 @@ TEST_F(BlockPoolTest, HandlesShareAndFree) {
   EXPECT_EQ(pool->free_blocks(), 2u);
 }
 
+TEST_F(BlockPoolTest, WhatWasLostIsNotCopiedUntilItIsAllocatedAnew) {
+  const auto pool = Pool(3, {3});
+  std::optional<BlockHandle> lost = pool->Allocate();
+  std::vector<std::byte> bytes = Pattern(1);
+  ASSERT_OK(pool->WriteBlock(lost->id(), bytes));
+  EXPECT_TRUE(pool->intact(lost->id()));
+  pool->VoidBlocks();
+  const BlockHandle fresh = *pool->Allocate();
+  EXPECT_FALSE(pool->intact(lost->id()));
+  EXPECT_TRUE(pool->intact(fresh.id()));
+  EXPECT_THAT(pool->ReadBlock(lost->id(), bytes), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(pool->WriteBlock(lost->id(), bytes), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(pool->CopyBlock(lost->id(), fresh.id()), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(pool->CopyBlock(fresh.id(), lost->id()), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_OK(pool->WriteBlock(fresh.id(), bytes));
+  const common::BlockId id = lost->id();
+  lost.reset();
+  lost = pool->Allocate();
+  ASSERT_EQ(lost->id(), id);
+  EXPECT_TRUE(pool->intact(id));
+  EXPECT_OK(pool->ReadBlock(id, bytes));
+}
+
 class ShardedBlockPoolTest : public BlockPoolTest, public ::testing::WithParamInterface<KvShape> {};
 INSTANTIATE_TEST_SUITE_P(Shapes, ShardedBlockPoolTest, ::testing::Values(kShape, kInt8Shape),
                          [](const auto& info) { return DtypeName(info.param.dtype); });

@@ -164,6 +164,16 @@ TEST_F(DeviceCacheTest, ForgetDropsTheSequenceAndNothingElse) {
   EXPECT_EQ(cache_->Forget(root_, Range(0, 11)), 0);
 }
 
+// A turn that ends late may still offer blocks of before the loss.
+TEST_F(DeviceCacheTest, BlocksWhoseBytesAreLostAreNotTaken) {
+  auto mine = Blocks(2);
+  pool_->VoidBlocks();
+  mine[0] = Blocks(1)[0];
+  cache_->Insert(root_, Range(0, 8), mine);
+  EXPECT_EQ(cache_->size(), 1);
+  EXPECT_EQ(cache_->Match(root_, Range(0, 8)).full.size(), 1u);
+}
+
 TEST_F(DeviceCacheTest, ClearLetsEverythingGo) {
   Put(Range(0, 10));
   cache_->Clear();
