@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "tests/support/status_matchers.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/rank_exchange.h"
 
 namespace loopserve::worker {
 namespace {
@@ -29,7 +31,38 @@ struct CommunicatorKind {
   const char* name;
   std::vector<std::unique_ptr<Communicator>> (*create)(int size, absl::Duration timeout);
 };
-constexpr CommunicatorKind kKinds[] = {{"thread", &CreateThreadCommunicators}};
+
+// Ranks of processes that hold up to `per_process` ranks each, joined over sockets.
+template <int per_process>
+std::vector<std::unique_ptr<Communicator>> CreateOverProcesses(int size, absl::Duration timeout) {
+  const auto listener = *FrameListener::Listen("127.0.0.1", 0);
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  std::vector<RankRange> processes;
+  for (int first = 0; first < size; first += per_process) {
+    processes.push_back({first, std::min(per_process, size - first)});
+  }
+  std::vector<std::shared_ptr<RankExchange>> exchanges(processes.size());
+  std::vector<std::thread> dialling;
+  for (size_t i = 1; i < processes.size(); ++i) {
+    dialling.emplace_back([&, i] {
+      exchanges[i] = *RankExchange::Follow("127.0.0.1", listener->port(), "token", processes[i],
+                                           size, deadline, timeout);
+    });
+  }
+  exchanges[0] =
+      *RankExchange::Lead(*listener, "token", processes[0], std::span(processes).subspan(1),
+                          deadline, timeout, [] { return absl::OkStatus(); });
+  for (std::thread& thread : dialling) thread.join();
+  std::vector<std::unique_ptr<Communicator>> ranks;
+  for (const auto& exchange : exchanges) {
+    for (auto& comm : CreateProcessCommunicators(exchange)) ranks.push_back(std::move(comm));
+  }
+  return ranks;
+}
+
+constexpr CommunicatorKind kKinds[] = {{"thread", &CreateThreadCommunicators},
+                                       {"process", &CreateOverProcesses<1>},
+                                       {"processOfTwo", &CreateOverProcesses<2>}};
 
 // A matrix whose rows lie further apart than they are wide; what lies between them must stay.
 class Matrix {

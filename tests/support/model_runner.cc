@@ -56,7 +56,7 @@ absl::Status ModelRunner::LoadRanks(const worker::GgufFile& file, const worker::
     backends.push_back(rank.backend.get());
     ranks_.push_back(std::move(rank));
   }
-  ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, absl::Minutes(10)));
+  ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, absl::Minutes(10), nullptr));
   for (size_t r = 0; r < comms.size(); ++r) ranks_[r].comm = std::move(comms[r]);
   return absl::OkStatus();
 }

@@ -119,9 +119,13 @@ class Backend {
   // --- Ranks
   // Communicators for the ranks whose backends these are, in order; called on the first of them, at
   // the start and again after an abort. A rank that the others miss for longer than `timeout` ends
-  // their wait. FailedPrecondition when the devices cannot be joined.
+  // their wait. FailedPrecondition when the devices cannot be joined. They are all ranks there are
+  // (`exchange` is null), or those of this process: `exchange` then joins the processes, whose
+  // first backends are all called at the same time.
   virtual absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
-      std::span<Backend* const> group, absl::Duration timeout) {
+      std::span<Backend* const> group, absl::Duration timeout,
+      const std::shared_ptr<RankExchange>& exchange) {
+    if (exchange != nullptr) return CreateProcessCommunicators(exchange);
     return CreateThreadCommunicators(static_cast<int>(group.size()), timeout);
   }
   // OK when ConnectRanks can be expected to succeed for several; FailedPrecondition, with the way

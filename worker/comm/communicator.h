@@ -52,4 +52,10 @@ class Communicator {
 std::vector<std::unique_ptr<Communicator>> CreateThreadCommunicators(int size,
                                                                      absl::Duration timeout);
 
+class RankExchange;
+// This process's ranks of a group that lives in several, over the exchange that joins them, in
+// order.
+std::vector<std::unique_ptr<Communicator>> CreateProcessCommunicators(
+    const std::shared_ptr<RankExchange>& exchange);
+
 }  // namespace loopserve::worker

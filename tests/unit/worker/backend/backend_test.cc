@@ -55,7 +55,7 @@ TEST_F(BackendTest, AStepIsItsOps) {
 TEST_F(BackendTest, RanksOfTheHostAreJoinedByThreads) {
   const std::unique_ptr<Backend> other = *CreateBackend({.name = "reference"});
   Backend* const group[] = {backend_.get(), other.get()};
-  const auto ranks = backend_->ConnectRanks(group, absl::Seconds(1));
+  const auto ranks = backend_->ConnectRanks(group, absl::Seconds(1), nullptr);
   ASSERT_OK(ranks.status());
   EXPECT_EQ(ranks->size(), 2u);
   EXPECT_FALSE(backend_->prefers_input_sharding());

@@ -1,0 +1,165 @@
+#include "worker/comm/rank_exchange.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "tests/support/status_matchers.h"
+
+namespace loopserve::worker {
+namespace {
+
+using ::loopserve::testing::StatusIs;
+using ::testing::HasSubstr;
+
+constexpr char kHost[] = "127.0.0.1";
+
+absl::Time In(absl::Duration time) { return absl::Now() + time; }
+RankExchange::Bytes Bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
+std::string Text(RankExchange::Bytes bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// A leader with rank 0 and another process with ranks 1 and 2.
+class RankExchangeTest : public ::testing::Test {
+ protected:
+  void Connect(absl::Duration timeout = absl::Minutes(1)) {
+    std::thread dial([&] {
+      other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                     In(absl::Seconds(20)), timeout);
+    });
+    leader_ = *Lead(In(absl::Seconds(20)), timeout);
+    dial.join();
+  }
+  absl::StatusOr<std::shared_ptr<RankExchange>> Lead(absl::Time deadline,
+                                                     absl::Duration timeout = absl::Minutes(1)) {
+    const RankRange others[] = {{1, 2}};
+    return RankExchange::Lead(*listener_, "token", {0, 1}, others, deadline, timeout,
+                              [this] { return may_wait_; });
+  }
+  RankExchange& Of(int rank) { return rank == 0 ? *leader_ : *other_; }
+  // What each rank gets when all bring something of the kind.
+  void MeetAll(const std::function<std::string(int rank)>& brings) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 3; ++rank) {
+      threads.emplace_back([&, rank] {
+        ASSERT_OK_AND_ASSIGN(const auto seen, Of(rank).Meet(rank, Bytes(brings(rank))));
+        ASSERT_EQ(seen.size(), 3U);
+        for (int r = 0; r < 3; ++r) EXPECT_EQ(Text(seen[static_cast<size_t>(r)]), brings(r));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  const std::unique_ptr<FrameListener> listener_ = *FrameListener::Listen(kHost, 0);
+  absl::Status may_wait_;
+  std::shared_ptr<RankExchange> leader_, other_;
+};
+
+TEST_F(RankExchangeTest, EveryRankSeesWhatAllBring) {
+  Connect();
+  EXPECT_EQ(leader_->size(), 3);
+  EXPECT_EQ(other_->here().first, 1);
+  for (int round = 0; round < 50; ++round) {
+    MeetAll([&](int rank) {
+      return std::string(static_cast<size_t>((round * 7919 * (rank + 1)) % 5000),
+                         static_cast<char>('a' + (rank + round) % 26));
+    });
+  }
+}
+
+TEST_F(RankExchangeTest, OneThreadMayMeetForAllRanksOfItsProcess) {
+  Connect();
+  std::thread other([&] {
+    ASSERT_OK_AND_ASSIGN(const auto seen, other_->MeetForAll({}));
+    EXPECT_EQ(Text(seen[0]), "from the leader");
+  });
+  const std::string mine = "from the leader";
+  ASSERT_OK_AND_ASSIGN(const auto seen, leader_->MeetForAll(Bytes(mine)));
+  EXPECT_EQ(Text(seen[0]), mine);
+  EXPECT_TRUE(seen[2].empty());
+  other.join();
+  MeetAll([](int rank) { return absl::StrCat(rank); });
+}
+
+TEST_F(RankExchangeTest, APodThatDoesNotComeIsNamed) {
+  EXPECT_THAT(Lead(In(absl::Milliseconds(30))),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("ranks 1 to 2")));
+}
+
+TEST_F(RankExchangeTest, NobodyWaitsForAPodThatIsKnownToBeGone) {
+  may_wait_ = absl::UnavailableError("it has left");
+  EXPECT_EQ(Lead(In(absl::Minutes(5))).status(), may_wait_);
+}
+
+TEST_F(RankExchangeTest, StrangersAreSentAway) {
+  // A wrong token, ranks that are nobody's, and no words at all.
+  const auto wrong = RankExchange::Follow(kHost, listener_->port(), "guess", {1, 2}, 3,
+                                          In(absl::Seconds(20)), absl::Minutes(1));
+  const auto twice = RankExchange::Follow(kHost, listener_->port(), "token", {2, 1}, 3,
+                                          In(absl::Seconds(20)), absl::Minutes(1));
+  FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20))).status().IgnoreError();
+  Connect();
+  MeetAll([](int rank) { return absl::StrCat(rank); });
+  EXPECT_THAT((*wrong)->Meet(1, {}), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(RankExchangeTest, ALostProcessEndsTheRoundOfTheOthers) {
+  Connect();
+  std::thread waits(
+      [&] { EXPECT_THAT(leader_->Meet(0, {}), StatusIs(absl::StatusCode::kCancelled)); });
+  other_.reset();  // says so before it goes
+  waits.join();
+}
+
+TEST_F(RankExchangeTest, TheLeadersReasonCounts) {
+  Connect();
+  leader_->Abort(absl::InternalError("first"));
+  EXPECT_EQ(other_->Break(absl::CancelledError("second")), absl::InternalError("first"));
+  EXPECT_EQ(leader_->status(), absl::InternalError("first"));
+}
+
+TEST_F(RankExchangeTest, AnAbortReachesARankWhoseProcessIsNotAllThere) {
+  Connect();
+  std::thread waits(
+      [&] { EXPECT_EQ(other_->Meet(1, {}).status(), absl::InternalError("enough")); });
+  absl::SleepFor(absl::Milliseconds(20));
+  leader_->Abort(absl::InternalError("enough"));
+  waits.join();
+}
+
+TEST_F(RankExchangeTest, WaitingHasAnEnd) {
+  Connect(absl::Milliseconds(30));
+  EXPECT_THAT(other_->Meet(2, {}), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(leader_->Meet(0, {}), StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+// A process that speaks the protocol and lies: the same round twice, a round of the future, a frame
+// with another number of ranks.
+TEST_F(RankExchangeTest, FramesThatCannotBeEndTheExchange) {
+  for (const auto& [round, pieces, again] :
+       {std::tuple{uint64_t{0}, 2, true}, {uint64_t{7}, 2, false}, {uint64_t{0}, 3, false}}) {
+    std::unique_ptr<FrameSocket> liar;
+    std::thread dial([&] {
+      liar = *FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20)));
+      const std::string token = "token";
+      const int32_t ranks[] = {1, 2};
+      const RankExchange::Bytes hello[] = {Bytes(token), std::as_bytes(std::span(ranks))};
+      ASSERT_OK(liar->Send(FrameSocket::Kind::kHello, 0, hello));
+    });
+    leader_ = *Lead(In(absl::Seconds(20)));
+    dial.join();
+    const std::vector<RankExchange::Bytes> frame(static_cast<size_t>(pieces));
+    ASSERT_OK(liar->Send(FrameSocket::Kind::kData, round, frame));
+    if (again) liar->Send(FrameSocket::Kind::kData, round, frame).IgnoreError();
+    absl::Status status;
+    for (int i = 0; i < 3 && status.ok(); ++i) status = leader_->Meet(0, {}).status();
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kDataLoss, HasSubstr("ranks 1 to 2")));
+  }
+}
+
+}  // namespace
+}  // namespace loopserve::worker
