@@ -103,6 +103,7 @@ class StepLoopEngine final : public Engine {
   void ExpireAll();
   void EndAll();
   void Publish();
+  void NoticeLostKv();
 
   // From the queue to the batch.
   void Enqueue(Owned sequence);
@@ -151,6 +152,7 @@ class StepLoopEngine final : public Engine {
   absl::flat_hash_set<TurnTicket> cancelled_early_;
   uint64_t admissions_ = 0;
   bool blocked_on_blocks_ = false;
+  uint64_t kv_losses_ = 0;      // of the ranks, that have been noticed
   int64_t parking_blocks_ = 0;  // that become free when turns have been parked
   std::vector<Claimant> waiting_claims_, running_claims_;  // scratch
   std::vector<SequenceView> views_;                        // scratch
@@ -231,6 +233,7 @@ void StepLoopEngine::Loop() {
     Handle(std::move(events));
     if (stopping_ && ledger_.size() == 0) return;
     ExpireAll();
+    NoticeLostKv();
     Admit();
     runnable = Step();
     Publish();
@@ -331,6 +334,17 @@ void StepLoopEngine::Publish() {
   metrics_.waiting_slots->Set(blocked_on_blocks_ ? 0 : static_cast<double>(waiting));
   for (int rank = 0; rank < ranks_.size(); ++rank) {
     metrics_.rank_up[static_cast<size_t>(rank)]->Set(ranks_.rank_up(rank) ? 1 : 0);
+  }
+}
+
+// What lay on the device is gone. Those who held some of it begin again, with what the store has.
+void StepLoopEngine::NoticeLostKv() {
+  const uint64_t losses = ranks_.Refresh();
+  if (losses == std::exchange(kv_losses_, losses)) return;
+  kv_.device().Clear();
+  for (Owned& sequence : std::exchange(running_, {})) {
+    GiveUpBlocks(*sequence);
+    Enqueue(std::move(sequence));
   }
 }
 

@@ -16,6 +16,7 @@
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "worker/engine/rank_loading.h"
+#include "worker/engine/rank_pods.h"
 #include "worker/engine/rank_watch.h"
 
 namespace loopserve::worker {
@@ -26,29 +27,53 @@ using kvstore::KvBlockPool;
 // How long the others get to notice an abort before they count as stalled too.
 constexpr absl::Duration kAbortGrace = absl::Milliseconds(400);
 
-absl::Status WithRank(int rank, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat("rank ", rank, ": ", status.message()));
+absl::Status WithNames(RankRange ranks, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(NamesOf(ranks), ": ", status.message()));
+}
+
+int CountRanks(size_t here, RankPods* pods) {
+  int ranks = static_cast<int>(here);
+  if (pods == nullptr) return ranks;
+  for (const RemoteRanks* const pod : pods->others()) ranks += pod->ranks().count;
+  return ranks;
 }
 
 class ThreadRankGroup final : public RankGroup {
  public:
   ThreadRankGroup(std::vector<Rank> parts, std::unique_ptr<KvBlockPool> pool,
-                  absl::Duration step_timeout, absl::Duration stall_timeout, common::Logger& log)
+                  absl::Duration step_timeout, absl::Duration stall_timeout, common::Logger& log,
+                  RankPods* pods)
       : step_timeout_(step_timeout),
         stall_timeout_(stall_timeout),
         log_(log),
-        watch_(static_cast<int>(parts.size()), stall_timeout),
-        slots_(parts.size()),
+        pods_(pods),
+        local_(parts.size()),
+        first_(pods == nullptr ? 0 : pods->here().first),
+        watch_(CountRanks(parts.size(), pods), stall_timeout),
+        slots_(parts.size() + (pods == nullptr ? 0 : pods->others().size())),
         pool_(std::move(pool)) {
-    for (size_t i = 0; i < parts.size(); ++i) slots_[i].parts = std::move(parts[i]);
+    for (size_t i = 0; i < local_; ++i) {
+      slots_[i].parts = std::move(parts[i]);
+      slots_[i].ranks = {first_ + static_cast<int>(i), 1};
+    }
+    for (size_t i = local_; i < slots_.size(); ++i) {
+      slots_[i].remote = pods->others()[i - local_];
+      slots_[i].ranks = slots_[i].remote->ranks();
+    }
   }
 
   // Before anything else.
   absl::Status Start() {
-    RETURN_IF_ERROR(Connect());
-    for (int i = 0; i < size(); ++i) {
-      threads_.push_back(
-          common::NamedThread(absl::StrCat("rank-", i), [this, i](std::stop_token) { Loop(i); }));
+    if (pods_ != nullptr) joins_ = pods_->joins();
+    if (first_ == 0) {
+      RETURN_IF_ERROR(Connect());
+    } else {
+      absl::MutexLock lock(&mutex_);
+      broken_ = true;  // until Reconnect
+    }
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      threads_.push_back(common::NamedThread(absl::StrCat("rank-", slots_[i].ranks.first),
+                                             [this, i](std::stop_token) { Loop(slots_[i]); }));
     }
     return absl::OkStatus();
   }
@@ -58,13 +83,15 @@ class ThreadRankGroup final : public RankGroup {
       absl::MutexLock lock(&mutex_);
       stop_ = true;
     }
-    for (Slot& slot : slots_) {
-      if (slot.comm) slot.comm->Abort(absl::CancelledError("the rank group is closing"));
-    }
+    Abort(absl::CancelledError("the rank group is closing"));
   }
 
   absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) override {
+    const uint64_t losses = kv_losses_;
     RETURN_IF_ERROR(Heal());
+    if (kv_losses_ != losses) {
+      return absl::UnavailableError("a pod has been replaced, and its part of the KV is gone");
+    }
     watch_.Begin();
     {
       absl::MutexLock lock(&mutex_);
@@ -73,7 +100,7 @@ class ThreadRankGroup final : public RankGroup {
         slot.running = true;
       }
       failure_ = absl::OkStatus();
-      busy_ = size();
+      busy_ = slots_.size();
     }
     plan.reset();  // the ranks let go of theirs as they finish
     RETURN_IF_ERROR(Await());
@@ -85,25 +112,66 @@ class ThreadRankGroup final : public RankGroup {
     return StepResult{.logits = slots_[0].logits, .skew = last - first};
   }
 
-  int size() const override { return static_cast<int>(slots_.size()); }
+  uint64_t Refresh() override {
+    Heal().IgnoreError();  // Run will tell
+    return kv_losses_;
+  }
+
+  void Abort(const absl::Status& why) override {
+    absl::MutexLock lock(&mutex_);
+    AbortAll(why);
+  }
+
+  absl::Status Reconnect() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      broken_ = true;
+    }
+    return Heal();
+  }
+
+  void Settle() override {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(this, &ThreadRankGroup::AllIdle));
+  }
+
+  int size() const override {
+    int ranks = 0;
+    for (const Slot& slot : slots_) ranks += slot.ranks.count;
+    return ranks;
+  }
   const ModelConfig& config() const override { return slots_[0].parts.model->config(); }
   KvBlockPool& pool() override { return *pool_; }
   std::string backend_name() const override { return std::string(slots_[0].parts.backend->name()); }
   int activation_bits() const override { return slots_[0].parts.backend->activation_bits(); }
   size_t resident_bytes() const override {
     size_t bytes = 0;
-    for (const Slot& slot : slots_) bytes += slot.parts.model->resident_bytes();
+    for (const Slot& slot : slots_) {
+      bytes += slot.remote ? slot.remote->weights_bytes() : slot.parts.model->resident_bytes();
+    }
     return bytes;
   }
-  bool rank_up(int rank) const override { return slots_[static_cast<size_t>(rank)].up; }
+  bool rank_up(int rank) const override {
+    for (const Slot& slot : slots_) {
+      if (rank < slot.ranks.first + slot.ranks.count) return slot.up;
+    }
+    return false;
+  }
+  std::vector<uint64_t> calls() const override { return watch_.calls(); }
+  absl::Status whole() const override {
+    return pods_ == nullptr ? absl::OkStatus() : pods_->whole();
+  }
   bool lost() const override {
     absl::MutexLock lock(&mutex_);
     return !lost_.ok() || (broken_ && !AllIdle() && absl::Now() - broken_at_ > step_timeout_);
   }
 
  private:
-  // One rank. Its thread reads `parts` and `comm`, and owns the results until it has finished.
+  // One rank of this process, or all of another. Its thread reads `parts`, `comm` and `remote`, and
+  // owns the results until it has finished.
   struct Slot {
+    RankRange ranks;
+    RemoteRanks* remote = nullptr;  // null: a rank of this process
     Rank parts;
     std::unique_ptr<Communicator> comm;        // over what the backend owns: goes before it
     std::vector<AttentionSequence> sequences;  // of the step at hand: its thread's own
@@ -119,26 +187,49 @@ class ThreadRankGroup final : public RankGroup {
 
   absl::Status Connect() {
     std::vector<Backend*> backends;
-    for (const Slot& slot : slots_) backends.push_back(slot.parts.backend.get());
+    for (size_t i = 0; i < local_; ++i) backends.push_back(slots_[i].parts.backend.get());
+    std::shared_ptr<RankExchange> exchange;
+    if (pods_ != nullptr) {
+      ASSIGN_OR_RETURN(exchange, pods_->Meet());
+    }
     // This thread notices first, and knows better who is missed.
-    ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_));
-    for (size_t i = 0; i < slots_.size(); ++i) {
-      slots_[i].comm = Watched(std::move(comms[i]), watch_);
+    ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_, exchange));
+    absl::MutexLock lock(&mutex_);
+    for (size_t i = 0; i < local_; ++i) {
+      slots_[i].comm = Watched(std::move(comms[i]), watch_, static_cast<int>(i));
     }
     return absl::OkStatus();
   }
 
-  // After a failed step: fresh communicators, once every rank has come back from it.
+  void AbortAll(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    for (Slot& slot : slots_) {
+      if (slot.comm != nullptr) slot.comm->Abort(why);
+      if (slot.remote != nullptr) slot.remote->Abort(why);
+    }
+  }
+
+  // After a failed step, or when a pod has been replaced: fresh communicators, once every rank has
+  // come back.
   absl::Status Heal() {
+    uint64_t joins = 0;
+    if (pods_ != nullptr) {
+      RETURN_IF_ERROR(pods_->whole());
+      joins = pods_->joins();
+    }
     {
       absl::MutexLock lock(&mutex_);
       RETURN_IF_ERROR(lost_);
-      if (!broken_) return absl::OkStatus();
+      if (!broken_ && joins == joins_) return absl::OkStatus();
+      broken_ = true;
       if (!AllIdle()) {
         return absl::UnavailableError(
             absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
                          " has not come back from a step that was given up"));
       }
+    }
+    if (joins != std::exchange(joins_, joins)) {
+      pool_->VoidBlocks();  // before any copy can reach the new pod
+      ++kv_losses_;
     }
     RETURN_IF_ERROR(Connect());  // no rank is at its communicator
     for (Slot& slot : slots_) slot.up = true;
@@ -163,6 +254,7 @@ class ThreadRankGroup final : public RankGroup {
     absl::Time failed = absl::InfiniteFuture();
     while (!mutex_.AwaitWithTimeout(
         idle, std::clamp(end - absl::Now(), absl::Milliseconds(1), watch_.tick()))) {
+      HearOfOthers();
       const absl::Time now = absl::Now();
       if (!failure_.ok()) failed = std::min(failed, now);
       if (failure_.ok() ? GiveUp(now >= end)
@@ -172,14 +264,26 @@ class ThreadRankGroup final : public RankGroup {
     if (failure_.ok() && AllIdle()) return absl::OkStatus();
     broken_ = true;
     broken_at_ = absl::Now();
-    for (int rank : Stalled()) slots_[static_cast<size_t>(rank)].up = false;
+    for (Slot& slot : slots_) {
+      if (slot.running) slot.up = false;
+    }
     return failure_;
+  }
+
+  void HearOfOthers() {
+    for (size_t i = local_; i < slots_.size(); ++i) Heard(slots_[i], slots_[i].remote->calls());
+  }
+  void Heard(const Slot& slot, std::span<const uint64_t> calls) {
+    for (size_t r = 0; r < calls.size(); ++r) {
+      watch_.Reached(slot.ranks.first - first_ + static_cast<int>(r), calls[r]);
+    }
   }
 
   // Ends the step for those who wait for a silent rank, or for everybody when it is `late`. False
   // when all is well.
   bool GiveUp(bool late) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const std::vector<int> silent = watch_.Silent();
+    std::vector<int> silent = watch_.Silent();
+    for (int& rank : silent) rank += first_;
     if (!late && silent.empty()) return false;
     failure_ = absl::DeadlineExceededError(
         silent.empty()
@@ -188,7 +292,7 @@ class ThreadRankGroup final : public RankGroup {
             : absl::StrCat("rank ", absl::StrJoin(silent, ", "),
                            " stalled: the others waited for longer than ",
                            absl::FormatDuration(stall_timeout_)));
-    for (Slot& slot : slots_) slot.comm->Abort(failure_);
+    AbortAll(failure_);
     const auto back = [this, &silent]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       const std::vector<int> away = Stalled();
       return std::includes(silent.begin(), silent.end(), away.begin(), away.end());
@@ -199,14 +303,15 @@ class ThreadRankGroup final : public RankGroup {
 
   std::vector<int> Stalled() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     std::vector<int> ranks;
-    for (int i = 0; i < size(); ++i) {
-      if (slots_[static_cast<size_t>(i)].running) ranks.push_back(i);
+    for (const Slot& slot : slots_) {
+      for (int r = 0; slot.running && r < slot.ranks.count; ++r) {
+        ranks.push_back(slot.ranks.first + r);
+      }
     }
     return ranks;
   }
 
-  void Loop(int rank) {
-    Slot& slot = slots_[static_cast<size_t>(rank)];
+  void Loop(Slot& slot) {
     if (slot.parts.cpu >= 0) {
       const absl::Status status = common::PinThisThread(slot.parts.cpu);
       if (!status.ok()) log_.Warning("thread not pinned", {{"error", status.ToString()}});
@@ -222,14 +327,21 @@ class ThreadRankGroup final : public RankGroup {
         if (stop_) return;
         plan = std::exchange(slot.plan, nullptr);
       }
-      const absl::StatusOr<TensorView> logits = Execute(rank, *plan);
+      const absl::StatusOr<TensorView> logits =
+          slot.remote != nullptr ? ExecuteThere(slot, *plan) : Execute(slot, *plan);
       plan.reset();
-      Finish(rank, logits);
+      Finish(slot, logits);
     }
   }
 
-  absl::StatusOr<TensorView> Execute(int rank, const StepPlan& plan) {
-    Slot& slot = slots_[static_cast<size_t>(rank)];
+  // Logits are those of the ranks here.
+  absl::StatusOr<TensorView> ExecuteThere(Slot& slot, const StepPlan& plan) {
+    ASSIGN_OR_RETURN(const std::vector<uint64_t> calls, slot.remote->Execute(plan));
+    Heard(slot, calls);
+    return TensorView{};
+  }
+
+  absl::StatusOr<TensorView> Execute(Slot& slot, const StepPlan& plan) {
     slot.sequences.clear();
     int64_t row = 0;
     for (const StepPlan::Part& part : plan.parts) {
@@ -245,33 +357,12 @@ class ThreadRankGroup final : public RankGroup {
                           .positions = plan.positions,
                           .sequences = slot.sequences,
                           .logit_rows = plan.logit_rows};
-    return slot.parts.model->Forward(batch, pool_->arena(rank), *slot.comm);
+    return slot.parts.model->Forward(batch, pool_->arena(slot.ranks.first - first_), *slot.comm);
   }
 
-  void Finish(int rank, const absl::StatusOr<TensorView>& logits) {
-    Slot& slot = slots_[static_cast<size_t>(rank)];
-    if (!logits.ok()) {
-      const absl::Status why = WithRank(rank, logits.status());
-      {
-        // The first failure is the cause, noted before the others can hear of it; what they report
-        // is its echo.
-        absl::MutexLock lock(&mutex_);
-        if (failure_.ok()) {
-          failure_ = why;
-          slot.up = false;
-        }
-      }
-      slot.comm->Abort(why);
-      // What was sent to the device before may still write to the step's blocks. A device that does
-      // not even finish that will do nothing else either.
-      if (const absl::Status drained = slot.parts.backend->Synchronize(); !drained.ok()) {
-        absl::MutexLock lock(&mutex_);
-        lost_ = absl::UnavailableError(absl::StrCat("the device of rank ", rank, " has failed (",
-                                                    drained.message(), "): restart this worker"));
-        failure_ = lost_;
-      }
-    }
-    watch_.Arrive(rank);
+  void Finish(Slot& slot, const absl::StatusOr<TensorView>& logits) {
+    if (!logits.ok()) Fail(slot, logits.status());
+    if (slot.remote == nullptr) watch_.Arrive(slot.ranks.first - first_);
     absl::MutexLock lock(&mutex_);
     if (logits.ok()) slot.logits = *logits;
     slot.finished = absl::Now();
@@ -279,14 +370,43 @@ class ThreadRankGroup final : public RankGroup {
     --busy_;
   }
 
+  void Fail(Slot& slot, const absl::Status& status) {
+    const absl::Status why = WithNames(slot.ranks, status);
+    {
+      // The first failure is the cause, noted before the others can hear of it; what they report is
+      // its echo.
+      absl::MutexLock lock(&mutex_);
+      if (failure_.ok()) {
+        failure_ = why;
+        slot.up = false;
+      }
+      AbortAll(why);
+    }
+    if (slot.remote != nullptr) return;
+    // What was sent to the device before may still write to the step's blocks. A device that does
+    // not even finish that will do nothing else either.
+    if (const absl::Status drained = slot.parts.backend->Synchronize(); !drained.ok()) {
+      absl::MutexLock lock(&mutex_);
+      lost_ = absl::UnavailableError(absl::StrCat("the device of ", NamesOf(slot.ranks),
+                                                  " has failed (", drained.message(),
+                                                  "): restart this worker"));
+      failure_ = lost_;
+    }
+  }
+
   const absl::Duration step_timeout_;
   const absl::Duration stall_timeout_;
   common::Logger& log_;
-  RankWatch watch_;
+  RankPods* const pods_;                     // null: all ranks are here
+  const size_t local_;                       // slots of ranks here, the first ones
+  const int first_;                          // of the ranks here
+  RankWatch watch_;                          // by rank, from first_ on
+  uint64_t joins_ = 0;                       // of pods, when the group was connected last
+  uint64_t kv_losses_ = 0;                   // these two belong to the caller of Run
   std::vector<Slot> slots_;                  // never resized
   const std::unique_ptr<KvBlockPool> pool_;  // in memory of the slots' backends
   mutable absl::Mutex mutex_;
-  int busy_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t busy_ ABSL_GUARDED_BY(mutex_) = 0;  // slots
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time broken_at_ ABSL_GUARDED_BY(mutex_);  // when a step was given up last
@@ -299,23 +419,22 @@ class ThreadRankGroup final : public RankGroup {
 
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& file,
                                                              const RankGroupOptions& options,
-                                                             common::Logger& log) {
-  ASSIGN_OR_RETURN(LoadedRanks loaded, LoadRanks(file, options, log));
+                                                             common::Logger& log, RankPods* pods) {
+  ASSIGN_OR_RETURN(LoadedRanks loaded, LoadRanks(file, options, log, pods));
   return Assemble(std::move(loaded.ranks), std::move(loaded.pool), options.step_timeout, log,
-                  options.stall_timeout);
+                  options.stall_timeout, pods);
 }
 
-absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Assemble(std::vector<Rank> ranks,
-                                                               std::unique_ptr<KvBlockPool> pool,
-                                                               absl::Duration step_timeout,
-                                                               common::Logger& log,
-                                                               absl::Duration stall_timeout) {
-  if (ranks.empty() || static_cast<int>(ranks.size()) != pool->ranks()) {
+absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Assemble(
+    std::vector<Rank> ranks, std::unique_ptr<KvBlockPool> pool, absl::Duration step_timeout,
+    common::Logger& log, absl::Duration stall_timeout, RankPods* pods) {
+  const size_t holders = ranks.size() + (pods == nullptr ? 0 : pods->others().size());
+  if (ranks.empty() || static_cast<int>(holders) != pool->ranks()) {
     return absl::InvalidArgumentError(absl::StrCat("the pool has arenas for ", pool->ranks(),
-                                                   " ranks, there are ", ranks.size()));
+                                                   " ranks or pods, there are ", holders));
   }
   auto group = std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout,
-                                                 stall_timeout, log);
+                                                 stall_timeout, log, pods);
   RETURN_IF_ERROR(group->Start());
   return group;
 }

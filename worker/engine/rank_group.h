@@ -1,4 +1,5 @@
-// RankGroup: the tensor-parallel ranks of one model, as threads of this process.
+// RankGroup: the tensor-parallel ranks of one model, as threads of this process and, where there
+// are `pods` (rank_pods.h), of other processes.
 //
 // Each rank has its own Backend, Communicator and Model shard, and its arena of the KvBlockPool.
 // Run executes one step on all ranks in lockstep; the caller (the engine's leader) has made every
@@ -26,17 +27,21 @@
 #include "kvstore/block_pool.h"
 #include "worker/backend/backend.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/rank_exchange.h"
 #include "worker/engine/step.h"
 #include "worker/model/gguf.h"
 #include "worker/model/model.h"
 
 namespace loopserve::worker {
 
+class RankPods;
+
 inline constexpr absl::Duration kStallTimeout = absl::Milliseconds(1250);
 
 struct RankGroupOptions {
   int tp = 1;
-  int threads = 0;  // of the whole group; 0: all cores that the process may use
+  std::optional<RankRange> here;  // the ranks of this process; unset: all
+  int threads = 0;                // of all ranks here; 0: all cores that the process may use
   common::PinThreads pin_threads = common::PinThreads::kAuto;
   std::string backend = "auto";
   std::string isa = "auto";
@@ -44,6 +49,7 @@ struct RankGroupOptions {
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
   uint64_t kv_device_bytes = uint64_t{1} << 30;
+  uint32_t kv_blocks = 0;  // in place of kv_device_bytes; 0: not used
   // The pool's part of the memory that is free once the model is loaded; 0: kv_device_bytes counts.
   double kv_device_share = 0;
   uint64_t kv_host_bytes = 0;  // what the host tier may grow to: part of the predicted need
@@ -64,11 +70,14 @@ class RankGroup {
   // Loads the model on every rank and makes the pool. The need is predicted before anything is
   // loaded: ResourceExhausted with both numbers and the way out when it does not fit.
   // InvalidArgument for more ranks than KV heads, or a pool of less than one block.
+  // With `pods`, which must outlive the group, it waits until they have done the same.
   static absl::StatusOr<std::unique_ptr<RankGroup>> Create(const GgufFile& file,
                                                            const RankGroupOptions& options,
-                                                           common::Logger& log);
+                                                           common::Logger& log,
+                                                           RankPods* pods = nullptr);
 
-  // The same from given parts: for ranks that fail on purpose. Also what Backend::ConnectRanks
+  // The same from given parts: for ranks that fail on purpose, and for a process that follows a
+  // leader. Also what Backend::ConnectRanks
   // says.
   struct Rank {
     std::unique_ptr<Backend> backend;
@@ -78,7 +87,7 @@ class RankGroup {
   static absl::StatusOr<std::unique_ptr<RankGroup>> Assemble(
       std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,
       absl::Duration step_timeout, common::Logger& log,
-      absl::Duration stall_timeout = kStallTimeout);
+      absl::Duration stall_timeout = kStallTimeout, RankPods* pods = nullptr);
 
   // Waits for the ranks, a stalled one included.
   virtual ~RankGroup() = default;
@@ -87,7 +96,20 @@ class RankGroup {
   // because a stalled rank may outlast the call.
   virtual absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) = 0;
 
-  virtual int size() const = 0;
+  // Heals the group if it is broken and can be healed, so that what needs to be known of that is
+  // known before a step is planned: returns how often the pool's blocks have lost their KV so far,
+  // since the part that a pod held went with it. Run fails when it finds that out itself. The
+  // caller of Run.
+  virtual uint64_t Refresh() { return 0; }
+  // Ends the step at hand on all ranks, for this reason. Any thread.
+  virtual void Abort(const absl::Status& why) = 0;
+  // Of a process that follows a leader, which alone knows when a group has to be connected anew,
+  // and when a step may follow another: fresh communicators, first ones too; and waits until every
+  // rank has come back from the last step. The caller of Run.
+  virtual absl::Status Reconnect() = 0;
+  virtual void Settle() = 0;
+
+  virtual int size() const = 0;  // ranks, those of other processes included
   virtual const ModelConfig& config() const = 0;
   virtual kvstore::KvBlockPool& pool() = 0;
   virtual std::string backend_name() const = 0;
@@ -95,6 +117,10 @@ class RankGroup {
   virtual size_t resident_bytes() const = 0;
   // Whether the rank took part in the last step.
   virtual bool rank_up(int rank) const = 0;
+  // Of each rank here, the calls of its communicator that the step at hand has come to.
+  virtual std::vector<uint64_t> calls() const = 0;
+  // OK when all its processes are there; Unavailable, with the reason.
+  virtual absl::Status whole() const { return absl::OkStatus(); }
   // A rank's device has failed for good (its context is broken, say), or a rank has not come back
   // from a step for `step_timeout` since that was given up: Run returns Unavailable, and probably
   // only a new process helps.

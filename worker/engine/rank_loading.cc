@@ -14,13 +14,22 @@
 #include "common/units.h"
 #include "kvstore/host_arena.h"
 #include "worker/engine/memory_limit.h"
+#include "worker/engine/rank_pods.h"
 
 namespace loopserve::worker {
 namespace {
 
 using kvstore::KvBlockPool;
 
-// How many threads each rank has and, if they are pinned, where.
+// The ranks that this process loads.
+RankRange Here(const RankGroupOptions& options) {
+  return options.here.value_or(RankRange{0, options.tp});
+}
+ShardSpec SpecOf(const RankGroupOptions& options, int index) {
+  return {Here(options).first + index, options.tp};
+}
+
+// How many threads each rank here has and, if they are pinned, where.
 class ThreadPlan final {
  public:
   explicit ThreadPlan(const RankGroupOptions& options) : ThreadPlan(options, common::ReadCpus()) {}
@@ -37,9 +46,10 @@ class ThreadPlan final {
   ThreadPlan(const RankGroupOptions& options, const common::Cpus& cpus) {
     const int total = options.threads > 0 ? options.threads : static_cast<int>(cpus.allowed.size());
     pinned_ = common::ShouldPin(options.pin_threads, cpus, total);
+    const int ranks = Here(options).count;
     int before = 0;
-    for (int rank = 0; rank < options.tp; ++rank) {
-      const int threads = std::max(1, total / options.tp + (rank < total % options.tp ? 1 : 0));
+    for (int rank = 0; rank < ranks; ++rank) {
+      const int threads = std::max(1, total / ranks + (rank < total % ranks ? 1 : 0));
       cpus_.push_back(common::CpusOfThreads(cpus.allowed, before, threads));
       before += threads;
     }
@@ -108,8 +118,8 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
                          const RankGroupOptions& options, const kvstore::KvShape& shape,
                          uint64_t blocks, std::span<const RankGroup::Rank> ranks) {
   Need host{.kv_host = options.kv_host_bytes};
-  for (int rank = 0; rank < options.tp; ++rank) {
-    const ShardSpec spec{rank, options.tp};
+  for (int rank = 0; rank < Here(options).count; ++rank) {
+    const ShardSpec spec = SpecOf(options, rank);
     Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
     ModelOptions model = options.model;
     if (!model.shard_inputs) model.shard_inputs = backend.prefers_input_sharding();
@@ -134,14 +144,18 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
   return Compare(host, available, "the machine", "lower --kv-device-bytes or --kv-host-bytes");
 }
 
+std::string KindOf(const Backend& backend) {
+  return std::string(backend.name().substr(0, backend.name().find('/')));
+}
+
 // Each rank with its backend, no model yet; all of the kind that the first one got.
 absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanksOn(absl::string_view name,
                                                            const RankGroupOptions& options,
                                                            const ThreadPlan& plan,
                                                            std::vector<std::string>& passed_over) {
-  std::vector<RankGroup::Rank> ranks(static_cast<size_t>(options.tp));
+  std::vector<RankGroup::Rank> ranks(static_cast<size_t>(Here(options).count));
   std::string kind(name);
-  for (int rank = 0; rank < options.tp; ++rank) {
+  for (int rank = 0; rank < Here(options).count; ++rank) {
     RankGroup::Rank& parts = ranks[static_cast<size_t>(rank)];
     ASSIGN_OR_RETURN(parts.backend, CreateBackend({.name = kind,
                                                    .device = rank,
@@ -158,8 +172,7 @@ absl::StatusOr<std::vector<RankGroup::Rank>> CreateRanksOn(absl::string_view nam
       }
     }
     if (plan.pinned()) parts.cpu = plan.cpus(rank).front();
-    const absl::string_view full = parts.backend->name();
-    kind = std::string(full.substr(0, full.find('/')));
+    kind = KindOf(*parts.backend);
   }
   return ranks;
 }
@@ -190,15 +203,19 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
   };
   constexpr absl::string_view kWhose = "the share of free memory that kv-device-share names";
   uint32_t blocks = std::numeric_limits<uint32_t>::max();
-  for (int rank = 0; rank < options.tp; ++rank) {
+  size_t bytes_here = 0;  // of a block
+  for (int rank = 0; rank < Here(options).count; ++rank) {
+    bytes_here += ShardShape(shape, SpecOf(options, rank)).block_bytes();
+  }
+  for (int rank = 0; rank < Here(options).count; ++rank) {
     Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
     const std::optional<uint64_t> free = backend.memory().free_bytes();
     if (!free) {  // the host's, which the ranks share among themselves and with the host tier
       ASSIGN_OR_RETURN(const uint64_t available, HostMemory(options));
       const uint64_t left = available - std::min(available, options.kv_host_bytes);
-      return BlocksIn(share(left), shape.block_bytes(), shape.block_tokens, kWhose);
+      return BlocksIn(share(left), bytes_here, shape.block_tokens, kWhose);
     }
-    const size_t block_bytes = ShardShape(shape, {rank, options.tp}).block_bytes();
+    const size_t block_bytes = ShardShape(shape, SpecOf(options, rank)).block_bytes();
     ASSIGN_OR_RETURN(const uint32_t fit,
                      BlocksIn(share(*free - std::min<uint64_t>(*free, backend.overhead_bytes())),
                               block_bytes, shape.block_tokens, kWhose));
@@ -207,42 +224,96 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
   return blocks;
 }
 
+// At least; a share is known once the model is loaded.
+absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape) {
+  if (options.kv_device_share > 0) return 1;
+  if (options.kv_blocks > 0) return options.kv_blocks;
+  return BlocksIn(options.kv_device_bytes, shape.block_bytes(), shape.block_tokens,
+                  "kv-device-bytes");
+}
+
+RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,
+                  const kvstore::KvShape& shape, uint32_t blocks, const Backend& backend) {
+  return {.model_fingerprint = config.fingerprint,
+          .tp = options.tp,
+          .backend = KindOf(backend),
+          .activation_bits = options.activation_bits,
+          .shape = shape,
+          .min_blocks = blocks,
+          .kv_device_share = options.kv_device_share,
+          .max_step_tokens = options.model.max_step_tokens,
+          .max_logit_rows = options.model.max_logit_rows,
+          .shard_inputs = options.model.shard_inputs.value_or(backend.prefers_input_sharding()),
+          .step_timeout = options.step_timeout,
+          .stall_timeout = options.stall_timeout};
+}
+
+// The heads of a rank, in blocks that begin with head `first`.
+KvBlockPool::Shard ShardOf(kvstore::Memory& memory, const RowRange& heads, int64_t first) {
+  return {.memory = &memory,
+          .first_kv_head = static_cast<int32_t>(heads.begin - first),
+          .kv_heads = static_cast<int32_t>(heads.size())};
+}
+
 }  // namespace
 
-absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptions& options,
-                                      common::Logger& log) {
-  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file));
+RowRange KvHeadsOf(int64_t kv_heads, RankRange ranks, int tp) {
+  return {SplitEvenly(kv_heads, {ranks.first, tp}).begin,
+          SplitEvenly(kv_heads, {ranks.first + ranks.count - 1, tp}).end};
+}
+
+absl::StatusOr<LoadedRanks> LoadShards(const GgufFile& file, const ModelConfig& config,
+                                       const RankGroupOptions& options, common::Logger& log,
+                                       RankPods* pods) {
   if (options.tp < 1 || options.tp > config.kv_heads) {
     return absl::InvalidArgumentError(absl::StrCat("tp is ", options.tp, ", but the model has ",
                                                    config.kv_heads,
                                                    " KV heads, and every rank needs one"));
   }
   const kvstore::KvShape shape = KvShapeOf(config, options.kv_dtype, options.block_tokens);
-  uint32_t blocks = 1;  // at least; a share is known once the model is loaded
-  if (options.kv_device_share == 0) {
-    ASSIGN_OR_RETURN(blocks, BlocksIn(options.kv_device_bytes, shape.block_bytes(),
-                                      shape.block_tokens, "kv-device-bytes"));
-  }
+  LoadedRanks loaded{.shape = shape};
+  ASSIGN_OR_RETURN(loaded.blocks, BlocksOf(options, shape));
   const ThreadPlan plan(options);
-  if (plan.pinned()) log.Info("compute threads are pinned", {{"ranks", options.tp}});
-  LoadedRanks loaded;
+  if (plan.pinned()) log.Info("compute threads are pinned", {{"ranks", Here(options).count}});
   ASSIGN_OR_RETURN(loaded.ranks, CreateRanks(options, plan, log));
-  RETURN_IF_ERROR(CheckMemory(file, config, options, shape, blocks, loaded.ranks));
-  std::vector<KvBlockPool::Shard> shards;
-  for (int rank = 0; rank < options.tp; ++rank) {
-    const ShardSpec spec{rank, options.tp};
+  RETURN_IF_ERROR(CheckMemory(file, config, options, shape, loaded.blocks, loaded.ranks));
+  if (pods != nullptr) {
+    RETURN_IF_ERROR(
+        pods->Open(TermsOf(options, config, shape, loaded.blocks, *loaded.ranks[0].backend)));
+  }
+  const RowRange all_here = KvHeadsOf(config.kv_heads, Here(options), options.tp);
+  for (int rank = 0; rank < Here(options).count; ++rank) {
+    const ShardSpec spec = SpecOf(options, rank);
     RankGroup::Rank& parts = loaded.ranks[static_cast<size_t>(rank)];
     ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
-    const RowRange heads = SplitEvenly(config.kv_heads, spec);
-    shards.push_back({.memory = &parts.backend->memory(),
-                      .first_kv_head = static_cast<int32_t>(heads.begin),
-                      .kv_heads = static_cast<int32_t>(heads.size())});
+    loaded.shards.push_back(
+        ShardOf(parts.backend->memory(), SplitEvenly(config.kv_heads, spec), all_here.begin));
   }
   file.ReleasePages();
+  loaded.shape.kv_heads = static_cast<int32_t>(all_here.size());
   if (options.kv_device_share > 0) {
-    ASSIGN_OR_RETURN(blocks, BlocksInShare(options, shape, loaded.ranks));
+    ASSIGN_OR_RETURN(loaded.blocks, BlocksInShare(options, shape, loaded.ranks));
   }
-  ASSIGN_OR_RETURN(loaded.pool, KvBlockPool::Create(shape, blocks, std::move(shards)));
+  return loaded;
+}
+
+absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptions& options,
+                                      common::Logger& log, RankPods* pods) {
+  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file));
+  ASSIGN_OR_RETURN(LoadedRanks loaded, LoadShards(file, config, options, log, pods));
+  std::vector<KvBlockPool::Shard> shards = loaded.shards;
+  if (pods != nullptr) {
+    ASSIGN_OR_RETURN(const uint32_t room, pods->AwaitLoaded());
+    loaded.blocks = std::min(loaded.blocks, room);
+    RETURN_IF_ERROR(pods->OpenPools(loaded.blocks));
+    for (RemoteRanks* const pod : pods->others()) {
+      shards.push_back(
+          ShardOf(pod->memory(), KvHeadsOf(config.kv_heads, pod->ranks(), options.tp), 0));
+    }
+    loaded.shape.kv_heads = config.kv_heads;
+  }
+  ASSIGN_OR_RETURN(loaded.pool,
+                   KvBlockPool::Create(loaded.shape, loaded.blocks, std::move(shards)));
   return loaded;
 }
 

@@ -18,12 +18,24 @@ namespace loopserve::worker {
 
 struct LoadedRanks {
   std::vector<RankGroup::Rank> ranks;
-  std::unique_ptr<kvstore::KvBlockPool> pool;  // in memory of the ranks' backends: goes first
+  kvstore::KvShape shape;  // of a block of these ranks' heads, or of all heads where a pool is
+  std::vector<kvstore::KvBlockPool::Shard> shards;  // of these ranks
+  uint32_t blocks = 0;                              // of the pool, or that there is room for
+  std::unique_ptr<kvstore::KvBlockPool> pool;       // in memory of the ranks' backends: goes first
 };
 
-// Errors as RankGroup::Create has them; FailedPrecondition when not all ranks can have the backend
-// that was named.
+// The KV heads of some ranks together.
+RowRange KvHeadsOf(int64_t kv_heads, RankRange ranks, int tp);
+
+// The ranks without a pool; `config` is what ReadModelConfig made of the file. `pods`, unless null,
+// may join as soon as it is known what they have to load. Errors as RankGroup::Create has them;
+// FailedPrecondition when not all ranks can have the backend that was named.
+absl::StatusOr<LoadedRanks> LoadShards(const GgufFile& file, const ModelConfig& config,
+                                       const RankGroupOptions& options, common::Logger& log,
+                                       RankPods* pods = nullptr);
+
+// The ranks and the pool, whose memory is also that of the `pods`, which this waits for.
 absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptions& options,
-                                      common::Logger& log);
+                                      common::Logger& log, RankPods* pods = nullptr);
 
 }  // namespace loopserve::worker

@@ -11,29 +11,29 @@ constexpr int kSlack = 4;
 
 class WatchedCommunicator final : public Communicator {
  public:
-  WatchedCommunicator(std::unique_ptr<Communicator> comm, RankWatch& watch)
-      : comm_(std::move(comm)), watch_(watch) {}
+  WatchedCommunicator(std::unique_ptr<Communicator> comm, RankWatch& watch, int index)
+      : comm_(std::move(comm)), watch_(watch), index_(index) {}
 
   int rank() const override { return comm_->rank(); }
   int size() const override { return comm_->size(); }
   absl::Status AllGatherCols(TensorView local, TensorView full) override {
-    watch_.Arrive(rank());
+    watch_.Arrive(index_);
     return comm_->AllGatherCols(local, full);
   }
   absl::Status AllReduceSum(TensorView x) override {
-    watch_.Arrive(rank());
+    watch_.Arrive(index_);
     return comm_->AllReduceSum(x);
   }
   absl::Status Broadcast(TensorView x, int root) override {
-    watch_.Arrive(rank());
+    watch_.Arrive(index_);
     return comm_->Broadcast(x, root);
   }
   absl::Status Barrier() override {
-    watch_.Arrive(rank());
+    watch_.Arrive(index_);
     return comm_->Barrier();
   }
   absl::Status Wait() override {
-    watch_.Arrive(rank());
+    watch_.Arrive(index_);
     return comm_->Wait();
   }
   void Abort(absl::Status why) override { comm_->Abort(std::move(why)); }
@@ -41,6 +41,7 @@ class WatchedCommunicator final : public Communicator {
  private:
   const std::unique_ptr<Communicator> comm_;
   RankWatch& watch_;
+  const int index_;
 };
 
 }  // namespace
@@ -55,8 +56,19 @@ void RankWatch::Begin(absl::Time now) {
 
 void RankWatch::Arrive(int rank, absl::Time now) {
   absl::MutexLock lock(&mutex_);
-  uint64_t& calls = calls_[static_cast<size_t>(rank)];
-  if (++calls > lead_) {
+  ArriveAt(++calls_[static_cast<size_t>(rank)], now);
+}
+
+void RankWatch::Reached(int rank, uint64_t calls, absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  uint64_t& known = calls_[static_cast<size_t>(rank)];
+  if (calls <= known) return;
+  known = calls;
+  ArriveAt(calls, now);
+}
+
+void RankWatch::ArriveAt(uint64_t calls, absl::Time now) {
+  if (calls > lead_) {
     lead_ = calls;
     arrived_ = 0;
     stretch_ = now - together_;
@@ -65,6 +77,11 @@ void RankWatch::Arrive(int rank, absl::Time now) {
   }
   if (calls == lead_) ++arrived_;
   if (arrived_ == calls_.size()) together_ = now;
+}
+
+std::vector<uint64_t> RankWatch::calls() const {
+  absl::MutexLock lock(&mutex_);
+  return calls_;
 }
 
 std::vector<int> RankWatch::Silent(absl::Time now) {
@@ -80,8 +97,9 @@ std::vector<int> RankWatch::Silent(absl::Time now) {
   return silent;
 }
 
-std::unique_ptr<Communicator> Watched(std::unique_ptr<Communicator> comm, RankWatch& watch) {
-  return std::make_unique<WatchedCommunicator>(std::move(comm), watch);
+std::unique_ptr<Communicator> Watched(std::unique_ptr<Communicator> comm, RankWatch& watch,
+                                      int index) {
+  return std::make_unique<WatchedCommunicator>(std::move(comm), watch, index);
 }
 
 }  // namespace loopserve::worker

@@ -9,7 +9,7 @@
 //
 //   RankWatch watch(ranks, absl::Milliseconds(1250));
 //   watch.Begin();                        // per step
-//   comm = Watched(std::move(comm), watch);  // tells of every call
+//   comm = Watched(std::move(comm), watch, rank);  // tells of every call
 //   watch.Arrive(rank);                   // at the end of the rank's step
 //   watch.Silent(absl::Now());            // now and then, from one thread
 //
@@ -37,6 +37,9 @@ class RankWatch final {
   void Begin(absl::Time now = absl::Now());
   // The rank has come to its next call.
   void Arrive(int rank, absl::Time now = absl::Now());
+  // The rank has come to so many calls, as is heard of it now and then.
+  void Reached(int rank, uint64_t calls, absl::Time now = absl::Now());
+  std::vector<uint64_t> calls() const;
   // The ranks that are missed for too long; usually none. Time counts as it is seen by these calls,
   // at most twice the usual distance between two: while the whole process stood still, nobody was
   // missed.
@@ -46,8 +49,10 @@ class RankWatch final {
   absl::Duration tick() const { return std::max(patience_ / 20, absl::Milliseconds(1)); }
 
  private:
+  void ArriveAt(uint64_t calls, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const absl::Duration patience_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   std::vector<uint64_t> calls_ ABSL_GUARDED_BY(mutex_);  // [rank], in this step
   uint64_t lead_ ABSL_GUARDED_BY(mutex_) = 0;            // calls of the rank that is ahead
   size_t arrived_ ABSL_GUARDED_BY(mutex_) = 0;           // ranks that have come to call lead_
@@ -57,7 +62,8 @@ class RankWatch final {
   absl::Time seen_ ABSL_GUARDED_BY(mutex_);              // up to when that has been counted
 };
 
-// `comm`, telling `watch` of every call. The watch must outlive it.
-std::unique_ptr<Communicator> Watched(std::unique_ptr<Communicator> comm, RankWatch& watch);
+// `comm`, telling `watch` of every call, as of its rank `index`. The watch must outlive it.
+std::unique_ptr<Communicator> Watched(std::unique_ptr<Communicator> comm, RankWatch& watch,
+                                      int index);
 
 }  // namespace loopserve::worker

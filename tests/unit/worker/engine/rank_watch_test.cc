@@ -54,6 +54,20 @@ TEST_F(RankWatchTest, WhoIsMissedForTooLongIsSilent) {
   EXPECT_THAT(SilentAfter(kPatience + absl::Seconds(1)), ElementsAre(0, 2));
 }
 
+// Another process tells of its ranks now and then, of several calls at once.
+TEST_F(RankWatchTest, WhatIsHeardOfARankCountsAsItsCalls) {
+  for (int call = 0; call < 5; ++call) Arrive({0, 1});
+  EXPECT_THAT(watch_.calls(), ElementsAre(5, 5, 0));
+  watch_.Reached(2, 4, now_);
+  EXPECT_THAT(SilentAfter(kPatience + absl::Milliseconds(200)), ElementsAre(2));
+  watch_.Reached(2, 5, now_);
+  EXPECT_THAT(SilentAfter(kPatience + absl::Seconds(1)), IsEmpty());
+  watch_.Reached(2, 3, now_);  // heard late: no news
+  EXPECT_THAT(watch_.calls(), ElementsAre(5, 5, 5));
+  watch_.Reached(2, 6, now_);
+  EXPECT_THAT(SilentAfter(kPatience + absl::Milliseconds(200)), ElementsAre(0, 1));
+}
+
 TEST_F(RankWatchTest, WhatTookTheFirstOneLongMayTakeTheOthersLonger) {
   Pass(absl::Seconds(30));
   Arrive({0});
@@ -96,7 +110,7 @@ TEST_F(RankWatchTest, ALoneRankIsNeverSilent) {
 }
 
 TEST_F(RankWatchTest, EveryCallOfACommunicatorTells) {
-  auto comm = Watched(std::move(CreateThreadCommunicators(1, absl::Seconds(1))[0]), watch_);
+  auto comm = Watched(std::move(CreateThreadCommunicators(1, absl::Seconds(1))[0]), watch_, 0);
   float value = 3;
   const TensorView x{&value, 1, 1, 1};
   const std::function<absl::Status()> calls[] = {
