@@ -24,6 +24,13 @@ void BlockStopSignals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
+bool StopRequested() {
+  sigset_t pending;
+  sigemptyset(&pending);
+  sigpending(&pending);
+  return sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1;
+}
+
 int WaitForStopSignal() {
   const sigset_t set = StopSignals();
   int signal = 0;

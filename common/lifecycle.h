@@ -64,6 +64,9 @@ class Gate {
 // Blocks SIGTERM, SIGINT and ignores SIGPIPE for the whole process; call first in main, before any
 // thread exists.
 void BlockStopSignals();
+// Whether a stop signal has come that nobody has waited for yet: for what takes long before anybody
+// does.
+bool StopRequested();
 // Returns the number of the first stop signal; afterwards a second one ends the process at once
 // with exit code 128 + n.
 int WaitForStopSignal();

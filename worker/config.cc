@@ -25,6 +25,16 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("model-name", &model_name, "Name under which it is served (default: from the file)");
   flags.Add("backend", &backend, "auto, cuda (where it was built), cpu or reference");
   flags.Add("tp", &tp, "Tensor-parallel ranks");
+  flags.Add("pod-ranks", &pod_ranks,
+            "How many of the ranks each process (pod) holds, if they are spread over several; this "
+            "one leads, the others run with --join (0: all are here)");
+  flags.Add("pod-listen", &pod_listen,
+            "host:port where the other pods join; the port after it is for activations "
+            "(port 0: any two)");
+  flags.Add("join", &join,
+            "host:port of a leader's --pod-listen: hold ranks of its model and serve nothing else. "
+            "Needs --model; --backend, --threads, --pin-threads, --id and the log's flags count, "
+            "the leader decides the rest");
   flags.Add("threads", &threads, "Threads over all ranks (0: all cores that the process may use)");
   flags.Add("pin-threads", &pin_threads,
             "Keep each compute thread on one CPU: on, off, or auto (when they fill CPUs that were "
@@ -73,6 +83,25 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
 
 kvstore::KvDtype WorkerConfig::KvDtypeOf() const {
   return kvstore::DtypeFromName(kv_dtype).value_or(kvstore::KvDtype::kBf16);
+}
+
+absl::Status WorkerConfig::CheckPods() const {
+  if (follows() && (pod_ranks != 0 || !pod_listen.empty())) {
+    return absl::InvalidArgumentError(
+        "--join is for a pod that follows; --pod-ranks and --pod-listen are its leader's");
+  }
+  if (follows()) RETURN_IF_ERROR(common::CheckAddress("join", join, /*min_port=*/1));
+  if (!pod_listen.empty()) RETURN_IF_ERROR(common::CheckAddress("pod-listen", pod_listen));
+  if (pod_ranks < 0 || pod_ranks > tp || (pod_ranks > 0 && tp % pod_ranks != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--pod-ranks is ", pod_ranks, "; it must divide --tp=", tp));
+  }
+  if (leads_pods() == pod_listen.empty()) {
+    return absl::InvalidArgumentError(
+        "--pod-ranks, less than --tp, and --pod-listen go together: how many ranks this process "
+        "holds, and where the pods with the others join");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status WorkerConfig::CheckKv() const {
@@ -150,6 +179,7 @@ absl::Status WorkerConfig::Check() const {
   if (absl::Status status = SpeculationOptions::Parse(speculative_ngram).status(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--speculative-ngram: ", status.message()));
   }
+  if (absl::Status status = CheckPods(); !status.ok()) return status;
   if (absl::Status status = CheckKv(); !status.ok()) return status;
   if (log_format != "text" && log_format != "json") {
     return absl::InvalidArgumentError("--log-format must be text or json");

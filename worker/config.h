@@ -20,6 +20,9 @@ struct WorkerConfig {
   std::string model_name;  // empty: what the file says
   std::string backend = "auto";
   int tp = 1;
+  int pod_ranks = 0;  // of tp, in each process; 0: all
+  std::string pod_listen;
+  std::string join;
   int threads = 0;
   std::string pin_threads = "auto";
   int activation_bits = 16;
@@ -50,6 +53,11 @@ struct WorkerConfig {
   void Declare(common::FlagSet& flags);
   absl::Status Check() const;
 
+  // Whether this process leads others.
+  bool leads_pods() const { return pod_ranks > 0 && pod_ranks < tp; }
+  // Whether it only holds ranks for another.
+  bool follows() const { return !join.empty(); }
+
   // What --kv-dtype means, once checked.
   kvstore::KvDtype KvDtypeOf() const;
   // --kv-codec, or the exact one for the dtype.
@@ -57,6 +65,7 @@ struct WorkerConfig {
 
  private:
   absl::Status CheckKv() const;
+  absl::Status CheckPods() const;
 };
 
 }  // namespace loopserve::worker

@@ -1,5 +1,8 @@
 // loopserve-worker: builds everything once, in order, says what it chose, and stops in reverse.
 
+#include <signal.h>
+#include <unistd.h>
+
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +14,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
+#include "common/thread.h"
 #include "common/units.h"
 #include "kvstore/open_session_log.h"
 #include "kvstore/store.h"
@@ -18,6 +22,8 @@
 #include "worker/engine/engine.h"
 #include "worker/engine/rank_group.h"
 #include "worker/model/gguf.h"
+#include "worker/pod/pod_follower.h"
+#include "worker/pod/pod_leader.h"
 #include "worker/server.h"
 #include "worker/session/kv_cache.h"
 #include "worker/session/session_cache.h"
@@ -40,13 +46,32 @@ int64_t LogitRows(const WorkerConfig& config) {
   return config.max_batch + (SpeculationOf(config).max_rows > 0 ? kMaxDraftRows : 0);
 }
 
-absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
-                                                     const GgufFile& file, common::Logger& log) {
+// What is of this process, whether it leads ranks or follows.
+RankGroupOptions LocalOptions(const WorkerConfig& config) {
   RankGroupOptions options;
-  options.tp = config.tp;
   options.threads = config.threads;
   options.pin_threads = *common::ParsePinThreads(config.pin_threads);
   options.backend = config.backend;
+  return options;
+}
+
+// Null where all ranks are in this process.
+absl::StatusOr<std::unique_ptr<PodLeader>> ListenForPods(const WorkerConfig& config,
+                                                         common::Logger& log) {
+  if (!config.leads_pods()) return nullptr;
+  return PodLeader::Create({.listen = config.pod_listen,
+                            .tp = config.tp,
+                            .ranks_per_pod = config.pod_ranks,
+                            .must_stop = common::StopRequested},
+                           log);
+}
+
+absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
+                                                     const GgufFile& file, PodLeader* pods,
+                                                     common::Logger& log) {
+  RankGroupOptions options = LocalOptions(config);
+  options.tp = config.tp;
+  if (pods != nullptr) options.here = pods->here();
   options.activation_bits = config.activation_bits;
   options.kv_dtype = config.KvDtypeOf();
   options.kv_device_bytes = config.kv_device_bytes;
@@ -55,7 +80,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> LoadRanks(const WorkerConfig& config,
   options.kv_host_bytes = config.kv_host_bytes;
   options.model.max_step_tokens = config.max_step_tokens;
   options.model.max_logit_rows = LogitRows(config);
-  return RankGroup::Create(file, options, log);
+  return RankGroup::Create(file, options, log, pods);
 }
 
 kvstore::StoreOptions StoreOptionsOf(const WorkerConfig& config) {
@@ -99,7 +124,8 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
   } else {
     log.Warning("no chat turns, only completions", {{"why", loaded.status().ToString()}});
   }
-  ASSIGN_OR_RETURN(const auto ranks, LoadRanks(config, *file, log));
+  ASSIGN_OR_RETURN(const auto pods, ListenForPods(config, log));
+  ASSIGN_OR_RETURN(const auto ranks, LoadRanks(config, *file, pods.get(), log));
 
   kvstore::KvMetrics kv_metrics(*metrics);
   ASSIGN_OR_RETURN(const auto store,
@@ -153,6 +179,24 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
   return absl::OkStatus();
 }
 
+// A process that holds ranks of another's model.
+absl::Status Follow(const WorkerConfig& config, common::Logger& log) {
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(config.model));
+  const auto follower = PodFollower::Create(
+      {.leader = config.join, .pod = config.id, .local = LocalOptions(config)}, *file, log);
+  std::cout << "following " << config.join << std::endl;
+  absl::Status status;
+  std::jthread running = common::NamedThread("follower", [&](std::stop_token) {
+    status = follower->Run();
+    if (!status.ok()) kill(getpid(), SIGTERM);  // ends the wait below
+  });
+  common::WaitForStopSignal();
+  follower->Stop();
+  running.join();
+  if (status.ok()) log.Info("stopped");
+  return status;
+}
+
 }  // namespace
 }  // namespace loopserve::worker
 
@@ -166,8 +210,11 @@ int main(int argc, char** argv) {
   const auto log = common::Logger::Create(
       absl::StrCat("worker ", config.id), *common::ParseLogLevel(config.log_level),
       config.log_format == "json" ? common::Logger::Format::kJson : common::Logger::Format::kText);
-  if (const absl::Status status = worker::Run(config, *log); !status.ok()) {
-    log->Error("cannot serve", {{"status", status.ToString()}});
+  const absl::Status status =
+      config.follows() ? worker::Follow(config, *log) : worker::Run(config, *log);
+  if (!status.ok()) {
+    log->Error(config.follows() ? "cannot follow" : "cannot serve",
+               {{"status", status.ToString()}});
     return 1;
   }
   return 0;

@@ -174,11 +174,17 @@ void Server::Housekeeping(std::stop_token stop) {
     stopping = true;
   });
   absl::MutexLock lock(&mutex);
+  bool was_whole = true;
   for (int second = 1; !mutex.AwaitWithTimeout(absl::Condition(&stopping), absl::Seconds(1));
        ++second) {
     const bool alive = parts_.engine.alive(kStepLimit);
+    const absl::Status whole = parts_.ranks.whole();
+    if (whole.ok() != std::exchange(was_whole, whole.ok())) {
+      parts_.log.Warning(whole.ok() ? "ready again" : "not ready", {{"why", whole.message()}});
+    }
     server_->GetHealthCheckService()->SetServingStatus("", alive);
-    server_->GetHealthCheckService()->SetServingStatus(kServiceName, alive && !draining_);
+    server_->GetHealthCheckService()->SetServingStatus(kServiceName,
+                                                       alive && whole.ok() && !draining_);
     if (second % 30 == 0) io_.Submit([this] { parts_.sessions.SweepExpired(); });
   }
 }

@@ -33,6 +33,7 @@ ROWS = {
     "worker": [
         ["main.", "config."],
         ["server"],
+        ["pod/"],
         ["engine/", "text/"],
         ["session/"],
         ["model/"],
@@ -59,7 +60,7 @@ LEAVES = {
     ],
     r'#include [<"](grpcpp/|grpc/)|#include "[^"]*\.pb\.h"': [
         "common/rpc.", "kvstore/server.", "kvstore/main.", "kvstore/tier/remote.",
-        "worker/server", "worker/main.", "router/", "clients/", "tests/", "bench/",
+        "worker/server", "worker/pod/", "worker/main.", "router/", "clients/", "tests/", "bench/",
     ],
     r"\bgetenv\(": ["common/config.cc", "worker/backend/cuda/nccl_library.", "clients/", "tests/", "bench/"],
     r"^\s*throw\b": [],
@@ -81,6 +82,7 @@ NO_MIRROR = {
     "worker/backend/cuda/cuda_memory.cc": "tests/gpu/cuda_memory_test.cc",
     "worker/backend/cuda/handles.cc": "tests/gpu/cuda_memory_test.cc",
     "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
+    "worker/comm/process_communicator.cc": "tests/conformance/communicator_test.cc",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
     "worker/backend/cuda/nccl_group.cc": "nccl_communicator_test.cc beside it speaks through it",
@@ -110,5 +112,5 @@ README_FOLDERS = (
     "proto", "common", "kvstore", "worker", "router", "tests", "bench", "clients", "deploy", "helm",
     "kvstore/codec", "kvstore/tier", "router/directory", "tests/e2e", "clients/cli",
     "worker/backend", "worker/comm", "worker/engine", "worker/model", "worker/policy",
-    "worker/session", "worker/text",
+    "worker/session", "worker/text", "worker/pod",
 )

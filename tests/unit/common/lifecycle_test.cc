@@ -35,7 +35,9 @@ TEST(StopSignal, FirstSignalReturnsSecondEndsTheProcess) {
   EXPECT_EXIT(
       {
         BlockStopSignals();
+        if (StopRequested()) _exit(2);
         kill(getpid(), SIGTERM);
+        if (!StopRequested()) _exit(3);
         if (WaitForStopSignal() != SIGTERM) _exit(1);
         kill(getpid(), SIGINT);
         for (;;) pause();

@@ -45,6 +45,24 @@ TEST(WorkerConfig, TheCodecFollowsTheDtypeAndHasToFitIt) {
                        HasSubstr("--kv-codec=bf16 cannot keep KV of --kv-dtype=int8")));
 }
 
+TEST(WorkerConfig, LeadsPodsOrFollowsOrNeither) {
+  WorkerConfig config = Valid();
+  EXPECT_FALSE(config.leads_pods());
+  EXPECT_FALSE(config.follows());
+  config.tp = 4;
+  config.pod_ranks = 4;  // all of them
+  EXPECT_OK(config.Check());
+  EXPECT_FALSE(config.leads_pods());
+  config.pod_ranks = 2;
+  config.pod_listen = "0.0.0.0:7300";
+  EXPECT_OK(config.Check());
+  EXPECT_TRUE(config.leads_pods());
+  config = Valid();
+  config.join = "leader:7300";
+  EXPECT_OK(config.Check());
+  EXPECT_TRUE(config.follows());
+}
+
 TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   const auto expect = [](auto change, const char* flag) {
     WorkerConfig config = Valid();
@@ -77,6 +95,14 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.log_format = "xml"; }, "--log-format");
   expect([](auto& c) { c.log_level = "loud"; }, "log level");
   expect([](auto& c) { c.id = ""; }, "--id");
+  expect([](auto& c) { c.join = "leader"; }, "--join");
+  expect([](auto& c) { c.join = "leader:0"; }, "--join");
+  expect([](auto& c) { c.join = "leader:1", c.pod_ranks = 1; }, "--join");
+  expect([](auto& c) { c.pod_ranks = -1; }, "--pod-ranks");
+  expect([](auto& c) { c.tp = 4, c.pod_ranks = 3; }, "--pod-ranks is 3; it must divide --tp=4");
+  expect([](auto& c) { c.tp = 4, c.pod_ranks = 2; }, "--pod-listen");
+  expect([](auto& c) { c.tp = 4, c.pod_ranks = 2, c.pod_listen = "garbage"; }, "--pod-listen");
+  expect([](auto& c) { c.pod_listen = "0.0.0.0:7300"; }, "--pod-listen");
 }
 
 }  // namespace
