@@ -89,7 +89,7 @@ class NcclTest : public ::testing::TestWithParam<int> {
       streams_.push_back(*Stream::Create());
       ranks.push_back({.device = r, .stream = streams_.back().get()});
     }
-    ASSERT_OK_AND_ASSIGN(ranks_, ConnectNcclRanks(ranks, absl::Seconds(20)));
+    ASSERT_OK_AND_ASSIGN(ranks_, ConnectNcclRanks(ranks, absl::Seconds(20), nullptr));
   }
   static int size() { return GetParam(); }
   // Runs `body` on one thread per rank, with the rank's device current.
@@ -202,7 +202,7 @@ TEST_P(NcclTest, AGroupCanBeConnectedAgain) {
   ranks_[0]->Abort(absl::CancelledError("over"));
   std::vector<NcclRank> ranks;
   for (int r = 0; r < size(); ++r) ranks.push_back({r, streams_[static_cast<size_t>(r)].get()});
-  ASSERT_OK_AND_ASSIGN(ranks_, ConnectNcclRanks(ranks, absl::Seconds(20)));
+  ASSERT_OK_AND_ASSIGN(ranks_, ConnectNcclRanks(ranks, absl::Seconds(20), nullptr));
   OnRanks([&](Communicator& comm) {
     ASSERT_OK(comm.Barrier());
     ASSERT_OK(comm.Wait());

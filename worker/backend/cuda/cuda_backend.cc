@@ -110,7 +110,8 @@ class CudaBackend final : public Backend {
   size_t overhead_bytes() const override { return kOverheadBytes; }
 
   absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
-      std::span<Backend* const> group, absl::Duration timeout) override;
+      std::span<Backend* const> group, absl::Duration timeout,
+      const std::shared_ptr<RankExchange>& exchange) override;
   absl::Status CanJoinRanks() const override { return LoadNccl().status(); }
   bool prefers_input_sharding() const override { return true; }
 
@@ -203,15 +204,16 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index, int thre
 // Recordings of steps with several ranks would have to go before their communicators: such groups
 // run their steps as they are.
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> CudaBackend::ConnectRanks(
-    std::span<Backend* const> group, absl::Duration timeout) {
-  if (group.size() == 1) return CreateThreadCommunicators(1, timeout);
+    std::span<Backend* const> group, absl::Duration timeout,
+    const std::shared_ptr<RankExchange>& exchange) {
+  if (group.size() == 1 && exchange == nullptr) return CreateThreadCommunicators(1, timeout);
   std::vector<NcclRank> ranks;
   for (Backend* const member : group) {
     auto& backend = static_cast<CudaBackend&>(*member);
     backend.records_ = false;
     ranks.push_back({.device = backend.device_.index(), .stream = backend.stream()});
   }
-  return ConnectNcclRanks(ranks, timeout);
+  return ConnectNcclRanks(ranks, timeout, exchange);
 }
 
 // --- Weights and buffers

@@ -30,11 +30,15 @@ TensorView Dense(void* data, const TensorView& like) {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::shared_ptr<NcclGroup> group, int rank)
-      : group_(std::move(group)), device_(group_->device(rank)), rank_(rank) {}
+  // `index` counts the ranks of this process.
+  NcclCommunicator(std::shared_ptr<NcclGroup> group, int index)
+      : group_(std::move(group)),
+        device_(group_->device(index)),
+        index_(index),
+        rank_(group_->first() + index) {}
 
   int rank() const override { return rank_; }
-  int size() const override { return group_->size(); }
+  int size() const override { return group_->world_size(); }
 
   absl::Status AllGatherCols(TensorView local, TensorView full) override;
   absl::Status AllReduceSum(TensorView x) override;
@@ -42,7 +46,7 @@ class NcclCommunicator final : public Communicator {
   absl::Status Barrier() override;
   absl::Status Wait() override {
     RETURN_IF_ERROR(device_.Bind());
-    return group_->Drain(rank_);
+    return group_->Drain(index_);
   }
   void Abort(absl::Status why) override { group_->Abort(std::move(why)); }
 
@@ -60,6 +64,7 @@ class NcclCommunicator final : public Communicator {
 
   const std::shared_ptr<NcclGroup> group_;  // shared by the ranks of the group
   NcclDevice& device_;
+  const int index_;
   const int rank_;
   int calls_ = 0;
 };
@@ -79,7 +84,7 @@ bool Fits(const NcclOffer& mine, const NcclOffer& other) {
 
 absl::StatusOr<std::span<const NcclOffer>> NcclCommunicator::Meet(const NcclOffer& mine) {
   RETURN_IF_ERROR(Sure(device_.Bind()));
-  ASSIGN_OR_RETURN(const std::span<const NcclOffer> offers, group_->Meet(rank_, mine));
+  ASSIGN_OR_RETURN(const std::span<const NcclOffer> offers, group_->Meet(index_, mine));
   int64_t cols = 0;
   for (const NcclOffer& other : offers) {
     if (!Fits(mine, other)) return group_->Break(Mismatch());
@@ -128,11 +133,11 @@ absl::Status NcclCommunicator::Exchange(const PartColumns& parts, const void* lo
   bool equal = true;
   for (int r = 1; r < size(); ++r) equal = equal && count(r) == count(0);
   if (equal) {
-    return group_->Call(rank_, "ncclAllGather", [&](ncclComm_t comm) {
+    return group_->Call(index_, "ncclAllGather", [&](ncclComm_t comm) {
       return nccl.all_gather(local, all, count(0), TypeOf(type), comm, device_.stream());
     });
   }
-  return group_->Call(rank_, "ncclBroadcast", [&](ncclComm_t comm) {
+  return group_->Call(index_, "ncclBroadcast", [&](ncclComm_t comm) {
     ncclResult_t result = nccl.group_start();
     if (result != ncclSuccess) return result;
     for (int r = 0; r < size() && result == ncclSuccess; ++r) {
@@ -162,7 +167,7 @@ absl::Status NcclCommunicator::AllReduceSum(TensorView x) {
       Meet({.call = NcclOffer::Call::kSum, .type = x.type, .rows = x.rows, .cols = x.cols})
           .status());
   return Densely(x, [&](void* values) {
-    return group_->Call(rank_, "ncclAllReduce", [&](ncclComm_t comm) {
+    return group_->Call(index_, "ncclAllReduce", [&](ncclComm_t comm) {
       return group_->nccl().all_reduce(values, values, Values(x), TypeOf(x.type), ncclSum, comm,
                                        device_.stream());
     });
@@ -178,7 +183,7 @@ absl::Status NcclCommunicator::Broadcast(TensorView x, int root) {
                       .status());
   if (root < 0 || root >= size()) return group_->Break(Mismatch());
   return Densely(x, [&](void* values) {
-    return group_->Call(rank_, "ncclBroadcast", [&](ncclComm_t comm) {
+    return group_->Call(index_, "ncclBroadcast", [&](ncclComm_t comm) {
       return group_->nccl().broadcast(values, values, Values(x), TypeOf(x.type), root, comm,
                                       device_.stream());
     });
@@ -190,16 +195,17 @@ absl::Status NcclCommunicator::Barrier() {
   RETURN_IF_ERROR(Meet({.call = NcclOffer::Call::kBarrier}).status());
   const absl::StatusOr<std::byte*> value = device_.Workspace(sizeof(float));
   RETURN_IF_ERROR(Sure(value.status()));
-  return group_->Call(rank_, "ncclAllReduce", [&](ncclComm_t comm) {
+  return group_->Call(index_, "ncclAllReduce", [&](ncclComm_t comm) {
     return group_->nccl().all_reduce(*value, *value, 1, ncclFloat32, ncclSum, comm,
                                      device_.stream());
   });
 }
 
-absl::Status CheckRanks(std::span<const NcclRank> ranks) {
-  if (ranks.empty() || ranks.size() > kMaxParts) {
+// `all` counts those of other processes, too.
+absl::Status CheckRanks(std::span<const NcclRank> ranks, size_t all) {
+  if (ranks.empty() || all > kMaxParts) {
     return absl::InvalidArgumentError(
-        absl::StrCat("a group of GPUs has 1 to ", kMaxParts, " ranks, not ", ranks.size()));
+        absl::StrCat("a group of GPUs has 1 to ", kMaxParts, " ranks, not ", all));
   }
   for (size_t a = 0; a < ranks.size(); ++a) {
     for (size_t b = a + 1; b < ranks.size(); ++b) {
@@ -214,21 +220,23 @@ absl::Status CheckRanks(std::span<const NcclRank> ranks) {
 }  // namespace
 
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
-    std::span<const NcclRank> ranks, absl::Duration timeout) {
-  RETURN_IF_ERROR(CheckRanks(ranks));
+    std::span<const NcclRank> ranks, absl::Duration timeout,
+    const std::shared_ptr<RankExchange>& exchange) {
+  RETURN_IF_ERROR(CheckRanks(
+      ranks, exchange == nullptr ? ranks.size() : static_cast<size_t>(exchange->size())));
   ASSIGN_OR_RETURN(const NcclFunctions* const nccl, LoadNccl());
   std::vector<std::unique_ptr<NcclDevice>> devices;
   for (const NcclRank& rank : ranks) {
     ASSIGN_OR_RETURN(auto device, CreateNcclDevice(rank.device, rank.stream));
     devices.push_back(std::move(device));
   }
-  return ConnectNcclRanks(*nccl, std::move(devices), timeout);
+  return ConnectNcclRanks(*nccl, std::move(devices), timeout, exchange);
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
     const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-    absl::Duration timeout) {
-  auto group = std::make_shared<NcclGroup>(nccl, std::move(devices), timeout);
+    absl::Duration timeout, const std::shared_ptr<RankExchange>& exchange) {
+  auto group = std::make_shared<NcclGroup>(nccl, std::move(devices), timeout, exchange);
   RETURN_IF_ERROR(group->Connect());
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int r = 0; r < group->size(); ++r) {

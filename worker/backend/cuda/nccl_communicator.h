@@ -1,4 +1,5 @@
-// Communicators over NCCL: the ranks are threads of this process, each on a GPU of its own.
+// Communicators over NCCL: the ranks are threads of this process, or of several, each on a GPU of
+// its own.
 //
 // Calls are work on the rank's stream, in the order of its ops; they return once the work is there,
 // which takes a meeting of the ranks' threads (nccl_group.h). They may be recorded in a graph,
@@ -29,14 +30,16 @@ struct NcclRank {
   cudaStream_t stream = nullptr;  // of the rank's ops
 };
 
-// Element r is rank r's. FailedPrecondition without NCCL; InvalidArgument for two ranks on one GPU;
-// Internal, with NCCL's words, when it cannot join the devices.
+// Element r is the r-th rank's of this process; `exchange` joins those of others, or is null.
+// FailedPrecondition without NCCL; InvalidArgument for two ranks on one GPU; Internal, with NCCL's
+// words, when it cannot join the devices.
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
-    std::span<const NcclRank> ranks, absl::Duration timeout);
+    std::span<const NcclRank> ranks, absl::Duration timeout,
+    const std::shared_ptr<RankExchange>& exchange);
 
 // The same over the given functions, which must outlive the communicators, and devices.
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
     const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-    absl::Duration timeout);
+    absl::Duration timeout, const std::shared_ptr<RankExchange>& exchange);
 
 }  // namespace loopserve::worker::cuda

@@ -1,6 +1,7 @@
 #include "worker/backend/cuda/nccl_group.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -50,9 +51,13 @@ class Waiting {
 }  // namespace
 
 NcclGroup::NcclGroup(const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-                     absl::Duration timeout)
-    : nccl_(nccl), devices_(std::move(devices)), timeout_(timeout), ranks_(devices_.size()) {
-  for (Rank& rank : ranks_) rank.seen.resize(devices_.size());
+                     absl::Duration timeout, std::shared_ptr<RankExchange> exchange)
+    : nccl_(nccl),
+      devices_(std::move(devices)),
+      timeout_(timeout),
+      exchange_(std::move(exchange)),
+      ranks_(devices_.size()) {
+  for (Rank& rank : ranks_) rank.seen.resize(static_cast<size_t>(world_size()));
 }
 
 NcclGroup::~NcclGroup() {
@@ -71,20 +76,33 @@ absl::Status NcclGroup::Connect() {
     status = InitRanks();
     if (status.ok()) status = ExchangeOnce();
   }).join();
+  if (!status.ok() && exchange_ != nullptr) return exchange_->Break(status);
   return status;
 }
 
+absl::StatusOr<ncclUniqueId> NcclGroup::WorldId() {
+  ncclUniqueId id{};
+  if (first() == 0) {
+    RETURN_IF_ERROR(nccl_.ToStatus(nccl_.get_unique_id(&id), "ncclGetUniqueId"));
+  }
+  if (exchange_ == nullptr) return id;
+  ASSIGN_OR_RETURN(const auto seen, exchange_->MeetForAll(std::as_bytes(std::span(&id, 1))));
+  if (seen[0].size() != sizeof id) return absl::DataLossError("what rank 0 shows is no id of NCCL");
+  std::memcpy(&id, seen[0].data(), sizeof id);
+  return id;
+}
+
 absl::Status NcclGroup::InitRanks() {
-  ncclUniqueId id;
-  RETURN_IF_ERROR(nccl_.ToStatus(nccl_.get_unique_id(&id), "ncclGetUniqueId"));
+  ASSIGN_OR_RETURN(const ncclUniqueId id, WorldId());
   std::vector<ncclComm_t> comms(ranks_.size());
   RETURN_IF_ERROR(nccl_.ToStatus(nccl_.group_start(), "ncclGroupStart"));
   absl::Status status;
   for (int r = 0; r < size() && status.ok(); ++r) {
     status = device(r).Bind();
     if (!status.ok()) break;
-    status = nccl_.ToStatus(nccl_.comm_init_rank(&comms[static_cast<size_t>(r)], size(), id, r),
-                            "ncclCommInitRank");
+    status = nccl_.ToStatus(
+        nccl_.comm_init_rank(&comms[static_cast<size_t>(r)], world_size(), id, first() + r),
+        "ncclCommInitRank");
   }
   const absl::Status ended = nccl_.ToStatus(nccl_.group_end(), "ncclGroupEnd");
   absl::MutexLock lock(&mutex_);
@@ -118,6 +136,10 @@ absl::Status NcclGroup::ExchangeOnce() {
 absl::StatusOr<std::span<const NcclOffer>> NcclGroup::Meet(int rank, const NcclOffer& offer) {
   Rank& self = ranks_[static_cast<size_t>(rank)];
   if (aborted_.load(std::memory_order_acquire)) return status();
+  if (exchange_ != nullptr) {
+    RETURN_IF_ERROR(MeetOthers(rank, offer));
+    return std::span<const NcclOffer>(self.seen);
+  }
   const uint64_t meeting = self.meetings.load(std::memory_order_relaxed) + 1;
   const size_t slot = meeting % 2;
   self.offers[slot] = offer;
@@ -125,6 +147,26 @@ absl::StatusOr<std::span<const NcclOffer>> NcclGroup::Meet(int rank, const NcclO
   RETURN_IF_ERROR(AwaitMeeting(rank, meeting));
   for (size_t r = 0; r < ranks_.size(); ++r) self.seen[r] = ranks_[r].offers[slot];
   return std::span<const NcclOffer>(self.seen);
+}
+
+absl::Status NcclGroup::MeetOthers(int rank, const NcclOffer& offer) {
+  const auto met = exchange_->Meet(first() + rank, std::as_bytes(std::span(&offer, 1)));
+  if (!met.ok()) return Break(met.status());
+  std::vector<NcclOffer>& seen = ranks_[static_cast<size_t>(rank)].seen;
+  for (size_t r = 0; r < seen.size(); ++r) {
+    if ((*met)[r].size() != sizeof seen[r]) {
+      return Break(absl::DataLossError(absl::StrCat("rank ", r, " brings no offer")));
+    }
+    std::memcpy(&seen[r], (*met)[r].data(), sizeof seen[r]);
+  }
+  return absl::OkStatus();
+}
+
+// An abort of another process is one of this group.
+absl::Status NcclGroup::CheckOthers() {
+  if (exchange_ == nullptr) return absl::OkStatus();
+  const absl::Status why = exchange_->status();
+  return why.ok() ? why : Break(why);
 }
 
 absl::Status NcclGroup::AwaitMeeting(int rank, uint64_t meeting) {
@@ -161,7 +203,7 @@ absl::Status NcclGroup::Call(int rank, absl::string_view name,
     if (!why_.ok()) return why_;
   }
   if (result == ncclSuccess) return absl::OkStatus();
-  return Break(nccl_.ToStatus(result, absl::StrCat("rank ", rank, ": ", name)));
+  return Break(nccl_.ToStatus(result, absl::StrCat("rank ", first() + rank, ": ", name)));
 }
 
 absl::Status NcclGroup::CheckDevice(int rank) {
@@ -170,7 +212,7 @@ absl::Status NcclGroup::CheckDevice(int rank) {
     return nccl_.comm_get_async_error(comm, &trouble);
   }));
   if (trouble == ncclSuccess || trouble == ncclInProgress) return absl::OkStatus();
-  return Break(nccl_.ToStatus(trouble, absl::StrCat("rank ", rank)));
+  return Break(nccl_.ToStatus(trouble, absl::StrCat("rank ", first() + rank)));
 }
 
 absl::Status NcclGroup::Drain(int rank) {
@@ -186,6 +228,7 @@ absl::Status NcclGroup::Drain(int rank) {
     if (*idle) return CheckDevice(rank);
     waiting.Once();
     if (!waiting.Look()) continue;
+    RETURN_IF_ERROR(CheckOthers());
     RETURN_IF_ERROR(CheckDevice(rank));
     // While the whole process stood still, so did the watch.
     silent += std::clamp(waiting.now() - seen, absl::ZeroDuration(), limit / 8);
@@ -212,12 +255,13 @@ std::string NcclGroup::Slowest() {
   for (const auto& device : devices_) least = std::min(least, device->marks());
   std::vector<int> ranks;
   for (int r = 0; r < size(); ++r) {
-    if (device(r).marks() == least) ranks.push_back(r);
+    if (device(r).marks() == least) ranks.push_back(first() + r);
   }
   return absl::StrJoin(ranks, " or ");
 }
 
 void NcclGroup::Abort(absl::Status why) {
+  if (exchange_ != nullptr) exchange_->Abort(why);
   absl::MutexLock lock(&mutex_);
   if (!why_.ok()) return;
   why_ = std::move(why);

@@ -1,11 +1,13 @@
 // NcclGroup: what the communicators of one rank group share, when the ranks are threads of this
-// process on a GPU each.
+// process on a GPU each, and maybe of others, which an exchange joins: ranks are counted from 0 on
+// here, wherever they stand among all.
 //
 // Every exchange begins with a *rendezvous* of the ranks' threads: each offers the shape of its
 // tensor and sees the others'. So widths need not be told beforehand, tensors that do not fit are
 // found before a kernel is started, and a thread that does not come is missed by its peers on the
 // host, where waiting can be ended, rather than on the devices. It costs microseconds, since ranks
-// run ahead of their devices together; work that is replayed from a graph has no rendezvous.
+// run ahead of their devices together; work that is replayed from a graph has no rendezvous. With
+// ranks in other processes it costs a round of the exchange, which carries aborts too.
 //
 // An abort ends the communicators of all ranks, each exactly once and on a thread of its own, since
 // ncclCommAbort may wait for a device; the call itself waits for nothing.
@@ -31,6 +33,7 @@
 #include "absl/time/time.h"
 #include "worker/backend/cuda/nccl_device.h"
 #include "worker/backend/cuda/nccl_library.h"
+#include "worker/comm/rank_exchange.h"
 
 namespace loopserve::worker::cuda {
 
@@ -47,9 +50,9 @@ struct NcclOffer {
 
 class NcclGroup final {
  public:
-  // `nccl` must outlive the group.
+  // `nccl` must outlive the group. `exchange` is null when all ranks are here.
   NcclGroup(const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-            absl::Duration timeout);
+            absl::Duration timeout, std::shared_ptr<RankExchange> exchange);
   // Aborts, and waits until NCCL has let go of the devices. Graphs that hold calls of this group
   // must be gone before.
   ~NcclGroup();
@@ -58,11 +61,14 @@ class NcclGroup final {
   absl::Status Connect();
 
   int size() const { return static_cast<int>(devices_.size()); }
+  // Of all ranks, the first one here, and how many there are.
+  int first() const { return exchange_ == nullptr ? 0 : exchange_->here().first; }
+  int world_size() const { return exchange_ == nullptr ? size() : exchange_->size(); }
   const NcclFunctions& nccl() const { return nccl_; }
   NcclDevice& device(int rank) { return *devices_[static_cast<size_t>(rank)]; }
 
-  // Waits for the offers of all ranks; element r of the result is rank r's. The span is good until
-  // this rank's next rendezvous.
+  // Waits for the offers of all ranks; element r of the result is that of rank r among all. The
+  // span is good until this rank's next rendezvous.
   absl::StatusOr<std::span<const NcclOffer>> Meet(int rank, const NcclOffer& offer);
   // Calls NCCL with the rank's communicator; aborts the group if NCCL refuses.
   absl::Status Call(int rank, absl::string_view name,
@@ -78,7 +84,7 @@ class NcclGroup final {
 
  private:
   struct Rank {
-    std::vector<NcclOffer> seen;  // [rank], the last meeting's: its thread's own
+    std::vector<NcclOffer> seen;  // [rank among all], the last meeting's: its thread's own
     // Two, so that one who has met everybody may offer again while others still read.
     std::array<NcclOffer, 2> offers;
     alignas(64) std::atomic<uint64_t> meetings = 0;
@@ -87,9 +93,13 @@ class NcclGroup final {
     bool calling = false;
   };
 
+  // Made in the process of rank 0, the same in all.
+  absl::StatusOr<ncclUniqueId> WorldId();
   absl::Status InitRanks();
   absl::Status ExchangeOnce();
   absl::Status AwaitMeeting(int rank, uint64_t meeting);
+  absl::Status MeetOthers(int rank, const NcclOffer& offer);
+  absl::Status CheckOthers();
   absl::Status CheckDevice(int rank);
   // The ranks whose devices have come least far, for a message.
   std::string Slowest();
@@ -99,7 +109,8 @@ class NcclGroup final {
   const NcclFunctions& nccl_;
   const std::vector<std::unique_ptr<NcclDevice>> devices_;  // [rank]
   const absl::Duration timeout_;
-  std::vector<Rank> ranks_;  // never resized
+  const std::shared_ptr<RankExchange> exchange_;  // shared with who made it; may be null
+  std::vector<Rank> ranks_;                       // never resized
   std::atomic<bool> aborted_ = false;
   mutable absl::Mutex mutex_;
   absl::Status why_ ABSL_GUARDED_BY(mutex_);

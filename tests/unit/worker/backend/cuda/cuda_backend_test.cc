@@ -158,7 +158,7 @@ TEST_F(CudaBackendTest, ErrorsOfLaunchesNameTheOp) {
 
 TEST_F(CudaBackendTest, OneRankNeedsNoOther) {
   Backend* const group[] = {backend_.get()};
-  const auto ranks = backend_->ConnectRanks(group, absl::Seconds(1));
+  const auto ranks = backend_->ConnectRanks(group, absl::Seconds(1), nullptr);
   ASSERT_OK(ranks.status());
   EXPECT_EQ(ranks->size(), 1u);
 }

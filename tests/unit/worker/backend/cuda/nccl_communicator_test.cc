@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/worker/backend/cuda/fake_nccl.h"
+#include "worker/comm/rank_exchange.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -76,7 +77,7 @@ class NcclCommunicatorTest : public ::testing::Test {
       devices_.push_back(device.get());
       devices.push_back(std::move(device));
     }
-    auto ranks = ConnectNcclRanks(nccl_, std::move(devices), timeout);
+    auto ranks = ConnectNcclRanks(nccl_, std::move(devices), timeout, nullptr);
     if (ranks.ok()) ranks_ = *std::move(ranks);
     return ranks.status();
   }
@@ -310,11 +311,100 @@ TEST_F(NcclCommunicatorTest, ARankThatCannotJoinIsTheGroupsError) {
   EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1})) << "of those who could";
 }
 
+// Ranks 0 and 1 of one process, rank 2 of another.
+class NcclProcessesTest : public NcclCommunicatorTest {
+ protected:
+  absl::Status Connect(absl::Duration timeout = absl::Minutes(1)) {
+    const auto listener = *FrameListener::Listen("127.0.0.1", 0);
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> here, there;
+    std::thread other([&] {
+      const auto exchange = *RankExchange::Follow("127.0.0.1", listener->port(), "token", {2, 1}, 3,
+                                                  deadline, timeout);
+      there = ConnectNcclRanks(nccl_, Devices(1), timeout, exchange);
+    });
+    const RankRange others[] = {{2, 1}};
+    here = ConnectNcclRanks(nccl_, Devices(2), timeout,
+                            *RankExchange::Lead(*listener, "token", {0, 2}, others, deadline,
+                                                timeout, [] { return absl::OkStatus(); }));
+    other.join();
+    if (!here.ok()) return here.status();
+    if (!there.ok()) return there.status();
+    ranks_ = *std::move(here);
+    ranks_.push_back(std::move(there->front()));
+    return absl::OkStatus();
+  }
+
+ private:
+  static std::vector<std::unique_ptr<NcclDevice>> Devices(int count) {
+    std::vector<std::unique_ptr<NcclDevice>> devices;
+    for (int i = 0; i < count; ++i) devices.push_back(std::make_unique<FakeDevice>());
+    return devices;
+  }
+};
+
+TEST_F(NcclProcessesTest, ExchangeAsThoseOfOneProcessDo) {
+  ASSERT_OK(Connect());
+  for (int rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(ranks_[static_cast<size_t>(rank)]->rank(), rank);
+    EXPECT_EQ(ranks_[static_cast<size_t>(rank)]->size(), 3);
+  }
+  OnRanks([](Communicator& comm) {
+    Values local(2, comm.rank() + 1, ActivationType::kBf16), full(2, 6, ActivationType::kBf16);
+    local.Fill([&](int64_t r, int64_t c) { return Mark(comm.rank(), r, c); });
+    ASSERT_OK(comm.AllGatherCols(local.view(), full.view()));
+    ASSERT_OK(comm.Wait());
+    full.Expect([](int64_t r, int64_t c) {
+      const int rank = c == 0 ? 0 : c < 3 ? 1 : 2;
+      return Mark(rank, r, c - rank * (rank + 1) / 2);
+    });
+    Values x(1, 4, ActivationType::kF32);
+    x.Fill([&](int64_t, int64_t c) { return static_cast<float>(comm.rank() + c); });
+    ASSERT_OK(comm.AllReduceSum(x.view()));
+    x.Expect([](int64_t, int64_t c) { return static_cast<float>(3 + 3 * c); });
+    ASSERT_OK(comm.Broadcast(x.view(), 2));
+    ASSERT_OK(comm.Barrier());
+    ASSERT_OK(comm.Wait());
+  });
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+}
+
+TEST_F(NcclProcessesTest, AnAbortReachesTheRanksOfTheOther) {
+  for (const int who : {0, 2}) {
+    world_.Reset();
+    ASSERT_OK(Connect());
+    OnRanks([&](Communicator& comm) {
+      if (comm.rank() == who) comm.Abort(absl::InternalError("enough"));
+      absl::Status status;
+      while (status.ok()) status = comm.Barrier();
+      EXPECT_EQ(status, absl::InternalError("enough"));
+    });
+    EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+  }
+}
+
+TEST_F(NcclProcessesTest, TensorsThatDoNotFitAreFound) {
+  ASSERT_OK(Connect());
+  OnRanks([](Communicator& comm) {
+    Values x(1, comm.rank() == 2 ? 3 : 4, ActivationType::kF32);
+    EXPECT_THAT(comm.AllReduceSum(x.view()), StatusIs(absl::StatusCode::kInvalidArgument));
+  });
+}
+
+TEST_F(NcclProcessesTest, ARankThatIsMissedThereIsMissedHere) {
+  ASSERT_OK(Connect(absl::Milliseconds(200)));
+  OnRanks([](Communicator& comm) {
+    if (comm.rank() == 2) return;
+    EXPECT_THAT(comm.Barrier(), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  });
+}
+
 TEST(NcclRanks, EachNeedsAGpuOfItsOwn) {
   const NcclRank ranks[] = {{.device = 0}, {.device = 1}, {.device = 0}};
-  EXPECT_THAT(ConnectNcclRanks(ranks, absl::Seconds(1)),
+  EXPECT_THAT(ConnectNcclRanks(ranks, absl::Seconds(1), nullptr),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ranks 0 and 2")));
-  EXPECT_THAT(ConnectNcclRanks({}, absl::Seconds(1)), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(ConnectNcclRanks({}, absl::Seconds(1), nullptr),
+              StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 }  // namespace
