@@ -20,6 +20,7 @@ VALUES = [CHART / "values.yaml", *sorted(CHART.glob("values-*.yaml")), *sorted(C
 KUBERNETES = ["1.27", "1.31", "1.35"]
 MONITORING = "monitoring.coreos.com/v1"
 RELEASE, NAMESPACE = "rel", "chat"
+PROGRAMS = {"ranks": "worker"}  # of components that are not called like theirs
 ALL = pytest.mark.parametrize("values", VALUES, ids=lambda p: p.name)
 
 
@@ -47,6 +48,11 @@ def workloads(manifests):
 
 def component(manifest):
     return manifest["metadata"]["labels"]["app.kubernetes.io/component"]
+
+
+def servers(manifests):
+    """The workloads that are called: all but the pods that only hold ranks for a worker."""
+    return [w for w in workloads(manifests) if component(w) != "ranks"]
 
 
 def container(workload):
@@ -121,7 +127,7 @@ def test_selectors_find_exactly_their_pods(values):
 @ALL
 def test_ports_agree(values):
     manifests = render(values)
-    for workload in workloads(manifests):
+    for workload in servers(manifests):
         box = container(workload)
         ports = {p["name"]: p["containerPort"] for p in box["ports"]}
         given = dict(a.removeprefix("--").split("=", 1) for a in box["args"] if "=" in a)
@@ -137,7 +143,11 @@ def test_ports_agree(values):
         assert sum(p["name"] == "metrics" for s in services for p in s["spec"]["ports"]) == 1
         for policy in of_kind(manifests, "NetworkPolicy"):
             if matches(policy["spec"]["podSelector"]["matchLabels"], pod_labels(workload)):
-                assert {p["port"] for r in policy["spec"]["ingress"] for p in r["ports"]} == set(ports)
+                rules = policy["spec"]["ingress"]
+                named = {p["port"] for r in rules for p in r.get("ports", [])}
+                # Ranks reach each other over ports that NCCL chooses.
+                assert named == set(ports) - {"pods", "exchange"}
+                assert {"pods", "exchange"} <= set(ports) or not any("pods" in a for a in box["args"])
 
 
 @ALL
@@ -162,6 +172,28 @@ def test_addresses_agree(values):
     assert yaml.safe_load(config_of(router, manifests))["workers"] == expected
 
 
+def test_each_worker_has_the_pods_that_hold_its_ranks():
+    manifests = render(CHART / "ci/pods-values.yaml")
+    ranks = [w for w in workloads(manifests) if component(w) == "ranks"]
+    (leader,) = [w for w in workloads(manifests) if w["metadata"]["name"].endswith("-worker-large")]
+    assert len(ranks) == leader["spec"]["replicas"] == 2
+    ports = {p["name"]: p["containerPort"] for p in container(leader)["ports"]}
+    assert "--pod-ranks=2" in container(leader)["args"]
+    assert f"--pod-listen=0.0.0.0:{ports['pods']}" in container(leader)["args"]
+    assert ports["exchange"] == ports["pods"] + 1
+    name, governing = leader["metadata"]["name"], leader["spec"]["serviceName"]
+    for number, workload in enumerate(ranks):
+        box = container(workload)
+        assert workload["spec"]["replicas"] == 3
+        assert f"--join={name}-{number}.{governing}:{ports['pods']}" in box["args"]
+        assert "--model=/models/model.gguf" in box["args"]
+        assert box["env"][1:] == container(leader)["env"][1:] and box["resources"] == container(leader)["resources"]
+        assert "ports" not in box and "livenessProbe" not in box
+        assert [i["name"] for i in workload["spec"]["template"]["spec"]["initContainers"]] == ["model"]
+    (small,) = [w for w in workloads(manifests) if w["metadata"]["name"].endswith("-worker-small")]
+    assert not any("pod" in a for a in container(small)["args"] if not a.startswith("--id"))
+
+
 @ALL
 def test_pods_are_locked_down(values):
     for workload in workloads(render(values)):
@@ -183,7 +215,7 @@ def test_pods_are_locked_down(values):
 @ALL
 def test_the_grace_period_covers_the_drain(values):
     manifests = render(values)
-    for workload in workloads(manifests):
+    for workload in servers(manifests):
         config = yaml.safe_load(config_of(workload, manifests))
         drain = sum(int(config[k].removesuffix("s")) for k in ("drain-settle", "drain-timeout"))
         assert workload["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain
@@ -193,7 +225,7 @@ def test_the_grace_period_covers_the_drain(values):
 def test_liveness_asks_for_the_process_and_readiness_for_the_service(values):
     """"" is SERVING while the process lives. Were a router restarted for want of a ready worker, its
     clients would get refused connections instead of NO_WORKER and the time to come back."""
-    for workload in workloads(render(values)):
+    for workload in servers(render(values)):
         box = container(workload)
         assert not box["livenessProbe"]["grpc"].get("service")
         assert box["readinessProbe"]["grpc"]["service"].startswith("loopserve.")
@@ -203,7 +235,7 @@ def test_liveness_asks_for_the_process_and_readiness_for_the_service(values):
 
 @ALL
 def test_probed_services_exist_in_the_contract(values):
-    for workload in workloads(render(values)):
+    for workload in servers(render(values)):
         for probe in ("startupProbe", "readinessProbe"):
             service = container(workload)[probe]["grpc"].get("service")
             if not service:
@@ -247,6 +279,7 @@ def test_a_new_configuration_restarts_the_pods():
     (["workers[0].name=a", "workers[1].name=a"], "workers[a]: two groups have this name"),
     (["workerDefaults.kv.disk.type=hostPath"], "type hostPath needs hostPath"),
     (["workerDefaults.kv.disk.hostPath=/srv"], "hostPath is set, but type is pvc"),
+    (["workerDefaults.tp=6", "workerDefaults.podsPerWorker=4"], "tp 6 cannot be shared equally by podsPerWorker 4"),
     (["workerDefaults.kv.hostBytes=3Gi"],
      "workers[main]: 1Gi + 3Gi of KV do not fit into resources.limits.memory 4Gi"),
     (["kvstore.hostBytes=2Gi"], "kvstore: 2Gi of KV do not fit into resources.limits.memory 1Gi"),
@@ -319,10 +352,11 @@ def test_the_executables_accept_every_flag_and_config(values, check_config, tmp_
     manifests = render(values)
     for workload in workloads(manifests):
         config = tmp_path / f"{workload['metadata']['name']}.yaml"
-        config.write_text(config_of(workload, manifests))
+        if component(workload) != "ranks":
+            config.write_text(config_of(workload, manifests))
         args = [a.replace("/etc/loopserve/config.yaml", str(config)).replace("$(POD_NAME)", "worker-0")
                 for a in container(workload)["args"]]
-        check_config(f"loopserve-{component(workload)}", args)
+        check_config(f"loopserve-{PROGRAMS.get(component(workload), component(workload))}", args)
 
 
 @pytest.mark.parametrize("part", ["router", "worker", "kvstore"])

@@ -111,6 +111,32 @@ topologySpreadConstraints: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/* The model's file, where a pod has it. Argument: dict root, part (a worker group). */}}
+{{- define "loopserve.modelInit" -}}
+{{- if .part.model.image.reference }}
+initContainers:
+  - name: model
+    image: {{ .part.model.image.reference }}
+    imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+    command: [cp, {{ printf "%s/%s" (trimSuffix "/" .part.model.image.path) .part.model.file }}, /models/]
+    resources: {{- toYaml .part.resources | nindent 6 }}
+    securityContext: {{- include "loopserve.containerSecurity" .root | nindent 6 }}
+    volumeMounts:
+      - {name: models, mountPath: /models}
+{{- end }}
+{{- end }}
+
+{{- define "loopserve.modelVolume" -}}
+- name: models
+  {{- if .part.model.existingClaim }}
+  persistentVolumeClaim: {claimName: {{ .part.model.existingClaim }}, readOnly: true}
+  {{- else if .part.model.hostPath }}
+  hostPath: {path: {{ .part.model.hostPath }}, type: Directory}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end }}
+
 {{- define "loopserve.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

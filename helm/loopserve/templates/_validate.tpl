@@ -15,6 +15,9 @@
   {{- if ne (len $sources) 1 }}
     {{- fail (printf "%s.model: exactly one of existingClaim, hostPath and image.reference has to be set, not %d (%s)" $at (len $sources) (join ", " $sources)) }}
   {{- end }}
+  {{- if ne (mod (int .tp) (int .podsPerWorker)) 0 }}
+    {{- fail (printf "%s: tp %d cannot be shared equally by podsPerWorker %d" $at (int .tp) (int .podsPerWorker)) }}
+  {{- end }}
   {{- if and (eq .kv.disk.type "hostPath") (not .kv.disk.hostPath) }}
     {{- fail (printf "%s.kv.disk: type hostPath needs hostPath, a folder on the nodes" $at) }}
   {{- end }}
