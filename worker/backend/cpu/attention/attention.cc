@@ -81,9 +81,9 @@ struct Workspace {
   float* zeros;
   float* key_scales;
   float* value_scales;
-  float* part;   // states: of a split,
-  float* group;  // of a group of splits,
-  float* total;  // and of all
+  float* part;      // states: of a split,
+  float* group;     // of a group of splits,
+  float* total;     // and of all
   size_t used = 0;  // floats of the scratch
 };
 

@@ -8,9 +8,9 @@
 // tile, however a prompt is cut into steps, and whichever threads compute its splits; and a list
 // that names every key gives the bits of dense attention.
 //
-// What threads share of an item are its *parts*. Of few rows a part is a split. Of many rows it is a
-// group: their results take as much room as the keys they were made of, and would go through memory
-// from one thread to the other for each split.
+// What threads share of an item are its *parts*. Of few rows a part is a split. Of many rows it is
+// a group: their results take as much room as the keys they were made of, and would go through
+// memory from one thread to the other for each split.
 //
 // Thread rule: pure functions of their arguments; a scratch belongs to one call at a time. No
 // errors: StepAttention (step_attention.h) checks shapes and splits the work of a step.

@@ -214,7 +214,7 @@ void StepAttention::RunPiece(const Piece& piece, float* scratch) {
   if (share.pieces == 1) return Attend(isa_, item, scratch);
   float* partials = partials_.data() + share.partials;
   AttendParts(isa_, item, piece.first_part, piece.last_part, scratch,
-               partials + static_cast<size_t>(piece.first_part) * PartialFloats(item));
+              partials + static_cast<size_t>(piece.first_part) * PartialFloats(item));
   if (unfinished_[piece.item].fetch_sub(1, std::memory_order_acq_rel) == 1) {
     MergeParts(isa_, item, partials, scratch);
   }

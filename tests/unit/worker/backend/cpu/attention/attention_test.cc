@@ -120,7 +120,7 @@ class Case {
     std::vector<float> partials(static_cast<size_t>(parts) * PartialFloats(item), NAN);
     for (int64_t s = (parts - 1) / range * range; s >= 0; s -= range) {
       AttendParts(isa_, item, s, std::min(parts, s + range), scratch.data(),
-                   partials.data() + static_cast<size_t>(s) * PartialFloats(item));
+                  partials.data() + static_cast<size_t>(s) * PartialFloats(item));
     }
     MergeParts(isa_, item, partials.data(), scratch.data());
     return out;
@@ -227,9 +227,9 @@ TEST_P(AttentionTest, HoldsAtTheBordersOfGroups) {
   for (const int64_t rows : {3, 20}) {
     for (const int64_t tokens : {2047, 2048, 2049, 4097, 5000}) {
       SCOPED_TRACE(testing::Message() << rows << " rows, " << tokens << " tokens");
-      ExpectOneResult(Case(GetParam(), Shape(24, 32, kStored[tokens % 2]), tokens, rows, 3,
-                           uint32_t(tokens)),
-                      5e-6);
+      ExpectOneResult(
+          Case(GetParam(), Shape(24, 32, kStored[tokens % 2]), tokens, rows, 3, uint32_t(tokens)),
+          5e-6);
     }
     Reads lines;
     lines.dense = false;
