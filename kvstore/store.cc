@@ -406,7 +406,7 @@ absl::Status TieredStore::Flush(absl::Duration timeout) {
 
 std::array<Usage, kPlaces> TieredStore::usage() const {
   UsageByPlace usage = chain_->usage_by_place();
-  const uint64_t block_bytes = pool_.shape().block_bytes();
+  const uint64_t block_bytes = pool_.resident_block_bytes();
   const uint64_t used = pool_.num_blocks() - pool_.free_blocks();
   usage[static_cast<size_t>(Place::kDevice)] = {used * block_bytes,
                                                 pool_.num_blocks() * block_bytes, used};

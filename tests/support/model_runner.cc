@@ -66,7 +66,7 @@ absl::Status ModelRunner::MakePool(const worker::ModelConfig& config, const Opti
   std::vector<kvstore::KvBlockPool::Shard> shards;
   for (int r = 0; r < options.tp; ++r) {
     const worker::RowRange heads =
-        worker::SplitEvenly(config.kv_heads, {.rank = r, .size = options.tp});
+        worker::KvHeadsOf(config.kv_heads, {.rank = r, .size = options.tp});
     shards.push_back({.memory = &ranks_[static_cast<size_t>(r)].backend->memory(),
                       .first_kv_head = static_cast<int32_t>(heads.begin),
                       .kv_heads = static_cast<int32_t>(heads.size())});

@@ -43,7 +43,7 @@ struct RankGroupOptions {
   int activation_bits = 16;  // see BackendOptions
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
-  uint64_t kv_device_bytes = uint64_t{1} << 30;
+  uint64_t kv_device_bytes = uint64_t{1} << 30;  // of the pool, on all ranks together
   // The pool's part of the memory that is free once the model is loaded; 0: kv_device_bytes counts.
   double kv_device_share = 0;
   uint64_t kv_host_bytes = 0;  // what the host tier may grow to: part of the predicted need
@@ -63,7 +63,7 @@ class RankGroup {
  public:
   // Loads the model on every rank and makes the pool. The need is predicted before anything is
   // loaded: ResourceExhausted with both numbers and the way out when it does not fit.
-  // InvalidArgument for more ranks than KV heads, or a pool of less than one block.
+  // InvalidArgument for more ranks than query heads, or a pool of less than one block.
   static absl::StatusOr<std::unique_ptr<RankGroup>> Create(const GgufFile& file,
                                                            const RankGroupOptions& options,
                                                            common::Logger& log);

@@ -63,11 +63,6 @@ absl::StatusOr<uint32_t> BlocksIn(uint64_t bytes, size_t block_bytes, int32_t bl
       std::min<uint64_t>(blocks, std::numeric_limits<uint32_t>::max() / 2));
 }
 
-kvstore::KvShape ShardShape(kvstore::KvShape shape, const ShardSpec& spec) {
-  shape.kv_heads = static_cast<int32_t>(SplitEvenly(shape.kv_heads, spec).size());
-  return shape;
-}
-
 // What one rank, or all that share the host's memory, will take.
 struct Need {
   uint64_t weights = 0;
@@ -116,7 +111,7 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     const MemoryEstimate estimate = EstimateMemory(file, config, spec, model);
     const Need need{.weights = estimate.weights_bytes,
                     .scratch = estimate.scratch_bytes + backend.overhead_bytes(),
-                    .kv = blocks * ShardShape(shape, spec).block_bytes()};
+                    .kv = blocks * ShardOf(shape, spec).block_bytes()};
     kvstore::Memory& memory = backend.memory();
     if (const std::optional<uint64_t> free = memory.free_bytes()) {
       RETURN_IF_ERROR(Compare(need, *free, memory.name(),
@@ -196,9 +191,10 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
     if (!free) {  // the host's, which the ranks share among themselves and with the host tier
       ASSIGN_OR_RETURN(const uint64_t available, HostMemory(options));
       const uint64_t left = available - std::min(available, options.kv_host_bytes);
-      return BlocksIn(share(left), shape.block_bytes(), shape.block_tokens, kWhose);
+      return BlocksIn(share(left), BlockBytesOnRanks(shape, options.tp), shape.block_tokens,
+                      kWhose);
     }
-    const size_t block_bytes = ShardShape(shape, {rank, options.tp}).block_bytes();
+    const size_t block_bytes = ShardOf(shape, {rank, options.tp}).block_bytes();
     ASSIGN_OR_RETURN(const uint32_t fit,
                      BlocksIn(share(*free - std::min<uint64_t>(*free, backend.overhead_bytes())),
                               block_bytes, shape.block_tokens, kWhose));
@@ -212,15 +208,11 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
 absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptions& options,
                                       common::Logger& log) {
   ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file));
-  if (options.tp < 1 || options.tp > config.kv_heads) {
-    return absl::InvalidArgumentError(absl::StrCat("tp is ", options.tp, ", but the model has ",
-                                                   config.kv_heads,
-                                                   " KV heads, and every rank needs one"));
-  }
+  RETURN_IF_ERROR(CheckShard(config, {.rank = 0, .size = options.tp}));
   const kvstore::KvShape shape = KvShapeOf(config, options.kv_dtype, options.block_tokens);
   uint32_t blocks = 1;  // at least; a share is known once the model is loaded
   if (options.kv_device_share == 0) {
-    ASSIGN_OR_RETURN(blocks, BlocksIn(options.kv_device_bytes, shape.block_bytes(),
+    ASSIGN_OR_RETURN(blocks, BlocksIn(options.kv_device_bytes, BlockBytesOnRanks(shape, options.tp),
                                       shape.block_tokens, "kv-device-bytes"));
   }
   const ThreadPlan plan(options);
@@ -233,7 +225,7 @@ absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptio
     const ShardSpec spec{rank, options.tp};
     RankGroup::Rank& parts = loaded.ranks[static_cast<size_t>(rank)];
     ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
-    const RowRange heads = SplitEvenly(config.kv_heads, spec);
+    const RowRange heads = KvHeadsOf(config.kv_heads, spec);
     shards.push_back({.memory = &parts.backend->memory(),
                       .first_kv_head = static_cast<int32_t>(heads.begin),
                       .kv_heads = static_cast<int32_t>(heads.size())});

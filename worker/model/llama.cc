@@ -28,12 +28,17 @@ std::string LayerTensor(int32_t layer, absl::string_view name) {
   return absl::StrCat("blk.", layer, ".", name);
 }
 
-// How many groups the inputs of attn_output and ffn_down come in where ranks share them; 0: they
-// share the outputs.
+// Whether ranks share the inputs of attn_output and of ffn_down; else the outputs.
 struct SharedInputs {
-  int64_t heads = 0;
-  int64_t ffn = 0;
+  bool heads = false;
+  int64_t ffn = 0;  // in so many groups; 0: not
 };
+
+Sharing QueryHeads(const ModelConfig& c) { return ByQueryHeads(c.q_heads, c.kv_heads, c.head_dim); }
+Sharing KvHeads(const ModelConfig& c) { return ByKvHeads(c.kv_heads, c.head_dim); }
+Sharing FfnColumns(const ModelConfig& c, const SharedInputs& shared) {
+  return shared.ffn > 0 ? Evenly(shared.ffn, c.ffn / shared.ffn) : Evenly(c.ffn);
+}
 
 // What the files' formats allow, for all layers alike.
 SharedInputs SharedInputsOf(const GgufFile& file, const ModelConfig& c, const ShardSpec& shard) {
@@ -42,12 +47,14 @@ SharedInputs SharedInputsOf(const GgufFile& file, const ModelConfig& c, const Sh
     const auto* const down = file.FindTensor(LayerTensor(i, "ffn_down.weight"));
     if (down != nullptr) block = std::max(block, InfoOf(down->view.type).block_values);
   }
-  SharedInputs shared{.heads = c.kv_heads, .ffn = c.ffn / block};
+  SharedInputs shared{.heads = true, .ffn = c.ffn / block};
+  const Sharing heads = QueryHeads(c);
+  const Sharing ffn = FfnColumns(c, shared);
   for (int32_t i = 0; i < c.layers; ++i) {
     const auto* const o = file.FindTensor(LayerTensor(i, "attn_output.weight"));
     const auto* const down = file.FindTensor(LayerTensor(i, "ffn_down.weight"));
-    if (o == nullptr || !CanShareInputs(o->view, shared.heads, shard.size)) shared.heads = 0;
-    if (down == nullptr || !CanShareInputs(down->view, shared.ffn, shard.size)) shared.ffn = 0;
+    if (o == nullptr || !CanShareInputs(o->view, heads, shard.size)) shared.heads = false;
+    if (down == nullptr || !CanShareInputs(down->view, ffn, shard.size)) shared.ffn = 0;
   }
   return shared;
 }
@@ -56,28 +63,28 @@ TensorPlan PlanTensors(const ModelConfig& c, const SharedInputs& shared = {}) {
   const int64_t q = int64_t{c.q_heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
   TensorPlan plan;
-  plan.Add({std::string(kEmbeddingTensor), c.vocab, c.hidden, c.vocab});
-  plan.Add({std::string(kOutputTensor), c.vocab, c.hidden, c.vocab, false});
+  plan.Add({std::string(kEmbeddingTensor), c.vocab, c.hidden, Evenly(c.vocab)});
+  plan.Add({std::string(kOutputTensor), c.vocab, c.hidden, Evenly(c.vocab), false});
   plan.Add({std::string(kOutputNorm), c.hidden});
   plan.Ignore("rope_freqs.weight");  // read with the rotation
   for (int32_t i = 0; i < c.layers; ++i) {
     plan.Add({LayerTensor(i, "attn_norm.weight"), c.hidden});
-    plan.AddLinear(LayerTensor(i, "attn_q"), q, c.hidden, c.kv_heads);
-    plan.AddLinear(LayerTensor(i, "attn_k"), kv, c.hidden, c.kv_heads);
-    plan.AddLinear(LayerTensor(i, "attn_v"), kv, c.hidden, c.kv_heads);
-    if (shared.heads > 0) {
-      plan.AddLinearOfParts(LayerTensor(i, "attn_output"), c.hidden, q, shared.heads);
+    plan.AddLinear(LayerTensor(i, "attn_q"), q, c.hidden, QueryHeads(c));
+    plan.AddLinear(LayerTensor(i, "attn_k"), kv, c.hidden, KvHeads(c));
+    plan.AddLinear(LayerTensor(i, "attn_v"), kv, c.hidden, KvHeads(c));
+    if (shared.heads) {
+      plan.AddLinearOfParts(LayerTensor(i, "attn_output"), c.hidden, q, QueryHeads(c));
     } else {
-      plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, c.hidden);
+      plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, Evenly(c.hidden));
     }
     plan.Add({LayerTensor(i, "ffn_norm.weight"), c.hidden});
-    const int64_t ffn_units = shared.ffn > 0 ? shared.ffn : c.ffn;
-    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, ffn_units);
-    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, ffn_units);
+    const Sharing ffn = FfnColumns(c, shared);
+    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, ffn);
+    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, ffn);
     if (shared.ffn > 0) {
-      plan.AddLinearOfParts(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, shared.ffn);
+      plan.AddLinearOfParts(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, ffn);
     } else {
-      plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, c.hidden);
+      plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, Evenly(c.hidden));
     }
     plan.Ignore(LayerTensor(i, "attn_rot_embd"));  // a table some old files carry
   }
@@ -141,13 +148,12 @@ struct Scratch {
 
 LocalSizes SizesOf(const ModelConfig& c, const ShardSpec& shard, const SharedInputs& shared) {
   LocalSizes n{};
-  n.kv_heads = SplitEvenly(c.kv_heads, shard).size();
-  n.q_heads = n.kv_heads * (c.q_heads / c.kv_heads);
+  n.kv_heads = KvHeadsOf(c.kv_heads, shard).size();
+  n.q_heads = QueryHeadsOf(c.q_heads, c.kv_heads, shard).size();
   n.q = n.q_heads * c.head_dim;
   n.kv = n.kv_heads * c.head_dim;
   n.hidden = SplitEvenly(c.hidden, shard).size();
-  const int64_t ffn_units = shared.ffn > 0 ? shared.ffn : c.ffn;
-  n.ffn = SplitEvenly(ffn_units, shard).size() * (c.ffn / ffn_units);
+  n.ffn = FfnColumns(c, shared)(shard).size();
   n.vocab = SplitEvenly(c.vocab, shard).size();
   return n;
 }
@@ -177,7 +183,7 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
                                 {&Scratch::last_proj, last, c.hidden},
                                 {&Scratch::logits, last, n.vocab, BufferUse::kExact}};
   if (shard.size > 1) {
-    if (shared.heads == 0) {
+    if (!shared.heads) {
       shapes.push_back({&Scratch::attn_full, rows, int64_t{c.q_heads} * c.head_dim});
     }
     if (shared.ffn == 0) shapes.push_back({&Scratch::ffn_full, rows, c.ffn});
@@ -394,7 +400,7 @@ absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
                           .sequences = batch.sequences,
                           .out = attn}));
   const Linear& o = layers_[static_cast<size_t>(i)].o;
-  if (shared_.heads > 0) return SumOfParts(o, attn, comm);
+  if (shared_.heads) return SumOfParts(o, attn, comm);
   ASSIGN_OR_RETURN(const TensorView heads, Gathered(attn, scratch_.attn_full, comm));
   return Project(o, heads, comm);
 }

@@ -21,6 +21,7 @@
 #include "kvstore/kv_shape.h"
 #include "worker/backend/backend.h"
 #include "worker/comm/communicator.h"
+#include "worker/model/sharing.h"
 
 namespace loopserve::worker {
 
@@ -45,14 +46,6 @@ struct ModelConfig {
   // fingerprint, so a cache is never used with other weights.
   std::string fingerprint;
 };
-
-// The KV heads (and with them query heads, output columns and vocabulary rows) of one rank.
-// Heads are split as evenly as they go, the first ranks taking one more.
-struct ShardSpec {
-  int rank = 0;
-  int size = 1;
-};
-RowRange SplitEvenly(int64_t total, const ShardSpec& shard);
 
 // One step of one or more sequences, identical on every rank; made by the engine's leader.
 struct StepBatch {
@@ -91,10 +84,14 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file);
 // The shape of one logical KV block of this model (all heads).
 kvstore::KvShape KvShapeOf(const ModelConfig& config, kvstore::KvDtype dtype, int32_t block_tokens);
 
+// InvalidArgument for a rank that does not exist, and for more ranks than query heads: each needs
+// one.
+absl::Status CheckShard(const ModelConfig& config, const ShardSpec& shard);
+
 // Loads one rank's shard; `config` is what ReadModelConfig made of the same file, read once for all
 // ranks. `file` must outlive the model if the backend says so. InvalidArgument for a tensor that is
-// missing, superfluous or of the wrong shape, and for more ranks than KV heads; Unimplemented for a
-// weight type that the backend does not support.
+// missing, superfluous or of the wrong shape, and as CheckShard says; Unimplemented for a weight
+// type that the backend does not support.
 absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelConfig& config,
                                                  const ShardSpec& shard, Backend& backend,
                                                  const ModelOptions& options);

@@ -211,13 +211,22 @@ TEST(Engine, APreemptedTurnIsParkedAndNotComputedAgain) {
   EXPECT_EQ(worker.available(), 14);
 }
 
+// Also more than there are KV heads: 3 with 9 query heads, 1 with 4.
 TEST(Engine, AnyNumberOfRanksSaysTheSame) {
-  EngineFixture one({.tp = 1});
-  const Tokens expected = one.Complete(Text(40), 12).tokens;
-  for (int tp : {2, 3}) {
-    EngineFixture worker({.tp = tp});
-    EXPECT_EQ(worker.Complete(Text(40), 12).tokens, expected) << "tp " << tp;
-    EXPECT_EQ(MetricOf(worker, "loopserve_tp_size{model=\"tiny\"}"), tp);
+  const std::pair<std::string, std::vector<int>> models[] = {{"nine", {2, 3, 4, 5, 6, 9}},
+                                                             {"mqa", {2, 4}}};
+  for (const auto& [preset, numbers] : models) {
+    for (const std::string backend : {"reference", "cpu"}) {
+      EngineFixture one({.preset = preset, .backend = backend});
+      const Tokens expected = one.Complete(Text(40), 12).tokens;
+      for (const int tp : numbers) {
+        EngineFixture worker({.preset = preset, .backend = backend, .tp = tp});
+        EXPECT_EQ(worker.Complete(Text(40), 12).tokens, expected)
+            << preset << " on " << backend << ", tp " << tp;
+        EXPECT_EQ(MetricOf(worker, "loopserve_tp_size{model=\"tiny\"}"), tp);
+        EXPECT_EQ(worker.available(), 64);
+      }
+    }
   }
 }
 

@@ -260,7 +260,7 @@ TEST(RankGroup, AnyNumberOfRanksGivesTheSameBits) {
   ASSERT_OK_AND_ASSIGN(auto one, RankGroup::Create(*file, Options(1), common::Logger::Null()));
   const std::vector<float> expected = LogitsOf(*one);
   EXPECT_EQ(expected.size(), static_cast<size_t>(one->config().vocab));
-  for (int tp : {2, 3}) {
+  for (int tp : {2, 3, 4, 6}) {
     ASSERT_OK_AND_ASSIGN(auto group, RankGroup::Create(*file, Options(tp), common::Logger::Null()));
     EXPECT_EQ(group->size(), tp);
     EXPECT_EQ(LogitsOf(*group), expected) << "tp " << tp;
@@ -283,9 +283,9 @@ TEST(RankGroup, PinnedThreadsComputeTheSame) {
   EXPECT_EQ(common::ReadCpus().allowed, allowed) << "the loading thread was pinned too";
 }
 
-TEST(RankGroup, MoreRanksThanKvHeadsAreRefused) {
-  EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(4), common::Logger::Null()),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("3 KV heads")));
+TEST(RankGroup, MoreRanksThanQueryHeadsAreRefused) {
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(7), common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("6 query heads")));
   EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(0), common::Logger::Null()),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }
