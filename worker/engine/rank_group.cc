@@ -82,7 +82,8 @@ class ThreadRankGroup final : public RankGroup {
       first = std::min(first, slot.finished);
       last = std::max(last, slot.finished);
     }
-    return StepResult{.logits = slots_[0].logits, .skew = last - first};
+    const StepOutput& output = slots_[0].output;
+    return StepResult{.logits = output.logits, .choices = output.choices, .skew = last - first};
   }
 
   int size() const override { return static_cast<int>(slots_.size()); }
@@ -111,7 +112,7 @@ class ThreadRankGroup final : public RankGroup {
     // Guarded by mutex_ (an element of a vector cannot say so); set = there is a step to run.
     std::shared_ptr<const StepPlan> plan;
     bool running = false;
-    TensorView logits;
+    StepOutput output;
     absl::Time finished;
   };
 
@@ -222,13 +223,13 @@ class ThreadRankGroup final : public RankGroup {
         if (stop_) return;
         plan = std::exchange(slot.plan, nullptr);
       }
-      const absl::StatusOr<TensorView> logits = Execute(rank, *plan);
+      const absl::StatusOr<StepOutput> output = Execute(rank, *plan);
       plan.reset();
-      Finish(rank, logits);
+      Finish(rank, output);
     }
   }
 
-  absl::StatusOr<TensorView> Execute(int rank, const StepPlan& plan) {
+  absl::StatusOr<StepOutput> Execute(int rank, const StepPlan& plan) {
     Slot& slot = slots_[static_cast<size_t>(rank)];
     slot.sequences.clear();
     int64_t row = 0;
@@ -244,14 +245,15 @@ class ThreadRankGroup final : public RankGroup {
     const StepBatch batch{.tokens = plan.tokens,
                           .positions = plan.positions,
                           .sequences = slot.sequences,
-                          .logit_rows = plan.logit_rows};
+                          .logit_rows = plan.logit_rows,
+                          .sampling = plan.sampling.view()};
     return slot.parts.model->Forward(batch, pool_->arena(rank), *slot.comm);
   }
 
-  void Finish(int rank, const absl::StatusOr<TensorView>& logits) {
+  void Finish(int rank, const absl::StatusOr<StepOutput>& output) {
     Slot& slot = slots_[static_cast<size_t>(rank)];
-    if (!logits.ok()) {
-      const absl::Status why = WithRank(rank, logits.status());
+    if (!output.ok()) {
+      const absl::Status why = WithRank(rank, output.status());
       {
         // The first failure is the cause, noted before the others can hear of it; what they report
         // is its echo.
@@ -273,7 +275,7 @@ class ThreadRankGroup final : public RankGroup {
     }
     watch_.Arrive(rank);
     absl::MutexLock lock(&mutex_);
-    if (logits.ok()) slot.logits = *logits;
+    if (output.ok()) slot.output = *output;
     slot.finished = absl::Now();
     slot.running = false;
     --busy_;

@@ -83,8 +83,8 @@ class RankGroup {
   // Waits for the ranks, a stalled one included.
   virtual ~RankGroup() = default;
 
-  // Logits [plan.logit_rows, vocab] in host memory, valid until the next Run. The plan is shared
-  // because a stalled rank may outlast the call.
+  // The first rank's choices, or logits, in host memory, valid until the next Run. The plan is
+  // shared because a stalled rank may outlast the call.
   virtual absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) = 0;
 
   virtual int size() const = 0;

@@ -116,11 +116,10 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     if (const std::optional<uint64_t> free = memory.free_bytes()) {
       RETURN_IF_ERROR(Compare(need, *free, memory.name(),
                               "lower --kv-device-bytes or --max-step-tokens, raise --tp"));
-      // What the device copies to and from: the host tier, and each rank's logits.
+      // What the device copies to and from: the host tier.
       if (options.kv_host_bytes > 0) {
         host.kv_host = kvstore::HostArena::BytesFor(options.kv_host_bytes, shape.block_bytes());
       }
-      host.scratch += static_cast<uint64_t>(model.max_logit_rows * config.vocab) * sizeof(float);
     } else {
       host.Add(need);
     }

@@ -209,7 +209,7 @@ class LlamaModel final : public Model {
 
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return resident_bytes_; }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                      Communicator& comm) override;
 
  private:
@@ -223,10 +223,17 @@ class LlamaModel final : public Model {
   absl::StatusOr<TensorView> Attend(int32_t i, const StepBatch& batch, const kvstore::KvArena& kv,
                                     Communicator& comm);
   absl::StatusOr<TensorView> FeedForward(const Layer& layer, TensorView normed, Communicator& comm);
-  // All ops of a step, down to the logits of the wanted rows.
+  // All ops of a step, down to the logits of the wanted rows or what is chosen from them.
   absl::Status Layers(const StepBatch& batch, const kvstore::KvArena& kv, Communicator& comm);
+  TensorView Logits(int64_t rows) const;
   // The logits of the step just run, where the host can read them once the backend has finished.
   absl::StatusOr<TensorView> HostLogits(int64_t rows);
+  // Where the step's choices go.
+  std::span<RowChoice> Choices(size_t rows) const {
+    return {reinterpret_cast<RowChoice*>(host_choices_->data()), rows};
+  }
+  // The first rank samples for all.
+  bool samples(const StepBatch& batch) const { return shard_.rank == 0 && !batch.sampling.empty(); }
   absl::StatusOr<TensorView> Gathered(TensorView local, const std::unique_ptr<Buffer>& full,
                                       Communicator& comm);
 
@@ -245,8 +252,9 @@ class LlamaModel final : public Model {
   std::vector<Layer> layers_;
   std::unique_ptr<RopeTable> rope_;
   Scratch scratch_;
-  // For a backend whose memory the host cannot read: its logits, where it copies to fastest.
-  std::unique_ptr<kvstore::MemoryRegion> host_logits_;
+  // Where the device copies to fastest. The logits' only once some have been wanted, of a backend
+  // whose memory the host cannot read.
+  std::unique_ptr<kvstore::MemoryRegion> host_choices_, host_logits_;
 };
 
 class Loader final {
@@ -309,10 +317,9 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
     ASSIGN_OR_RETURN(scratch_.*wanted.buffer,
                      backend_.Allocate(wanted.rows, wanted.cols, wanted.use));
   }
-  if (!backend_.memory().host_addressable()) {
-    const auto values = static_cast<size_t>(options_.max_logit_rows * config_.vocab);
-    ASSIGN_OR_RETURN(host_logits_, backend_.memory().AllocateHost(values * sizeof(float)));
-  }
+  ASSIGN_OR_RETURN(host_choices_,
+                   backend_.memory().AllocateHost(static_cast<size_t>(options_.max_logit_rows) *
+                                                  sizeof(RowChoice)));
   RETURN_IF_ERROR(backend_.FinishLoading(options_.max_step_tokens));
   resident_bytes_ = loader.bytes();
   return backend_.Synchronize();
@@ -442,34 +449,48 @@ absl::Status LlamaModel::Layers(const StepBatch& batch, const kvstore::KvArena& 
   const TensorView local = scratch_.logits->view().Rows(0, wanted);
   const Matrix* const weight = output_ != nullptr ? output_.get() : embedding_.get();
   RETURN_IF_ERROR(backend_.MatMul(normed, {&weight, 1}, {&local, 1}));
-  return Gathered(local, scratch_.logits_full, comm).status();
+  RETURN_IF_ERROR(Gathered(local, scratch_.logits_full, comm).status());
+  if (!samples(batch)) return absl::OkStatus();
+  return backend_.Sample(Logits(wanted), batch.sampling, Choices(batch.logit_rows.size()));
+}
+
+TensorView LlamaModel::Logits(int64_t rows) const {
+  return (shard_.size == 1 ? scratch_.logits : scratch_.logits_full)->view().Rows(0, rows);
 }
 
 absl::StatusOr<TensorView> LlamaModel::HostLogits(int64_t rows) {
-  const TensorView logits =
-      (shard_.size == 1 ? scratch_.logits : scratch_.logits_full)->view().Rows(0, rows);
-  if (host_logits_ == nullptr || rows == 0) return logits;
+  const TensorView logits = Logits(rows);
+  if (backend_.memory().host_addressable() || rows == 0) return logits;
+  if (host_logits_ == nullptr) {
+    const auto values = static_cast<size_t>(options_.max_logit_rows * config_.vocab);
+    ASSIGN_OR_RETURN(host_logits_, backend_.memory().AllocateHost(values * sizeof(float)));
+  }
   const std::span on_host(reinterpret_cast<float*>(host_logits_->data()),
                           static_cast<size_t>(logits.rows * logits.cols));
   RETURN_IF_ERROR(backend_.CopyToHost(logits, on_host));
   return TensorView{on_host.data(), logits.rows, logits.cols, logits.cols};
 }
 
-absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+absl::StatusOr<StepOutput> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                                Communicator& comm) {
   RETURN_IF_ERROR(CheckStep(batch, kv, comm, config_, shard_, options_));
   RETURN_IF_ERROR(backend_.RunStep({.tokens = batch.tokens,
                                     .positions = batch.positions,
                                     .sequences = batch.sequences,
                                     .logit_rows = batch.logit_rows,
+                                    .sampling = samples(batch) ? batch.sampling : SamplingView(),
                                     .kv = &kv,
                                     .q_heads = static_cast<int32_t>(local_.q_heads)},
                                    [&] { return Layers(batch, kv, comm); }));
   RETURN_IF_ERROR(comm.Wait());
-  ASSIGN_OR_RETURN(const TensorView logits,
-                   HostLogits(static_cast<int64_t>(batch.logit_rows.size())));
+  StepOutput output;
+  if (batch.sampling.empty()) {
+    ASSIGN_OR_RETURN(output.logits, HostLogits(static_cast<int64_t>(batch.logit_rows.size())));
+  } else if (samples(batch)) {
+    output.choices = Choices(batch.logit_rows.size());
+  }
   RETURN_IF_ERROR(backend_.Synchronize());
-  return logits;
+  return output;
 }
 
 class LlamaArchitecture final : public Architecture {

@@ -53,6 +53,13 @@ struct StepBatch {
   std::span<const int32_t> positions;            // [rows], absolute
   std::span<const AttentionSequence> sequences;  // cover all rows in order
   std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending
+  SamplingView sampling;  // [logit_rows]: and how tokens are chosen from them; or none
+};
+
+// What a step leaves, in host memory, valid until the next one.
+struct StepOutput {
+  TensorView logits;                   // [logit_rows, vocab], on every rank, without sampling
+  std::span<const RowChoice> choices;  // [logit_rows], on the first rank, with sampling
 };
 
 struct ModelOptions {
@@ -69,10 +76,10 @@ class Model {
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
   virtual size_t resident_bytes() const = 0;
-  // Runs the step: appends the new rows' keys and values to `kv` and returns the logits
-  // [logit_rows, vocab], valid until the next call, in host memory on every rank. InvalidArgument
-  // for a batch larger than ModelOptions or a token outside the vocabulary.
-  virtual absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+  // Runs the step: appends the new rows' keys and values to `kv` and returns what is chosen from
+  // the logits, or these. InvalidArgument for a batch larger than ModelOptions or a token outside
+  // the vocabulary.
+  virtual absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                              Communicator& comm) = 0;
 };
 

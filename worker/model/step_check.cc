@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/backend/row_sampler.h"
 
 namespace loopserve::worker {
 namespace {
@@ -106,6 +107,10 @@ absl::Status CheckStep(const StepBatch& batch, const kvstore::KvArena& kv, const
   }
   RETURN_IF_ERROR(CheckTokens(batch, config.vocab, PositionsOf(config, options)));
   RETURN_IF_ERROR(CheckLogitRows(batch.logit_rows, rows));
+  if (!batch.sampling.empty() && batch.sampling.rows.size() != batch.logit_rows.size()) {
+    return absl::InvalidArgumentError("a step samples either all of its logit rows or none");
+  }
+  RETURN_IF_ERROR(CheckSampling(batch.sampling, config.vocab));
   if (kv.shape.layers != config.layers || kv.shape.head_dim != config.head_dim ||
       kv.shape.kv_heads != KvHeadsOf(config.kv_heads, shard).size()) {
     return absl::InvalidArgumentError("the KV arena is not of this shard's shape");

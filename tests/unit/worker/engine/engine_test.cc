@@ -545,18 +545,17 @@ class FlakyModel final : public Model {
   }
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return 0; }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena&,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena&,
                                      Communicator&) override {
     if (fail_) return absl::InternalError("boom");
-    const auto rows = static_cast<int64_t>(batch.logit_rows.size());
-    logits_.assign(static_cast<size_t>(rows * config_.vocab), 0);
-    return TensorView{logits_.data(), rows, config_.vocab, config_.vocab};
+    choices_.assign(batch.logit_rows.size(), RowChoice());
+    return StepOutput{.choices = choices_};
   }
 
  private:
   std::atomic<bool>& fail_;
   ModelConfig config_;
-  std::vector<float> logits_;
+  std::vector<RowChoice> choices_;
 };
 
 std::unique_ptr<RankGroup> FlakyRanks(std::atomic<bool>& fail) {

@@ -45,18 +45,18 @@ class FakeModel final : public Model {
   FakeModel(int rank, Body body) : rank_(rank), body_(std::move(body)) {}
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return 10; }
-  absl::StatusOr<TensorView> Forward(const StepBatch&, const kvstore::KvArena&,
+  absl::StatusOr<StepOutput> Forward(const StepBatch&, const kvstore::KvArena&,
                                      Communicator& comm) override {
     RETURN_IF_ERROR(body_(comm));
-    value_ = static_cast<float>(rank_);
-    return TensorView{&value_, 1, 1, 1};
+    choice_.token = rank_;
+    return StepOutput{.choices = {&choice_, 1}};
   }
 
  private:
   const int rank_;
   const Body body_;
   const ModelConfig config_;
-  float value_ = -1;
+  RowChoice choice_{.token = -1};
 };
 
 std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout,
@@ -80,7 +80,7 @@ std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Dura
 
 std::shared_ptr<const StepPlan> EmptyPlan() { return std::make_shared<StepPlan>(); }
 
-TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksLogits) {
+TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksChoices) {
   std::atomic<int> calls = 0;
   const auto body = [&](Communicator& comm) {
     ++calls;
@@ -89,7 +89,8 @@ TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksLogits) {
   auto group = Fakes({body, body, body}, absl::Seconds(30));
   ASSERT_OK_AND_ASSIGN(const StepResult result, group->Run(EmptyPlan()));
   EXPECT_EQ(calls, 3);
-  EXPECT_EQ(*result.logits.data, 0.0f);
+  ASSERT_EQ(result.choices.size(), 1u);
+  EXPECT_EQ(result.choices[0].token, 0);
   EXPECT_GE(result.skew, absl::ZeroDuration());
   EXPECT_EQ(group->resident_bytes(), 30u);
 }

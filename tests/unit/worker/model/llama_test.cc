@@ -8,8 +8,10 @@
 
 #include "tests/support/gguf_writer.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
+#include "worker/backend/row_sampler.h"
 #include "worker/model/model.h"
 
 namespace loopserve::worker {
@@ -181,6 +183,31 @@ TEST_P(LlamaForwardTest, RanksDoNotChangeABit) {
     const auto together = model_.Runner({.tp = tp})->AppendAll(0, tokens, 9);
     ASSERT_THAT(together, IsOk());
     EXPECT_TRUE(*together == *alone) << tp << " ranks";
+  }
+}
+
+TEST_P(LlamaForwardTest, TheFirstRankChoosesFromTheLogits) {
+  const ModelRunner::Part part{0, SomeTokens(20, model_.config)};
+  std::vector<int32_t> rows;
+  SamplingPlan plan;
+  for (int32_t row = 1; row < 20; row += 2) {
+    rows.push_back(row);
+    plan.rows.push_back(testing::AnySampling(static_cast<uint32_t>(row)));
+  }
+  auto logits = model_.Runner({})->Append({&part, 1}, rows);
+  ASSERT_THAT(logits, IsOk());
+  std::vector<RowChoice> expected(rows.size());
+  const int64_t vocab = model_.config.vocab;
+  ASSERT_THAT(RowSampler().Sample({logits->data(), static_cast<int64_t>(rows.size()), vocab, vocab},
+                                  plan.view(), expected),
+              IsOk());
+  for (int tp = 1; tp <= model_.config.kv_heads; ++tp) {
+    const auto choices = model_.Runner({.tp = tp})->Choose({&part, 1}, rows, plan.view());
+    ASSERT_THAT(choices, IsOk());
+    ASSERT_EQ(choices->size(), rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      EXPECT_EQ(testing::Difference(plan.rows[i], (*choices)[i], expected[i]), "") << tp;
+    }
   }
 }
 
