@@ -85,7 +85,8 @@ class KvBlockPool final {
   // False when some rank's blocks lie where only copies in the background reach fast.
   bool host_addressable() const;
   // The first rank's memory: the host memory that it gives (AllocateHost) serves them all.
-  Memory& memory() const { return *shards_.front().memory; }
+  Memory& memory() const { return memory(0); }
+  Memory& memory(int rank) const { return *shards_[static_cast<size_t>(rank)].memory; }
 
   // A fresh block held once, or nothing when all are in use. Its bytes are undefined.
   std::optional<BlockHandle> Allocate();

@@ -20,6 +20,7 @@
 #include "worker/backend/cuda/device.h"
 #include "worker/backend/cuda/device_step.h"
 #include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/int8_block_coder.h"
 #include "worker/backend/cuda/kernels/append_kv.h"
 #include "worker/backend/cuda/kernels/copy_words.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
@@ -43,8 +44,9 @@ namespace {
 // Of products at once; more are computed in parts.
 constexpr int64_t kMatMulRows = 2048;
 // Workspaces of products (at most 32 MiB of cuBLASLt's, 256 MiB of decoded weights and activations)
-// and of attention, recorded steps, code, and the buffers of NCCL.
-constexpr size_t kOverheadBytes = size_t{1} << 30;
+// and of attention, recorded steps, code, the buffers of NCCL, and those in which KV is coded on
+// its way to the host and back.
+constexpr size_t kOverheadBytes = (size_t{1} << 30) + Int8BlockCoder::kDeviceBytes;
 
 class DeviceBuffer final : public Buffer {
  public:

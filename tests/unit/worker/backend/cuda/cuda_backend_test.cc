@@ -31,6 +31,7 @@ class CudaBackendTest : public LaunchTest {
     absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend({.threads = 1});
     ASSERT_OK(backend.status());
     backend_ = *std::move(backend);
+    Take();  // how the device was tried
   }
   void TearDown() override {
     backend_.reset();
