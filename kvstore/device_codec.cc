@@ -45,8 +45,13 @@ std::vector<CodedBlock> DeviceCodec::OnRank(const KvArena& arena,
 }
 
 absl::Status DeviceCodec::StartEncode(std::span<const Block> blocks) const {
+  int32_t next_head = 0;
   for (int rank = 0; rank < pool_.ranks(); ++rank) {
     const KvArena& arena = pool_.arena(rank);
+    // A rank whose heads earlier ones hold, too, has nothing to add.
+    const int32_t end = arena.first_kv_head + arena.shape.kv_heads;
+    if (end <= next_head) continue;
+    next_head = end;
     RETURN_IF_ERROR(
         coders_[static_cast<size_t>(rank)]->StartEncode(arena.shape, OnRank(arena, blocks)));
   }
