@@ -147,6 +147,8 @@ void RunSteps(benchmark::State& state, AttentionIsa isa, int64_t rows,
 }
 
 void BM_Prefill(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 512); }
+// A returning turn: a few new tokens behind a long history.
+void BM_Extend(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 64); }
 void BM_Decode(benchmark::State& state, AttentionIsa isa) { RunSteps(state, isa, 1); }
 void BM_PrefillInt8(benchmark::State& state, AttentionIsa isa) {
   RunSteps(state, isa, 512, KvDtype::kInt8);
@@ -173,6 +175,7 @@ BENCHMARK_CAPTURE(BM_Prefill, avx2, AttentionIsa::kAvx2)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_Prefill, portable, AttentionIsa::kPortable)
     ->Args({4096, 1})
     ->MeasureProcessCPUTime();
+BENCHMARK_CAPTURE(BM_Extend, avx512_bf16, AttentionIsa::kAvx512Bf16)->Apply(Sizes);
 BENCHMARK_CAPTURE(BM_SparsePrefill, avx512_bf16, AttentionIsa::kAvx512Bf16)
     ->Args({8192, 1})
     ->MeasureProcessCPUTime();

@@ -57,7 +57,8 @@ absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const worker::GgufFile& f
     options.kv_tokens = config.context_tokens +
                         StepRunner::kMaxBatch * (config.context_tokens / 2 + 1) + kSpareTokens;
   }
-  options.ranks.kv_device_bytes = shape.token_bytes() * static_cast<uint64_t>(options.kv_tokens);
+  options.ranks.kv_device_bytes = worker::BlockBytesOnRanks(shape, options.ranks.tp) *
+                                  static_cast<uint64_t>(shape.blocks_for(options.kv_tokens));
   options.ranks.model = StepRunner::ModelSizes();
   ASSIGN_OR_RETURN(auto ranks,
                    worker::RankGroup::Create(file, options.ranks, common::Logger::Null()));

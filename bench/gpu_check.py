@@ -24,8 +24,11 @@ from gpu_process import Bundle, run_tests, sanitize  # noqa: E402
 from gpu_rows import Model, Sides  # noqa: E402
 
 BUDGET_SECONDS, QUICK_SECONDS = 480, 225
-MEMCHECK_TESTS = ("gpu_attention_test", "matmul", "prefill", "codec", "memory", "model")
-RACECHECK_TESTS = ("gpu_attention_test", "matmul", "codec")
+# Of programs that take longer than others. This one saves and restores with bf16 and with the codec
+# int8, checks what came back against the host's codec, and puts GB/s of bf16 side by side.
+BENCH_SECONDS = {"cuda_transfer_bench": 25}
+MEMCHECK_TESTS = ("gpu_attention_test", "matmul", "prefill", "codec", "sample", "memory", "model")
+RACECHECK_TESTS = ("gpu_attention_test", "matmul", "codec", "sample")
 GPU_QUERY = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit")
 
 
@@ -88,6 +91,7 @@ class Check:
         """For a machine without a GPU: that everything works together."""
         sides, model = self.sides, Model("tiny", "bf16")
         return [Step("decode", 5, lambda: sides.decode(model, 2, 64), quick=True),
+                Step("decode drawn", 5, lambda: sides.decode(model, 2, 64, "drawn")),
                 Step("prefill", 5, lambda: sides.prefill(model, 128), quick=True),
                 Step("restore", 5, lambda: sides.kv_moves(model, 8, 32), quick=True),
                 Step("decode q4_0", 5, lambda: sides.decode(Model("tiny", "q4_0"), 1, 0))]
@@ -97,29 +101,32 @@ class Check:
         q4, q8, int8, small = (Model(weights="q4_0"), Model(weights="q8_0"), Model(kv="int8"),
                                Model("1b"))
 
-        def decode(model, batch, depth, seconds=6, quick=False):
-            return Step(f"decode {model.id('')}b{batch} d{depth}", seconds,
-                        lambda: sides.decode(model, batch, depth), quick=quick)
+        def decode(model, batch, depth, seconds=6, quick=False, sampling="greedy"):
+            name = f"decode {model.id('')}b{batch} d{depth}"
+            return Step(name if sampling == "greedy" else f"{name} {sampling}", seconds,
+                        lambda: sides.decode(model, batch, depth, sampling), quick=quick)
 
         def prefill(model, tokens, chunk=0, seconds=12, quick=False, rounds=3):
             return Step(f"prefill {model.id('')}{tokens} {chunk or 'at once'}", seconds,
                         lambda: sides.prefill(model, tokens, chunk, rounds), quick=quick)
 
-        def bench(name, seconds):
-            return Step(name, seconds, lambda: sides.other_bench(name, 2 * seconds), quick=seconds < 20)
+        def bench(name):
+            seconds = BENCH_SECONDS.get(name, 15)
+            return Step(name, seconds, lambda: sides.other_bench(name, 2 * seconds), quick=True)
         return [
             decode(main, 1, 0, 25, quick=True),
             prefill(main, 8192, seconds=50, quick=True),
             Step("restore", 12, lambda: sides.kv_moves(main, 256, 2048), quick=True),
             Step("SDPA", 8, lambda: sides.sdpa("8b", 2048, 8192, 32768), quick=True),
-            *(bench(name, 15) for name in self.options.benches),
+            *map(bench, self.options.benches),
             decode(main, 1, 8192, quick=True), decode(main, 8, 0, quick=True),
             decode(main, 8, 8192, 10), decode(main, 1, 32768, 10),
             Step("memcheck", 45, lambda: self.sanitized("memcheck", MEMCHECK_TESTS, 60)),
             Step("racecheck", 40, lambda: self.sanitized("racecheck", RACECHECK_TESTS, 50)),
             prefill(main, 2048, quick=True), prefill(main, 512), prefill(main, 8192, 2048),
             prefill(main, 32768, seconds=30, rounds=2), prefill(main, 8192, 512),
-            decode(main, 32, 0), decode(main, 16, 8192, 15),
+            decode(main, 32, 0), decode(main, 32, 0, sampling="drawn"),
+            decode(main, 32, 0, sampling="logits"), decode(main, 16, 8192, 15),
             decode(q4, 1, 0, 20, quick=True), decode(q4, 8, 0), prefill(q4, 8192, seconds=6),
             decode(int8, 1, 32768, 25), decode(int8, 16, 8192, 12),
             Step("restore, KV int8", 10, lambda: sides.kv_moves(int8, 256, 2048)),

@@ -42,8 +42,8 @@ class Model:
         return f"gpu_{self.shape}_{self.weights}_{what}" + ("_kv_int8" if self.kv == "int8" else "")
 
 
-def decode_id(batch, depth):
-    return f"decode_b{batch}_d{short(depth)}"
+def decode_id(batch, depth, sampling="greedy"):
+    return f"decode_b{batch}_d{short(depth)}" + ("" if sampling == "greedy" else f"_{sampling}")
 
 
 def prefill_id(tokens, chunk=0):
@@ -226,18 +226,23 @@ class Sides:
                 self.add(f"gpu_machine_{key}", unit, [self.limits[key]])
         return ", ".join(f"{key} {value:.4g}" for key, value in self.limits.items())
 
-    def decode(self, model, batch, depth):
+    def decode(self, model, batch, depth, sampling="greedy"):
+        """What comes back of a step is tokens, the best or drawn, or the logits to choose them from."""
         side, answers = self.ours(model), []
         if depth != self.depth:  # the pool has room for the largest batch, not for all of them
             self.forget()
         self.depth = depth
+        if sampling != "greedy":
+            side.ask(f"sampling {sampling}")
         for _ in range(1 if self.options.quick else ROUNDS):
             answers.append(side.ask(f"decode {batch} {depth} {DECODE_STEPS}", ANSWER_SECONDS))
+        if sampling != "greedy":
+            side.ask("sampling greedy")
         self.details.setdefault("decode", []).extend(answers)
         limit = None
         if "copy_gbps" in self.limits:
             limit = batch * self.limits["copy_gbps"] * 1e9 / answers[0]["bytes_per_step"]
-        return self.add(model.id(decode_id(batch, depth)), "tokens/s",
+        return self.add(model.id(decode_id(batch, depth, sampling)), "tokens/s",
                         [a["tokens_per_second"] for a in answers], limit=limit)
 
     def forget(self):

@@ -7,11 +7,14 @@
 //   --shape=8b|1b|tiny  --weights=bf16|q4_0|q8_0|f32  --kv-dtype=bf16|int8  --backend=auto
 //   --threads=N  --step-tokens=N: rows of the largest step  --kv-tokens=N: what the KV pool holds
 //   --mode=decode|prefill|extend, with --batch=B, --depth=D, --rows=T, --chunk=C and --steps=N
+//   --sampling=greedy|drawn|logits: what comes back of a step, the best tokens, tokens drawn at
+//   temperature 1 with top_p 0.95 and one log probability each, or the logits themselves
 //
 // With --serve it prints one line of JSON when it is ready and answers each line on standard input
 // with another, so that one can measure in turns with something else:
 //
 //   decode BATCH DEPTH STEPS   STEPS tokens of each of BATCH sequences behind DEPTH tokens of KV
+//   sampling KIND              from now on, as the flag
 //   prefill ROWS CHUNK STEPS   ROWS tokens in steps of CHUNK (0: of the largest), STEPS times
 //   extend ROWS DEPTH STEPS    ROWS tokens behind DEPTH tokens of KV, in one step, STEPS times
 //   restore BLOCKS DEPTH STEPS moves BLOCKS blocks of KV to the device, back, and once more while
@@ -21,13 +24,14 @@
 // An answer says the median and the fastest time of one step (of a whole prefill), the bytes of
 // weights and KV that have to be read in it and its multiplications and additions; or "error". The
 // KV behind which is decoded is random. Times are those of RankGroup::Run: the host's part and the
-// logits' way to the host are in them.
+// way of tokens or logits to the host are in them.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -59,6 +63,9 @@ constexpr int64_t kGiB = int64_t{1} << 30;
 enum class Kind { kDecode, kPrefill, kExtend };
 constexpr const char* kNames[] = {"decode", "prefill", "extend"};
 
+enum class Sampling { kGreedy, kDrawn, kLogits };
+constexpr const char* kSamplings[] = {"greedy", "drawn", "logits"};
+
 // One measurement.
 struct Work {
   Kind kind = Kind::kDecode;
@@ -75,6 +82,7 @@ struct Options {
   int64_t step_tokens = 2048;
   int64_t kv_tokens = 40960;
   bool serve = false;
+  Sampling sampling = Sampling::kGreedy;
   Work work;
   worker::RankGroupOptions ranks;
 };
@@ -113,6 +121,7 @@ class Bench {
   Json Ready() const;
   absl::StatusOr<Json> Measure(const Work& work);
   absl::StatusOr<Json> Restore(int64_t blocks, int64_t depth, int64_t steps);
+  void SampleAs(Sampling sampling);
   void Forget() { runner_->Forget(); }
 
  private:
@@ -122,6 +131,7 @@ class Bench {
   Json Answer(const Work& work, std::vector<double> times) const;
 
   const Options options_;
+  Sampling sampling_ = Sampling::kLogits;
   const std::unique_ptr<SyntheticModel> model_;
   const ModelShape shape_;
   std::unique_ptr<StepRunner> runner_;
@@ -156,7 +166,16 @@ absl::StatusOr<std::unique_ptr<Bench>> Bench::Create(const Options& options) {
       std::move(group), StepRunner::Options{.step_tokens = options.step_tokens,
                                             .max_batch = kMaxBatch,
                                             .history = StepRunner::History::kRandom});
+  bench->SampleAs(options.sampling);
   return bench;
+}
+
+void Bench::SampleAs(Sampling sampling) {
+  sampling_ = sampling;
+  if (sampling == Sampling::kLogits) return runner_->SampleAs(std::nullopt);
+  if (sampling == Sampling::kGreedy) return runner_->SampleAs(worker::RowSampling());
+  runner_->SampleAs(worker::RowSampling{
+      .draw = uint64_t{1} << 63, .inverse_temperature = 1, .top_p = 0.95F, .logprobs = 0});
 }
 
 Json Bench::Ready() const {
@@ -218,6 +237,7 @@ Json Bench::Answer(const Work& work, std::vector<double> times) const {
           {"depth", work.depth},
           {"rows", work.rows},
           {"chunk", work.chunk},
+          {"sampling", kSamplings[static_cast<int>(sampling_)]},
           {"steps", times.size()},
           {"median_ms", median * 1e3},
           {"min_ms", times.front() * 1e3},
@@ -244,11 +264,26 @@ absl::StatusOr<Json> Bench::Restore(int64_t blocks, int64_t depth, int64_t steps
 
 // --- Commands and flags
 
+template <class Enum, size_t kCount>
+bool ParseName(absl::string_view name, const char* const (&names)[kCount], Enum& value) {
+  for (size_t i = 0; i < kCount; ++i) {
+    if (name != names[i]) continue;
+    value = static_cast<Enum>(i);
+    return true;
+  }
+  return false;
+}
+
 absl::StatusOr<Json> Execute(Bench& bench, const std::string& line) {
   const std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
   if (words.size() == 1 && words[0] == "forget") {
     bench.Forget();
     return Json::object({{"mode", "forget"}});
+  }
+  if (Sampling sampling{};
+      words.size() == 2 && words[0] == "sampling" && ParseName(words[1], kSamplings, sampling)) {
+    bench.SampleAs(sampling);
+    return Json::object({{"mode", "sampling"}, {"sampling", words[1]}});
   }
   int64_t n[3] = {};
   bool good = words.size() == 4;
@@ -290,18 +325,10 @@ absl::Status Run(const Options& options) {
   return absl::OkStatus();
 }
 
-bool ParseKind(absl::string_view name, Kind& kind) {
-  for (size_t i = 0; i < std::size(kNames); ++i) {
-    if (name != kNames[i]) continue;
-    kind = static_cast<Kind>(i);
-    return true;
-  }
-  return false;
-}
-
 bool ParseFlag(absl::string_view arg, Options& options) {
   if (arg == "--serve") return options.serve = true;
-  if (absl::ConsumePrefix(&arg, "--mode=")) return ParseKind(arg, options.work.kind);
+  if (absl::ConsumePrefix(&arg, "--mode=")) return ParseName(arg, kNames, options.work.kind);
+  if (absl::ConsumePrefix(&arg, "--sampling=")) return ParseName(arg, kSamplings, options.sampling);
   const std::pair<absl::string_view, std::string&> texts[] = {{"--shape=", options.shape},
                                                               {"--weights=", options.weights}};
   for (const auto& [flag, value] : texts) {

@@ -14,6 +14,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/cpus.h"
 
 namespace loopserve::bench {
 namespace {
@@ -119,18 +120,24 @@ Work WorkOf(Arithmetic arithmetic) {
 Work WorkOf(Arithmetic) { return nullptr; }
 #endif
 
-// All threads do their share of the work at once, several times over: the most that they did in a
-// second. Threads that ended early would leave the others more of the machine, so rounds are
-// joined.
+// All threads do their share of the work at once, each on a CPU of its own, several times over: the
+// most that they did in a second. (Left to the system, threads as short-lived as these may share a
+// CPU to the end.) Threads that ended early would leave the others more of the machine, so rounds
+// are joined.
 double BestRate(int threads, int rounds, const std::function<double(int)>& work) {
   std::vector<double> amounts(static_cast<size_t>(threads));
+  const std::vector<int> cpus = common::CpusOfThreads(common::ReadCpus().allowed, 0, threads);
   double best = 0;
   for (int i = 0; i < rounds; ++i) {
     const absl::Time start = absl::Now();
     {
       std::vector<std::jthread> runners;
       for (int t = 0; t < threads; ++t) {
-        runners.emplace_back([&, t] { amounts[static_cast<size_t>(t)] = work(t); });
+        const auto i = static_cast<size_t>(t);
+        runners.emplace_back([&, t, i] {
+          if (i < cpus.size()) common::PinThisThread(cpus[i]).IgnoreError();
+          amounts[i] = work(t);
+        });
       }
     }
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);

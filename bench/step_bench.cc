@@ -16,8 +16,10 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
+#include "common/status_macros.h"
 #include "kvstore/kv_metrics.h"
 #include "kvstore/session_log.h"
+#include "worker/backend/row_sampler.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/rank_group.h"
 #include "worker/engine/sampler.h"
@@ -51,15 +53,19 @@ class NoModel final : public Model {
   }
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return 0; }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena&,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena&,
                                      Communicator&) override {
-    return TensorView{logits_.data(), static_cast<int64_t>(batch.logit_rows.size()), kVocab,
-                      kVocab};
+    choices_.resize(batch.logit_rows.size());
+    const TensorView logits{logits_.data(), static_cast<int64_t>(choices_.size()), kVocab, kVocab};
+    RETURN_IF_ERROR(sampler_.Sample(logits, batch.sampling, choices_));
+    return StepOutput{.choices = choices_};
   }
 
  private:
   ModelConfig config_;
   std::vector<float> logits_;
+  std::vector<RowChoice> choices_;
+  RowSampler sampler_;
 };
 
 std::unique_ptr<RankGroup> Ranks(int64_t max_rows) {
@@ -155,15 +161,26 @@ void BM_HandOver(benchmark::State& state) {
   plan->tokens = {0};
   plan->positions = {0};
   plan->logit_rows = {0};
+  plan->sampling.rows.resize(1);
   for (auto _ : state) benchmark::DoNotOptimize(ranks->Run(plan).ok());
 }
 BENCHMARK(BM_HandOver)->UseRealTime();
 
 void Sample(benchmark::State& state, const SamplingParams& params) {
-  const std::vector<float> logits = Logits(2);
+  std::vector<float> logits = Logits(2);
   Sampler sampler(params, 7, {});
+  RowSampler rows;
+  RowChoice choice;
+  SamplingPlan plan;
   uint64_t position = 0;
-  for (auto _ : state) benchmark::DoNotOptimize(sampler.Sample(logits, ++position).token);
+  for (auto _ : state) {
+    plan.Clear();
+    sampler.Plan(++position, {}, {}, plan);
+    const absl::Status status =
+        rows.Sample({logits.data(), 1, kVocab, kVocab}, plan.view(), {&choice, 1});
+    benchmark::DoNotOptimize(status.ok());
+    benchmark::DoNotOptimize(sampler.Read(choice).token);
+  }
 }
 BENCHMARK_CAPTURE(Sample, greedy, SamplingParams{});
 BENCHMARK_CAPTURE(Sample, temperature, SamplingParams{.temperature = 1});

@@ -109,7 +109,8 @@ void StepRunner::AddPart(const Sequence& sequence, int64_t begin, int64_t rows,
   }
 }
 
-absl::StatusOr<double> StepRunner::Time(std::shared_ptr<const StepPlan> plan) {
+absl::StatusOr<double> StepRunner::Time(std::shared_ptr<StepPlan> plan) {
+  if (sampling_) plan->sampling.rows.assign(plan->logit_rows.size(), *sampling_);
   const absl::Time start = absl::Now();
   RETURN_IF_ERROR(ranks_->Run(std::move(plan)).status());
   return absl::ToDoubleSeconds(absl::Now() - start);

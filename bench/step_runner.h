@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/ids.h"
+#include "worker/backend/sampling.h"
 #include "worker/engine/rank_group.h"
 
 namespace loopserve::bench {
@@ -62,6 +64,10 @@ class StepRunner final {
   // Lets go of all histories and their blocks.
   void Forget() { sequences_.clear(); }
 
+  // How steps choose tokens from now on, as a server's do; none, as at first: they give their
+  // logits.
+  void SampleAs(std::optional<worker::RowSampling> sampling) { sampling_ = sampling; }
+
   const worker::RankGroup& ranks() const { return *ranks_; }
   kvstore::KvBlockPool& pool() const { return ranks_->pool(); }
 
@@ -75,12 +81,14 @@ class StepRunner final {
   common::TokenId TokenAt(int64_t position) const;
   absl::Status Reserve(Sequence& sequence, int64_t tokens);
   void AddPart(const Sequence& sequence, int64_t begin, int64_t rows, worker::StepPlan& plan) const;
-  absl::StatusOr<double> Time(std::shared_ptr<const worker::StepPlan> plan);
+  // Adds the sampling of its logit rows.
+  absl::StatusOr<double> Time(std::shared_ptr<worker::StepPlan> plan);
   absl::StatusOr<double> Compute(Sequence& sequence, int64_t tokens, int64_t chunk);
   absl::Status FillAtRandom(Sequence& sequence, int64_t tokens);
 
   std::unique_ptr<worker::RankGroup> ranks_;
   Options options_;
+  std::optional<worker::RowSampling> sampling_;
   std::vector<std::vector<std::byte>> random_blocks_;   // what random histories consist of
   std::map<int64_t, std::vector<Sequence>> sequences_;  // by depth
 };

@@ -123,6 +123,11 @@ absl::Status TimedBackend::GatherRows(TensorView x, std::span<const int32_t> row
   return Timed(Op::kOther, [&] { return inner_->GatherRows(x, rows, out); });
 }
 
+absl::Status TimedBackend::Sample(TensorView logits, const worker::SamplingView& how,
+                                  std::span<worker::RowChoice> out) {
+  return Timed(Op::kOther, [&] { return inner_->Sample(logits, how, out); });
+}
+
 absl::Status TimedBackend::CopyToHost(TensorView from, std::span<float> to) {
   return Timed(Op::kOther, [&] { return inner_->CopyToHost(from, to); });
 }

@@ -41,7 +41,7 @@ enum class Op : uint8_t {
   kSilu,
   kDown,
   kHead,
-  kOther,  // biases, sums, gathered rows, copies, waiting
+  kOther,  // biases, sums, gathered rows, sampling, copies, waiting
 };
 inline constexpr int kOps = static_cast<int>(Op::kOther) + 1;
 absl::string_view OpName(Op op);  // "attention_output"
@@ -107,6 +107,8 @@ class TimedBackend final : public worker::Backend {
   absl::Status SiluMul(TensorView gate, TensorView up) override;
   absl::Status Add(TensorView residual, TensorView x) override;
   absl::Status GatherRows(TensorView x, std::span<const int32_t> rows, TensorView out) override;
+  absl::Status Sample(TensorView logits, const worker::SamplingView& how,
+                      std::span<worker::RowChoice> out) override;
   absl::Status CopyToHost(TensorView from, std::span<float> to) override;
   absl::Status CopyFromHost(std::span<const float> from, TensorView to) override;
   absl::Status Synchronize() override;

@@ -12,10 +12,11 @@ namespace {
 absl::Status CheckShards(const KvShape& shape, const std::vector<KvBlockPool::Shard>& shards) {
   int32_t next_head = 0;
   for (const KvBlockPool::Shard& shard : shards) {
-    if (shard.memory == nullptr || shard.kv_heads <= 0 || shard.first_kv_head != next_head) {
-      return absl::InvalidArgumentError("the shards do not cover the KV heads once and in order");
+    if (shard.memory == nullptr || shard.kv_heads <= 0 || shard.first_kv_head < 0 ||
+        shard.first_kv_head > next_head) {
+      return absl::InvalidArgumentError("the shards do not cover the KV heads in order");
     }
-    next_head += shard.kv_heads;
+    next_head = std::max(next_head, shard.first_kv_head + shard.kv_heads);
   }
   if (next_head != shape.kv_heads) {
     return absl::InvalidArgumentError(
@@ -119,13 +120,22 @@ bool KvBlockPool::host_addressable() const {
                              [](const Shard& shard) { return shard.memory->host_addressable(); });
 }
 
-// The heads of `arena` in a logical block: one run for each layer and side.
-CopyRuns KvBlockPool::RunsOf(const KvArena& arena) const {
-  const size_t run = shape_.head_bytes() * static_cast<size_t>(arena.shape.kv_heads);
-  return {.bytes = run,
-          .count = static_cast<size_t>(shape_.layers) * 2,
-          .device_stride = run,
-          .host_stride = shape_.head_bytes() * static_cast<size_t>(shape_.kv_heads)};
+size_t KvBlockPool::resident_block_bytes() const {
+  size_t bytes = 0;
+  for (const KvArena& arena : arenas_) bytes += arena.shape.block_bytes();
+  return bytes;
+}
+
+// The heads of `arena` from `first_head` of the logical block on: one run for each layer and side.
+KvBlockPool::HeadRuns KvBlockPool::RunsOf(const KvArena& arena, int32_t first_head) const {
+  const size_t head = shape_.head_bytes();
+  const int32_t skipped = first_head - arena.first_kv_head;
+  return {.device_offset = arena.shape.offset(0, KvSide::kKey, skipped),
+          .host_offset = shape_.offset(0, KvSide::kKey, first_head),
+          .runs = {.bytes = head * static_cast<size_t>(arena.shape.kv_heads - skipped),
+                   .count = static_cast<size_t>(shape_.layers) * 2,
+                   .device_stride = head * static_cast<size_t>(arena.shape.kv_heads),
+                   .host_stride = head * static_cast<size_t>(shape_.kv_heads)}};
 }
 
 absl::Status KvBlockPool::CheckCopy(common::BlockId id, size_t bytes) const {
@@ -138,10 +148,15 @@ absl::Status KvBlockPool::CheckCopy(common::BlockId id, size_t bytes) const {
 absl::Status KvBlockPool::StartRead(common::BlockId id, MutableByteSpan logical) const {
   absl::ReaderMutexLock no_loss(&loss_mutex_);
   RETURN_IF_ERROR(CheckCopy(id, logical.size()));
+  int32_t next_head = 0;
   for (size_t rank = 0; rank < arenas_.size(); ++rank) {
     const KvArena& arena = arenas_[rank];
-    std::byte* const to = logical.data() + shape_.offset(0, KvSide::kKey, arena.first_kv_head);
-    RETURN_IF_ERROR(shards_[rank].memory->CopyRunsToHost(arena.block(id), to, RunsOf(arena)));
+    const int32_t end = arena.first_kv_head + arena.shape.kv_heads;
+    if (end <= next_head) continue;
+    const HeadRuns heads = RunsOf(arena, next_head);
+    RETURN_IF_ERROR(shards_[rank].memory->CopyRunsToHost(
+        arena.block(id) + heads.device_offset, logical.data() + heads.host_offset, heads.runs));
+    next_head = end;
   }
   return absl::OkStatus();
 }
@@ -151,9 +166,9 @@ absl::Status KvBlockPool::StartWrite(common::BlockId id, ByteSpan logical) {
   RETURN_IF_ERROR(CheckCopy(id, logical.size()));
   for (size_t rank = 0; rank < arenas_.size(); ++rank) {
     const KvArena& arena = arenas_[rank];
-    const std::byte* const from =
-        logical.data() + shape_.offset(0, KvSide::kKey, arena.first_kv_head);
-    RETURN_IF_ERROR(shards_[rank].memory->CopyRunsFromHost(from, arena.block(id), RunsOf(arena)));
+    const HeadRuns heads = RunsOf(arena, arena.first_kv_head);
+    RETURN_IF_ERROR(shards_[rank].memory->CopyRunsFromHost(
+        logical.data() + heads.host_offset, arena.block(id) + heads.device_offset, heads.runs));
   }
   return absl::OkStatus();
 }

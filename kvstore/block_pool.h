@@ -1,7 +1,8 @@
 // KvBlockPool: the paged KV memory of one worker, in blocks of fixed size.
 //
 // The pool hands out *logical* block ids; block i lies at the same index in the arena of every
-// tensor-parallel rank, each of which holds its own range of KV heads. Blocks are reference counted
+// tensor-parallel rank, each of which holds its own range of KV heads. Ranges may overlap: then a
+// head is read from the first rank that holds it, and written to all. Blocks are reference counted
 // through BlockHandle, so a prefix shared by several sessions exists once and is freed when its
 // last holder lets go.
 //
@@ -66,7 +67,8 @@ class KvBlockPool final {
   };
 
   // Allocates `num_blocks` blocks of `shape` (all heads), split over `shards` by heads, which must
-  // cover every head once and in order. ResourceExhausted when a device has not enough memory.
+  // cover every head and begin no later than those before them end. ResourceExhausted when a device
+  // has not enough memory.
   static absl::StatusOr<std::unique_ptr<KvBlockPool>> Create(const KvShape& shape,
                                                              uint32_t num_blocks,
                                                              std::vector<Shard> shards);
@@ -75,12 +77,16 @@ class KvBlockPool final {
   const KvShape& shape() const { return shape_; }
   uint32_t num_blocks() const { return num_blocks_; }
   uint32_t free_blocks() const;
+  // Bytes of one block in the memory of all ranks together: the logical block's, and those of heads
+  // that are there more than once.
+  size_t resident_block_bytes() const;
   int ranks() const { return static_cast<int>(arenas_.size()); }
   const KvArena& arena(int rank) const { return arenas_[static_cast<size_t>(rank)]; }
   // False when some rank's blocks lie where only copies in the background reach fast.
   bool host_addressable() const;
   // The first rank's memory: the host memory that it gives (AllocateHost) serves them all.
-  Memory& memory() const { return *shards_.front().memory; }
+  Memory& memory() const { return memory(0); }
+  Memory& memory(int rank) const { return *shards_[static_cast<size_t>(rank)].memory; }
 
   // A fresh block held once, or nothing when all are in use. Its bytes are undefined.
   std::optional<BlockHandle> Allocate();
@@ -109,7 +115,13 @@ class KvBlockPool final {
  private:
   friend class BlockHandle;
   KvBlockPool(const KvShape& shape, uint32_t num_blocks);
-  CopyRuns RunsOf(const KvArena& arena) const;
+  // Where some of an arena's heads lie in a block of the arena and in a logical block.
+  struct HeadRuns {
+    size_t device_offset = 0;
+    size_t host_offset = 0;
+    CopyRuns runs;
+  };
+  HeadRuns RunsOf(const KvArena& arena, int32_t first_head) const;
   absl::Status CheckCopy(common::BlockId id, size_t bytes) const
       ABSL_SHARED_LOCKS_REQUIRED(loss_mutex_);
   void AddReference(common::BlockId id);

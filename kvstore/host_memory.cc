@@ -137,6 +137,10 @@ absl::Status Memory::CopyWithin(const std::byte* from, std::byte* to, size_t byt
   return status;
 }
 
+absl::StatusOr<BlockCoder*> Memory::PrepareCoder(absl::string_view, const KvShape&) {
+  return static_cast<BlockCoder*>(nullptr);
+}
+
 std::unique_ptr<Memory> CreateHostMemory() { return std::make_unique<HostMemory>(); }
 
 }  // namespace loopserve::kvstore

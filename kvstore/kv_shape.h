@@ -8,8 +8,9 @@
 // so the keys of one layer and head are contiguous, which is what attention kernels stream. With
 // kInt8 a head's vectors are followed by their scales, [block_tokens] of f32, right behind the last
 // value (unaligned if block_tokens * head_dim is no multiple of 4): value = code * scale. With
-// tensor parallelism each rank holds the same block for its own range of heads; the *logical* block
-// (all heads) is what crosses a tier, so that a cache written with --tp 3 restores with --tp 1.
+// tensor parallelism each rank holds the same block for its own range of heads, parts of which
+// other ranks may hold too; the *logical* block (every head once) is what crosses a tier, so that a
+// cache written with --tp 3 restores with --tp 1.
 #pragma once
 
 #include <cstddef>

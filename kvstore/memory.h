@@ -15,6 +15,9 @@
 
 namespace loopserve::kvstore {
 
+class BlockCoder;
+struct KvShape;
+
 using ByteSpan = std::span<const std::byte>;
 using MutableByteSpan = std::span<std::byte>;
 
@@ -60,7 +63,11 @@ class Memory {
                                         const CopyRuns& runs);
   // Copies from one place of this device to another, which do not overlap; finished on return.
   virtual absl::Status CopyWithin(const std::byte* from, std::byte* to, size_t bytes);
-  // Returns once every copy issued by this thread has finished; the first error of any of them.
+  // What codes this memory's blocks of `shape` on the device, as the codec of that name does; null
+  // where nothing does. Belongs to the memory. Slow: to be called at start. ResourceExhausted.
+  virtual absl::StatusOr<BlockCoder*> PrepareCoder(absl::string_view codec, const KvShape& shape);
+  // Returns once all that this thread issued, copies and coding, has finished; the first error of
+  // any of it.
   virtual absl::Status Fence() = 0;
 };
 

@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
+#include "kvstore/codec/vectors.h"
 
 namespace loopserve::kvstore {
 namespace {
@@ -131,16 +132,22 @@ void RestoreJob::Prove(Batch& batch, size_t index) {
   absl::StatusOr<ByteSpan> bytes = ProvedBytes(loading);
   if (bytes.ok()) {
     loading.bytes = *bytes;
-    return;
+  } else {
+    Refuse(loading, bytes.status());
   }
-  loading.status = bytes.status();
-  tools_.metrics.CountError(loading.slot.place, KindOf(bytes.status()));
+}
+
+// What was read is not the block that was asked for, and nobody shall read it again.
+void RestoreJob::Refuse(Loading& loading, absl::Status status) const {
+  loading.status = std::move(status);
+  tools_.metrics.CountError(loading.slot.place, KindOf(loading.status));
   const PlaneKey key{plan_.blocks[loading.block].key, 0};
   tools_.tiers.Erase({&key, 1}).status().IgnoreError();
 }
 
 // Starts writing what proves to be right, up to the first block that does not, and drops those
-// behind it from the batch. While anything is under way the job counts a writer.
+// behind it from the batch. What the device decodes is started last, together. While anything is
+// under way the job counts a writer.
 void RestoreJob::Write(Batch& batch) {
   size_t taken = 0;
   while (taken < batch.blocks.size()) {
@@ -150,13 +157,31 @@ void RestoreJob::Write(Batch& batch) {
       batch.writing = BeginWrite();
       if (!batch.writing) loading.status = absl::CancelledError("the restore is over");
     }
-    if (loading.status.ok()) {
+    if (loading.status.ok() && !loading.coded) {
       const BlockHandle& into = plan_.blocks[loading.block].into;
       loading.status = tools_.pool.StartWrite(into.id(), loading.bytes);
     }
     if (!loading.status.ok()) break;
   }
   batch.blocks.resize(taken);
+  StartDecoding(batch);
+}
+
+void RestoreJob::StartDecoding(Batch& batch) const {
+  std::vector<DeviceCodec::Block> blocks;
+  for (Loading& loading : batch.blocks) {
+    if (!loading.status.ok() || !loading.coded) continue;
+    const BlockToLoad& block = plan_.blocks[loading.block];
+    blocks.push_back({.id = block.into.id(),
+                      .tokens = static_cast<int32_t>(block.tokens.size()),
+                      .payload = const_cast<std::byte*>(loading.bytes.data()),  // only read
+                      .damaged = &loading.damaged});
+  }
+  if (blocks.empty()) return;
+  const absl::Status status = tools_.device->StartDecode(blocks);
+  for (Loading& loading : batch.blocks) {
+    if (loading.coded) loading.status.Update(status);
+  }
 }
 
 // Waits for what is under way, and empties the batch.
@@ -164,7 +189,12 @@ void RestoreJob::Land(Batch& batch) {
   if (batch.writing) {
     const absl::Status arrived = tools_.pool.Fence();
     EndWrite();
-    for (Loading& loading : batch.blocks) loading.status.Update(arrived);
+    for (Loading& loading : batch.blocks) {
+      loading.status.Update(arrived);
+      if (loading.status.ok() && loading.damaged) {
+        Refuse(loading, absl::DataLossError("the device cannot decode the payload"));
+      }
+    }
   }
   Measure(batch);
   for (const Loading& loading : batch.blocks) {
@@ -223,6 +253,11 @@ absl::StatusOr<ByteSpan> RestoreJob::Decode(Loading& loading, const Codec& codec
   const auto tokens = static_cast<int32_t>(plan_.blocks[loading.block].tokens.size());
   if (codec.IsBlockItself(shape, tokens) && payloads.size() == 1 &&
       payloads[0].size() == shape.block_bytes()) {
+    return payloads[0];
+  }
+  if (tools_.device != nullptr && &tools_.device->codec() == &codec) {
+    RETURN_IF_ERROR(CheckOnlyPlane(payloads, tools_.device->PayloadBytes(tokens)));
+    loading.coded = true;
     return payloads[0];
   }
   loading.decoded = HostBuffer::Take(tools_.arena, shape.block_bytes());

@@ -27,6 +27,7 @@
 #include "kvstore/block_format.h"
 #include "kvstore/block_pool.h"
 #include "kvstore/codec/codec.h"
+#include "kvstore/device_codec.h"
 #include "kvstore/host_arena.h"
 #include "kvstore/kv_metrics.h"
 #include "kvstore/restore_plan.h"
@@ -62,7 +63,8 @@ class RestoreJob final {
     KvBlockPool& pool;
     KvMetrics& metrics;
     SpeedMeter& speeds;
-    std::shared_ptr<HostArena> arena;  // for what must be decoded on the host; null: anywhere
+    std::shared_ptr<HostArena> arena;     // for what must be decoded on the host; null: anywhere
+    const DeviceCodec* device = nullptr;  // decodes what is of its codec; null: the host does
   };
   struct Plan {
     BlockKey root;
@@ -99,15 +101,18 @@ class RestoreJob final {
     uint64_t bytes = 0;
   };
 
-  // A block on its way: what was read of it, which is also what the device copies from.
+  // A block on its way: what was read of it, which is also what the device copies from. It stays
+  // where it is while anything is under way.
   struct Loading {
     size_t block = 0;
     absl::Status status;
     Slot slot;
     std::vector<Entry> planes;
-    HostBuffer decoded;  // when the payload is not the block itself
+    HostBuffer decoded;  // when the host decodes
     bool proved = false;
-    ByteSpan bytes;  // then, if the status is ok
+    ByteSpan bytes;        // then, if the status is ok: of the block, or of its payload
+    bool coded = false;    // `bytes` are for the device to decode
+    bool damaged = false;  // which could not
   };
   // Consecutive blocks of one thread, which waits for them together.
   struct Batch {
@@ -126,6 +131,8 @@ class RestoreJob final {
   absl::StatusOr<ByteSpan> Decode(Loading& loading, const Codec& codec,
                                   std::span<const ByteSpan> payloads) const;
   void Write(Batch& batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  void StartDecoding(Batch& batch) const;
+  void Refuse(Loading& loading, absl::Status status) const;
   void Land(Batch& batch) ABSL_LOCKS_EXCLUDED(mutex_);
   void Measure(const Batch& batch) const;
   bool BeginWrite();

@@ -11,6 +11,7 @@
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "kvstore/block_saver.h"
+#include "kvstore/device_codec.h"
 #include "kvstore/device_link.h"
 #include "kvstore/host_arena.h"
 #include "kvstore/prefix_index.h"
@@ -49,6 +50,7 @@ class TieredStore final : public KvStore {
         batch_blocks_(BlocksPerBatch(pool)),
         round_blocks_(BlocksPerRound(pool)),
         load_threads_(LoadThreads(pool, options.io_threads)),
+        device_codec_(DeviceCodec::Create(codec, pool, log)),
         metrics_(metrics),
         log_(log),
         chain_(Chain::Create(std::move(tiers), options.max_queued_bytes, metrics, log)),
@@ -96,6 +98,7 @@ class TieredStore final : public KvStore {
   bool WasForgotten(const Saving& saving, const BlockKey& key) const;
   absl::Status SaveNow(Saving& saving);
   absl::Status StartRound(Saving& saving, size_t& next, BlockSaver& saver);
+  absl::Status AddRound(Saving& saving, size_t& next, BlockSaver& saver);
   absl::Status PutBlock(Saving& saving, BlockSaver::Started& block, BlockSaver& saver);
   absl::Status LetGo(Saving& saving, size_t index);
   void Spread(const BlockKey& key);
@@ -109,6 +112,7 @@ class TieredStore final : public KvStore {
   const size_t batch_blocks_;               // of a restore
   const size_t round_blocks_;               // of a save
   const int load_threads_;
+  const std::unique_ptr<DeviceCodec> device_codec_;  // null: the host codes
   KvMetrics& metrics_;
   common::Logger& log_;
   const std::unique_ptr<Chain> chain_;
@@ -211,9 +215,9 @@ void TieredStore::Restore(RestoreRequest request, RestoreDone done) {
     return done(std::move(nothing));
   }
   plan.blocks.resize(load);
-  const auto job =
-      std::make_shared<RestoreJob>(RestoreJob::Tools{*chain_, pool_, metrics_, speeds_, arena_},
-                                   std::move(plan), std::move(done));
+  const auto job = std::make_shared<RestoreJob>(
+      RestoreJob::Tools{*chain_, pool_, metrics_, speeds_, arena_, device_codec_.get()},
+      std::move(plan), std::move(done));
   watch_.Add(job);
   const size_t loaders = std::min(job->num_batches(), static_cast<size_t>(load_threads_));
   for (size_t i = 0; i < loaders; ++i) {
@@ -252,7 +256,7 @@ void TieredStore::Finish(const SavingRef& saving, const absl::Status& status) {
 
 absl::Status TieredStore::SaveNow(Saving& saving) {
   const std::vector<BlockKey>& keys = saving.keys;
-  BlockSaver saver(codec_, pool_, *chain_, arena_);
+  BlockSaver saver(codec_, pool_, *chain_, arena_, device_codec_.get());
   size_t next = 0;
   absl::Status status;
   absl::Status more = StartRound(saving, next, saver);
@@ -277,11 +281,17 @@ absl::Status TieredStore::SaveNow(Saving& saving) {
 
 // Starts to copy the next blocks that no tier has; none are left when it starts nothing.
 absl::Status TieredStore::StartRound(Saving& saving, size_t& next, BlockSaver& saver) {
+  const absl::Status status = AddRound(saving, next, saver);
+  const absl::Status started = saver.Start();  // also what came before an error
+  return status.ok() ? started : status;
+}
+
+absl::Status TieredStore::AddRound(Saving& saving, size_t& next, BlockSaver& saver) {
   const SaveRequest& request = saving.request;
   const std::vector<BlockKey>& keys = saving.keys;
   const std::span<const common::TokenId> tokens = request.tokens;
   const auto size = static_cast<size_t>(block_tokens());
-  for (size_t started = 0; next < keys.size() && started < round_blocks_; ++next) {
+  for (size_t added = 0; next < keys.size() && added < round_blocks_; ++next) {
     const size_t i = next;
     if (stopping_) return absl::CancelledError("the store is closing");
     if (WasForgotten(saving, keys[i])) return absl::CancelledError("forgotten meanwhile");
@@ -291,15 +301,15 @@ absl::Status TieredStore::StartRound(Saving& saving, size_t& next, BlockSaver& s
       continue;
     }
     const auto part = tokens.subspan(i * size, std::min(size, tokens.size() - i * size));
-    RETURN_IF_ERROR(saver.Start({.codec = codec_.wire_id(),
-                                 .shape = pool_.shape(),
-                                 .root = request.root,
-                                 .parent = i == 0 ? request.root : keys[i - 1],
-                                 .key = keys[i],
-                                 .num_tokens = static_cast<int32_t>(part.size()),
-                                 .tokens = {part.begin(), part.end()}},
-                                i, request.blocks[i]));
-    ++started;
+    saver.Add({.codec = codec_.wire_id(),
+               .shape = pool_.shape(),
+               .root = request.root,
+               .parent = i == 0 ? request.root : keys[i - 1],
+               .key = keys[i],
+               .num_tokens = static_cast<int32_t>(part.size()),
+               .tokens = {part.begin(), part.end()}},
+              i, request.blocks[i]);
+    ++added;
   }
   return absl::OkStatus();
 }
@@ -406,7 +416,7 @@ absl::Status TieredStore::Flush(absl::Duration timeout) {
 
 std::array<Usage, kPlaces> TieredStore::usage() const {
   UsageByPlace usage = chain_->usage_by_place();
-  const uint64_t block_bytes = pool_.shape().block_bytes();
+  const uint64_t block_bytes = pool_.resident_block_bytes();
   const uint64_t used = pool_.num_blocks() - pool_.free_blocks();
   usage[static_cast<size_t>(Place::kDevice)] = {used * block_bytes,
                                                 pool_.num_blocks() * block_bytes, used};

@@ -69,7 +69,9 @@ class KvStore {
   };
   using RestoreDone = kvstore::RestoreDone;
   // Loads in the background. `done` is called exactly once, also on shutdown. Only blocks whose
-  // bytes proved to be right are written, and none after `done`.
+  // bytes proved to be right are written, and none after `done`. (Of a block that a device decodes
+  // the record is proved before; a payload that decodes to nothing is found out while it is
+  // written, and its block does not count as restored.)
   virtual void Restore(RestoreRequest request, RestoreDone done) = 0;
 
   struct SaveRequest {

@@ -24,7 +24,7 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.Add("model", &model, "GGUF file to serve");
   flags.Add("model-name", &model_name, "Name under which it is served (default: from the file)");
   flags.Add("backend", &backend, "auto, cuda (where it was built), cpu or reference");
-  flags.Add("tp", &tp, "Tensor-parallel ranks");
+  flags.Add("tp", &tp, "Tensor-parallel ranks, at most one per query head");
   flags.Add("pod-ranks", &pod_ranks,
             "How many of the ranks each process (pod) holds, if they are spread over several; this "
             "one leads, the others run with --join (0: all are here)");
@@ -46,7 +46,8 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
   flags.AddDuration("stall-timeout", &stall_timeout,
                     "How long one rank may be missed where another is already, before the step "
                     "is given up");
-  flags.AddBytes("kv-device-bytes", &kv_device_bytes, "Memory of the paged KV pool");
+  flags.AddBytes("kv-device-bytes", &kv_device_bytes,
+                 "Memory of the paged KV pool, of all ranks together");
   flags.Add("kv-device-share", &kv_device_share,
             "The pool's share, up to 0.95, of what is free once the model is loaded, instead of "
             "--kv-device-bytes (0: not used)");

@@ -378,7 +378,7 @@ void Server::FillModel(chat::v1::Model* out) const {
 
 void Server::FillTiers(v1::GetInfoResponse* out) const {
   const kvstore::KvBlockPool& pool = parts_.ranks.pool();
-  const uint64_t block_bytes = pool.shape().block_bytes();
+  const uint64_t block_bytes = pool.resident_block_bytes();
   v1::TierUsage* device = out->add_tiers();
   device->set_place(types::v1::PLACE_DEVICE);
   device->set_used_bytes((pool.num_blocks() - pool.free_blocks()) * block_bytes);

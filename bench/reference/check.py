@@ -234,7 +234,7 @@ def check_tiny(tools, scratch, options):
             tokens = [rng.randrange(vocab) for _ in range(48)]
             exact = Llama(gguf).logits(tokens)
             for tp in ("1", "2"):
-                if int(tp) > gguf.keys["llama.attention.head_count_kv"]:
+                if int(tp) > gguf.keys["llama.attention.head_count"]:
                     continue
                 ours = tools.logits(scratch, path, tokens, vocab, "--backend=reference",
                                     "--kv-dtype=f32", "--chunk=7", f"--tp={tp}", "--threads=1")

@@ -24,11 +24,11 @@ ROWS = {
         ["store.", "open_session_log."],
         ["tier/chain."],
         ["codec/", "tier/", "prefix_index.", "eviction.", "restore_plan.", "restore_job.",
-         "block_saver.", "device_link.",
+         "block_saver.", "device_codec.", "device_link.",
          "session_", "disk_session_log.", "memory_session_log.",
          "block_format.", "kv_metrics."],
         ["block_pool."],
-        ["memory.", "host_memory.", "host_arena.", "kv_shape.", "int8_vector.", "block_key.", "byte_io.", "file."],
+        ["memory.", "block_coder.", "host_memory.", "host_arena.", "kv_shape.", "int8_vector.", "block_key.", "byte_io.", "file."],
     ],
     "worker": [
         ["main.", "config."],

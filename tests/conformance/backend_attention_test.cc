@@ -263,6 +263,42 @@ TEST_P(AttentionTest, BitsDoNotDependOnTheChunks) {
   }
 }
 
+// The query heads `first` ... `first + count - 1` of a sequence, all of which read one KV head.
+Inputs HeadsOf(const Inputs& in, const Shape& shape, int32_t first, int32_t count) {
+  const auto cut = [&](const std::vector<float>& from, int32_t heads, int32_t begin, int32_t n) {
+    std::vector<float> out;
+    for (int64_t t = 0; t < in.tokens; ++t) {
+      const auto row = from.begin() + t * heads * shape.head_dim;
+      out.insert(out.end(), row + begin * shape.head_dim, row + (begin + n) * shape.head_dim);
+    }
+    return out;
+  };
+  const int32_t kv_head = first / shape.group;
+  return {in.tokens, cut(in.q, shape.kv_heads * shape.group, first, count),
+          cut(in.k, shape.kv_heads, kv_head, 1), cut(in.v, shape.kv_heads, kv_head, 1)};
+}
+
+// Ranks may share the query heads that read a KV head.
+TEST_P(AttentionTest, AHeadsBitsDoNotDependOnWhoReadsItsKeysToo) {
+  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kInt8, KvDtype::kF32}) {
+    const Shape shape{2, 3, 64, 32, dtype};
+    const Inputs in = MakeInputs(shape, is_reference() ? 70 : 600, 19);
+    const auto run = [&](const Shape& part, const Inputs& inputs) {
+      Runner runner(*backend_, part, inputs.tokens);
+      std::vector<Runner::Piece> pieces = {runner.Open(inputs)};
+      runner.Step(pieces, {inputs.tokens - 6});
+      for (const int64_t rows : {1, 5}) runner.Step(pieces, {rows});
+      return pieces[0].out;
+    };
+    const Inputs whole{in.tokens, run(shape, in), in.k, in.v};
+    for (const auto& [first, count] : {std::pair{0, 1}, {1, 2}, {0, 2}, {2, 1}, {3, 3}, {5, 1}}) {
+      const Shape part{1, count, 64, 32, dtype};
+      ExpectSame(run(part, HeadsOf(in, shape, first, count)), HeadsOf(whole, shape, first, count).q,
+                 absl::StrCat(Describe(part), " from ", first));
+    }
+  }
+}
+
 // Beyond the length at which a decode step gives ranges of keys to different threads.
 TEST_P(AttentionTest, LongContextBitsDoNotDependOnWhoSumsThem) {
   if (is_reference()) GTEST_SKIP() << "slow, and it has no ranges";

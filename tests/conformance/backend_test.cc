@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "tests/conformance/backend_data.h"
+#include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::worker {
@@ -351,6 +352,42 @@ TEST_P(BackendTest, GatherRowsAndCopies) {
   const std::vector<int32_t> outside = {7, 0, 0};
   EXPECT_THAT(backend_->GatherRows(in.view(), outside, out.view()),
               StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_P(BackendTest, SampleChoosesTheSameTokensBitByBit) {
+  for (const int64_t rows : {0, 1, 33}) {
+    for (const int64_t vocab : {1, 2, 31, 128256}) {
+      SamplingPlan plan;
+      std::vector<float> logits;
+      for (uint32_t r = 0; r < static_cast<uint32_t>(rows); ++r) {
+        plan.rows.push_back(testing::AnySampling(r + static_cast<uint32_t>(vocab)));
+        plan.rows.back().first_adjustment = r;
+        plan.rows.back().adjustments = r % 2;
+        const auto token = static_cast<common::TokenId>(r % static_cast<uint32_t>(vocab));
+        plan.adjustments.push_back({.token = token, .bias = 3, .repetition = 1.1F, .penalty = 1});
+        const auto row = testing::SampledLogits(static_cast<size_t>(vocab), r);
+        logits.insert(logits.end(), row.begin(), row.end());
+      }
+      const auto choose = [&](Backend& backend, TensorView view) {
+        auto region = backend.memory().AllocateHost(64 * sizeof(RowChoice));
+        EXPECT_OK(region);
+        const std::span out(reinterpret_cast<RowChoice*>((*region)->data()), plan.rows.size());
+        EXPECT_OK(backend.Sample(view, plan.view(), out));
+        EXPECT_OK(backend.Synchronize());
+        return std::vector<RowChoice>(out.begin(), out.end());
+      };
+      // Rows of a wider buffer.
+      Tensor wide(*backend_, rows, vocab + 3);
+      ASSERT_OK(backend_->CopyFromHost(logits, wide.view().Cols(0, vocab)));
+      Tensor expected(*reference_, rows, vocab, logits);
+      const auto got = choose(*backend_, wide.view().Cols(0, vocab));
+      const auto want = choose(*reference_, expected.view());
+      for (size_t r = 0; r < got.size(); ++r) {
+        EXPECT_EQ(testing::Difference(plan.rows[r], got[r], want[r]), "")
+            << vocab << " tokens, row " << r << ", " << testing::WordsOf(plan.rows[r]);
+      }
+    }
+  }
 }
 
 TEST_P(BackendTest, RefusesShapesThatDoNotFit) {

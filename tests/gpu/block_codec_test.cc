@@ -36,20 +36,18 @@ class BlockCodecTest : public ::testing::TestWithParam<Case> {
     }
     arena_bytes_ = *DeviceRegion::Create(kBlocks * shape_.block_bytes());
     payloads_ = *DeviceRegion::Create(kIds.size() * payload_bytes_);
-    ids_ = *DeviceRegion::Create(kIds.size() * sizeof(uint32_t));
-    damaged_ = *DeviceRegion::Create(kIds.size() * sizeof(uint32_t));
+    damaged_ = *PinnedRegion::Create(kIds.size() * sizeof(uint32_t));
     stream_ = *Stream::Create();
-    ToDevice(kIds.data(), ids_.data(), kIds.size() * sizeof(uint32_t));
+    for (const uint32_t id : kIds) blocks_.push_back({Block(id), tokens_});
     ASSERT_EQ(cudaMemset(arena_bytes_.data(), 0xee, arena_bytes_.size()), cudaSuccess);
-    ASSERT_EQ(cudaMemset(damaged_.data(), 0xee, damaged_.size()), cudaSuccess);
   }
 
   BlockCodecArgs Args() {
-    return {.arena = {shape_, 0, kBlocks, arena_bytes_.data()},
-            .blocks = reinterpret_cast<const uint32_t*>(ids_.data()),
-            .count = static_cast<int32_t>(kIds.size()),
-            .tokens = tokens_,
+    std::memset(damaged_.data(), 0, damaged_.size());
+    return {.shape = shape_,
+            .blocks = blocks_,
             .payloads = payloads_.data(),
+            .payload_stride = payload_bytes_,
             .damaged = reinterpret_cast<uint32_t*>(damaged_.data())};
   }
   static void ToDevice(const void* from, std::byte* to, size_t bytes) {
@@ -62,9 +60,8 @@ class BlockCodecTest : public ::testing::TestWithParam<Case> {
   }
   std::byte* Block(uint32_t id) { return arena_bytes_.data() + id * shape_.block_bytes(); }
   std::vector<uint32_t> Damaged() {
-    const auto bytes = ToHost(damaged_.data(), damaged_.size());
     std::vector<uint32_t> damaged(kIds.size());
-    std::memcpy(damaged.data(), bytes.data(), bytes.size());
+    std::memcpy(damaged.data(), damaged_.data(), damaged_.size());
     return damaged;
   }
 
@@ -94,7 +91,9 @@ class BlockCodecTest : public ::testing::TestWithParam<Case> {
   const int32_t tokens_ = GetParam().tokens;
   const size_t payload_bytes_ = Int8PayloadBytes(shape_, tokens_);
   const kvstore::Codec& codec_ = *kvstore::FindCodec("int8");
-  DeviceRegion arena_bytes_, payloads_, ids_, damaged_;
+  DeviceRegion arena_bytes_, payloads_;
+  PinnedRegion damaged_;
+  std::vector<Int8Block> blocks_;  // those of kIds
   Stream stream_;
 };
 
@@ -168,15 +167,34 @@ TEST_P(BlockCodecTest, TellsWhichPayloadIsNone) {
   }
 }
 
+TEST_P(BlockCodecTest, BlocksOfALaunchMayHoldDifferentNumbersOfTokens) {
+  if (tokens_ == 1) return;
+  blocks_[1].tokens = tokens_ / 2;
+  std::vector<std::vector<std::byte>> want;
+  for (size_t i = 0; i < kIds.size(); ++i) {
+    const std::vector<std::byte> block = BlockOf(kIds[i] + 1);
+    ToDevice(block.data(), Block(kIds[i]), shape_.block_bytes());
+    ASSERT_OK(codec_.Encode(shape_, blocks_[i].tokens, block, [&](size_t, ByteSpan plane) {
+      want.emplace_back(plane.begin(), plane.end());
+      return absl::OkStatus();
+    }));
+  }
+  ASSERT_OK(ToStatus(LaunchInt8EncodeBlocks(Args(), stream_.get()), "encode"));
+  ASSERT_OK(stream_.Synchronize());
+  for (size_t i = 0; i < kIds.size(); ++i) {
+    EXPECT_EQ(ToHost(payloads_.data() + i * payload_bytes_, want[i].size()), want[i]) << i;
+  }
+}
+
 TEST_P(BlockCodecTest, RefusesWhatItDoesNotKnow) {
+  blocks_[1].tokens = shape_.block_tokens + 1;
+  EXPECT_EQ(LaunchInt8EncodeBlocks(Args(), stream_.get()), cudaErrorInvalidValue);
+  blocks_[1].tokens = tokens_;
   BlockCodecArgs args = Args();
-  args.tokens = shape_.block_tokens + 1;
-  EXPECT_EQ(LaunchInt8EncodeBlocks(args, stream_.get()), cudaErrorInvalidValue);
-  args = Args();
-  args.arena.shape.dtype = kvstore::KvDtype::kInt8;
+  args.shape.dtype = kvstore::KvDtype::kInt8;
   EXPECT_EQ(LaunchInt8DecodeBlocks(args, stream_.get()), cudaErrorInvalidValue);
   args = Args();
-  args.count = 0;
+  args.blocks = {};
   EXPECT_EQ(LaunchInt8DecodeBlocks(args, stream_.get()), cudaSuccess);
 }
 

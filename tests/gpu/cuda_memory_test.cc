@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "kvstore/device_codec.h"
 #include "kvstore/store.h"
 #include "tests/support/kv_fixture.h"
 #include "tests/support/status_matchers.h"
@@ -159,6 +160,9 @@ TEST_F(CudaMemoryTest, AStoreKeepsBlocksOfIt) {
   constexpr size_t kTokens = 126;
   for (const char* codec : {"bf16", "int8"}) {
     testing::KvPoolFixture kv(128, testing::SmallShape(), *CreateCudaMemory(0));
+    const auto device =
+        kvstore::DeviceCodec::Create(*kvstore::FindCodec(codec), kv.pool(), common::Logger::Null());
+    EXPECT_EQ(device != nullptr, codec == std::string("int8"));
     const auto metrics = common::Metrics::Create("test");
     kvstore::KvMetrics kv_metrics(*metrics);
     const auto store = *kvstore::CreateKvStore({.host_bytes = 1 << 20, .codec = codec}, kv.pool(),
@@ -181,8 +185,18 @@ TEST_F(CudaMemoryTest, AStoreKeepsBlocksOfIt) {
                    });
     restored.WaitForNotification();
     EXPECT_EQ(result.restored_tokens, static_cast<int64_t>(kTokens));
-    if (codec == std::string("bf16")) {
-      EXPECT_EQ(kv.Exact(tokens, 0, blocks), static_cast<int64_t>(kTokens));
+    // int8 is coded on the device: as the host would have coded it.
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const size_t end = std::min(kTokens, (i + 1) * kv.BlockTokens());
+      const auto count = static_cast<int32_t>(end - i * kv.BlockTokens());
+      std::vector<std::byte> want(kv.pool().shape().block_bytes()), have(want.size());
+      ASSERT_OK(kvstore::FindCodec(codec)->Encode(
+          kv.pool().shape(), count, kv.KvOf(std::span(tokens).first(end)),
+          [&](size_t, kvstore::ByteSpan payload) {
+            return kvstore::FindCodec(codec)->Decode(kv.pool().shape(), count, {&payload, 1}, want);
+          }));
+      ASSERT_OK(kv.pool().ReadBlock(blocks[i].id(), have));
+      EXPECT_EQ(have, want) << codec << " block " << i;
     }
   }
 }

@@ -8,8 +8,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
+#include "worker/backend/row_sampler.h"
 
 namespace loopserve {
 namespace {
@@ -106,6 +108,29 @@ TEST_P(CudaModelTest, DecodeReplaysWhatItRecorded) {
     const std::vector<float> row(got.begin() + static_cast<ptrdiff_t>(i * vocab),
                                  got.begin() + static_cast<ptrdiff_t>((i + 1) * vocab));
     EXPECT_LT(Error(row, prompt + i, 1), 2 * kTolerance) << "token " << i;
+  }
+}
+
+// Tokens chosen on the device, in recorded steps, too: those that a host chooses from the logits.
+TEST_P(CudaModelTest, ChoosesAsAHostDoes) {
+  ASSERT_OK_AND_ASSIGN(const auto gives, Runner("cuda", 1));
+  ASSERT_OK_AND_ASSIGN(const auto chooses, Runner("cuda", 1));
+  const int64_t vocab = config_.vocab;
+  const std::vector<int32_t> rows = {0};
+  for (size_t i = 0; i < 40; ++i) {
+    const ModelRunner::Part part{0, {tokens_[i]}};
+    worker::SamplingPlan plan;
+    plan.rows.push_back(testing::AnySampling(static_cast<uint32_t>(i)));
+    if (i % 3 == 0) {
+      plan.adjustments.push_back({.token = static_cast<common::TokenId>(i), .bias = 2});
+      plan.rows[0].adjustments = 1;
+    }
+    ASSERT_OK_AND_ASSIGN(auto logits, gives->Append({&part, 1}, rows));
+    ASSERT_OK_AND_ASSIGN(const auto got, chooses->Choose({&part, 1}, rows, plan.view()));
+    worker::RowChoice want;
+    ASSERT_OK(
+        worker::RowSampler().Sample({logits.data(), 1, vocab, vocab}, plan.view(), {&want, 1}));
+    EXPECT_EQ(testing::Difference(plan.rows[0], got.at(0), want), "") << "token " << i;
   }
 }
 

@@ -153,7 +153,8 @@ class EngineFixture {
     const auto config = *worker::ReadModelConfig(*file);
     group.kv_device_bytes =
         options.blocks *
-        worker::KvShapeOf(config, group.kv_dtype, options.block_tokens).block_bytes();
+        worker::BlockBytesOnRanks(worker::KvShapeOf(config, group.kv_dtype, options.block_tokens),
+                                  options.tp);
     ranks = *worker::RankGroup::Create(*file, group, common::Logger::Null());
     Build(options);
   }

@@ -1,6 +1,10 @@
 // A session moves from worker to worker; its KV and its log come through the shared service, over
-// loopback. Each worker starts with nothing of its own and with another number of ranks.
+// loopback. Each worker starts with nothing of its own and with another number of ranks, also with
+// more than the model has KV heads.
+#include <array>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kvstore/open_session_log.h"
 #include "kvstore/server.h"
 #include "kvstore/tier/chain.h"
@@ -23,7 +27,13 @@ constexpr int kTurns = 3;
 
 Tokens Prompt(int turn) { return Text(turn == 0 ? 43 : 11, 10 + static_cast<uint32_t>(turn)); }
 
-class SharedServiceTest : public ::testing::Test {
+// The model, where it runs, and how many ranks the worker of each turn has.
+struct Moves {
+  std::string preset, backend;
+  std::array<int, kTurns> tp;
+};
+
+class SharedServiceTest : public ::testing::TestWithParam<Moves> {
  protected:
   SharedServiceTest() {
     chain_ = kvstore::Chain::Create(
@@ -35,15 +45,19 @@ class SharedServiceTest : public ::testing::Test {
   ~SharedServiceTest() override { service_->Shutdown(absl::ZeroDuration()); }
 
   EngineFixture::Options WorkerOf(int tp, kvstore::SessionLog* log) const {
-    EngineFixture::Options options;
+    EngineFixture::Options options = Alone();
     options.tp = tp;
-    options.clock = &clock_;
     options.log = log;
     options.store = [target = target_](kvstore::KvBlockPool& pool, kvstore::KvMetrics& metrics) {
       return *kvstore::CreateKvStore({.host_bytes = 1 << 20, .remote_target = target}, pool,
                                      metrics, common::Logger::Null());
     };
     return options;
+  }
+
+  // One rank, no service.
+  EngineFixture::Options Alone() const {
+    return {.preset = GetParam().preset, .backend = GetParam().backend, .clock = &clock_};
   }
 
   testing::ManualClock clock_;
@@ -55,10 +69,19 @@ class SharedServiceTest : public ::testing::Test {
   std::string target_;
 };
 
-TEST_F(SharedServiceTest, EachTurnOnAnotherWorker) {
+INSTANTIATE_TEST_SUITE_P(
+    Models, SharedServiceTest,
+    ::testing::Values(Moves{"gqa", "reference", {1, 2, 3}}, Moves{"gqa", "reference", {5, 1, 6}},
+                      Moves{"nine", "cpu", {9, 2, 4}}, Moves{"nine", "cpu", {1, 6, 3}},
+                      Moves{"mqa", "cpu", {4, 1, 2}}),
+    [](const auto& info) {
+      return absl::StrCat(info.param.preset, "_", absl::StrJoin(info.param.tp, "_"));
+    });
+
+TEST_P(SharedServiceTest, EachTurnOnAnotherWorker) {
   std::vector<Tokens> expected;
   {
-    EngineFixture worker({.clock = &clock_});
+    EngineFixture worker(Alone());
     for (int t = 0; t < kTurns; ++t) expected.push_back(worker.Turn("s", Prompt(t)).tokens);
   }
   const auto log = *kvstore::OpenSessionLog({"", target_}, common::Logger::Null());
@@ -71,7 +94,7 @@ TEST_F(SharedServiceTest, EachTurnOnAnotherWorker) {
     // come too late. The tokens are the same then, too; the turn is run again for the restore.
     Answer answer;
     for (int attempt = 0; attempt < 20; ++attempt) {
-      EngineFixture worker(WorkerOf(t + 1, log.get()));
+      EngineFixture worker(WorkerOf(GetParam().tp[static_cast<size_t>(t)], log.get()));
       const common::SessionRef ref{common::SessionId("s"), common::Epoch(++epoch)};
       if (attempt > 0) {
         ASSERT_OK(worker.sessions->Rewind(ref, static_cast<uint64_t>(t)));
@@ -88,10 +111,10 @@ TEST_F(SharedServiceTest, EachTurnOnAnotherWorker) {
   }
 }
 
-TEST_F(SharedServiceTest, WithoutTheServiceAWorkerComputes) {
-  EngineFixture alone({.clock = &clock_});
+TEST_P(SharedServiceTest, WithoutTheServiceAWorkerComputes) {
+  EngineFixture alone(Alone());
   const Tokens expected = alone.Complete(Prompt(0)).tokens;
-  EngineFixture worker(WorkerOf(1, nullptr));
+  EngineFixture worker(WorkerOf(GetParam().tp[0], nullptr));
   service_->Shutdown(absl::ZeroDuration());
   const Answer answer = worker.Turn("s", Prompt(0));
   ExpectAddsUp(answer, Prompt(0).size());

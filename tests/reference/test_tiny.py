@@ -19,7 +19,7 @@ BIN = pathlib.Path(os.environ.get("LOOPSERVE_BIN_DIR", ROOT / "build" / "bin")).
 needs_tools = pytest.mark.skipif(not (BIN / "loopserve-logits").exists(),
                                  reason=f"no loopserve-logits in {BIN}")
 
-PRESETS = ["gqa", "mha", "mqa", "untied", "odd", "biased", "llama3", "linear", "yarn", "wide"]
+PRESETS = ["gqa", "mha", "mqa", "untied", "odd", "biased", "llama3", "linear", "yarn", "wide", "nine"]
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K"]
 TOKENS = [(i * 37 + 11) % 279 for i in range(60)]
 
@@ -94,15 +94,27 @@ def test_arrangement_does_not_change_a_bit(models, preset, kind, backend):
 
 
 @needs_tools
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["F32", "Q4_1"])
+@pytest.mark.parametrize("preset, ranks", [("mqa", (2, 4)), ("wide", (5, 8)), ("nine", (4, 6, 9))])
+def test_ranks_may_outnumber_the_kv_heads(models, preset, ranks, kind, backend):
+    model = models(preset, kind)
+    flags = (f"--backend={backend}", "--kv-dtype=bf16")
+    whole = run_logits(model, *flags)
+    for tp in ranks:
+        assert np.array_equal(whole, run_logits(model, *flags, f"--tp={tp}")), tp
+
+
+@needs_tools
 def test_too_many_ranks_are_refused(models):
     model = models("gqa", "F32")
     ids = model.with_suffix(".ids")
     ids.write_text("1 2 3")
     done = subprocess.run([BIN / "loopserve-logits", f"--model={model}", f"--tokens={ids}",
-                           "--backend=reference", "--tp=4"],
+                           "--backend=reference", "--tp=7"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "3 KV heads" in done.stderr
+    assert "6 query heads" in done.stderr
 
 
 @needs_tools

@@ -1,6 +1,6 @@
 // Memory of a device that the host cannot address and whose copies happen as late as the contract
 // allows: when the thread that issued them calls Fence. Who hands out a block too early, or lets go
-// of a buffer too early, is found out.
+// of a buffer too early, is found out. It codes blocks by itself if it is told to.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
+#include "kvstore/kv_shape.h"
 #include "kvstore/memory.h"
+#include "tests/support/host_block_coder.h"
 
 namespace loopserve::testing {
 
@@ -33,6 +35,12 @@ class DeferredMemory final : public kvstore::Memory {
   }
   absl::Status CopyFromHost(kvstore::ByteSpan host, std::byte* device) override {
     return Later([=] { std::copy_n(host.data(), host.size(), device); });
+  }
+  absl::StatusOr<kvstore::BlockCoder*> PrepareCoder(absl::string_view codec,
+                                                    const kvstore::KvShape& shape) override {
+    if (!coder_status_.ok()) return coder_status_;
+    const bool fits = codec == coded_ && shape.dtype == kvstore::KvDtype::kBf16;
+    return static_cast<kvstore::BlockCoder*>(fits ? coder_.get() : nullptr);
   }
   absl::Status Fence() override {
     std::vector<std::function<void()>> copies;
@@ -64,6 +72,14 @@ class DeferredMemory final : public kvstore::Memory {
     absl::MutexLock lock(&mutex_);
     most_host_bytes_ = bytes;
   }
+  // Before anything else: blocks of bf16 are coded here for that codec, or it is said why not.
+  HostBlockCoder& CodeFor(const kvstore::Codec& codec) {
+    coded_ = codec.name();
+    coder_ = std::make_unique<HostBlockCoder>(
+        codec, [this](std::function<void()> work) { return Later(std::move(work)); });
+    return *coder_;
+  }
+  void RefuseCoders(absl::Status status) { coder_status_ = std::move(status); }
   // Whether any thread has copies under way.
   bool busy() const {
     absl::MutexLock lock(&mutex_);
@@ -83,6 +99,9 @@ class DeferredMemory final : public kvstore::Memory {
   }
 
   const std::unique_ptr<kvstore::Memory> backing_ = kvstore::CreateHostMemory();
+  absl::string_view coded_;
+  std::unique_ptr<HostBlockCoder> coder_;
+  absl::Status coder_status_;
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::thread::id, std::vector<std::function<void()>>> copies_
       ABSL_GUARDED_BY(mutex_);

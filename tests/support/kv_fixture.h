@@ -10,15 +10,21 @@
 
 namespace loopserve::testing {
 
-// Two ranks: of the three KV heads the first has one, the second two.
+// Of the three KV heads the first rank has one and the second two, unless told otherwise.
 class KvPoolFixture {
  public:
   explicit KvPoolFixture(uint32_t num_blocks = 64, kvstore::KvShape shape = SmallShape(),
-                         std::unique_ptr<kvstore::Memory> memory = kvstore::CreateHostMemory())
-      : memory_(std::move(memory)),
-        pool_(kvstore::KvBlockPool::Create(shape, num_blocks,
-                                           {{memory_.get(), 0, 1}, {memory_.get(), 1, 2}})
-                  .value()) {}
+                         std::unique_ptr<kvstore::Memory> memory = kvstore::CreateHostMemory(),
+                         const std::vector<int32_t>& heads_of_ranks = {1, 2})
+      : memory_(std::move(memory)) {
+    std::vector<kvstore::KvBlockPool::Shard> shards;
+    int32_t first = 0;
+    for (const int32_t heads : heads_of_ranks) {
+      shards.push_back({memory_.get(), first, heads});
+      first += heads;
+    }
+    pool_ = kvstore::KvBlockPool::Create(shape, num_blocks, shards).value();
+  }
 
   kvstore::KvBlockPool& pool() { return *pool_; }
 

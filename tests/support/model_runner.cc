@@ -66,7 +66,7 @@ absl::Status ModelRunner::MakePool(const worker::ModelConfig& config, const Opti
   std::vector<kvstore::KvBlockPool::Shard> shards;
   for (int r = 0; r < options.tp; ++r) {
     const worker::RowRange heads =
-        worker::SplitEvenly(config.kv_heads, {.rank = r, .size = options.tp});
+        worker::KvHeadsOf(config.kv_heads, {.rank = r, .size = options.tp});
     shards.push_back({.memory = &ranks_[static_cast<size_t>(r)].backend->memory(),
                       .first_kv_head = static_cast<int32_t>(heads.begin),
                       .kv_heads = static_cast<int32_t>(heads.size())});
@@ -91,8 +91,9 @@ absl::Status ModelRunner::MakePool(const worker::ModelConfig& config, const Opti
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<float>> ModelRunner::Append(std::span<const Part> parts,
-                                                       std::span<const int32_t> logit_rows) {
+absl::StatusOr<std::vector<worker::StepOutput>> ModelRunner::Step(
+    std::span<const Part> parts, std::span<const int32_t> logit_rows,
+    const worker::SamplingView& sampling) {
   std::vector<common::TokenId> tokens;
   std::vector<int32_t> positions;
   std::vector<worker::AttentionSequence> sequences;
@@ -108,40 +109,59 @@ absl::StatusOr<std::vector<float>> ModelRunner::Append(std::span<const Part> par
     }
     tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
   }
-  ASSIGN_OR_RETURN(std::vector<float> logits, RunRanks({.tokens = tokens,
-                                                        .positions = positions,
-                                                        .sequences = sequences,
-                                                        .logit_rows = logit_rows}));
+  ASSIGN_OR_RETURN(std::vector<worker::StepOutput> outputs, RunRanks({.tokens = tokens,
+                                                                      .positions = positions,
+                                                                      .sequences = sequences,
+                                                                      .logit_rows = logit_rows,
+                                                                      .sampling = sampling}));
   for (const Part& part : parts) {
     lengths_[static_cast<size_t>(part.sequence)] += static_cast<int64_t>(part.tokens.size());
+  }
+  return outputs;
+}
+
+absl::StatusOr<std::vector<float>> ModelRunner::Append(std::span<const Part> parts,
+                                                       std::span<const int32_t> logit_rows) {
+  ASSIGN_OR_RETURN(const std::vector<worker::StepOutput> outputs, Step(parts, logit_rows, {}));
+  std::vector<float> logits = Copy(outputs[0].logits);
+  for (const worker::StepOutput& output : outputs) {
+    if (!SameBits(Copy(output.logits), logits)) return absl::InternalError("two ranks disagree");
   }
   return logits;
 }
 
-absl::StatusOr<std::vector<float>> ModelRunner::RunRanks(const worker::StepBatch& batch) {
-  std::vector<absl::StatusOr<std::vector<float>>> results(ranks_.size());
-  const auto run = [&](size_t r) {
-    const auto view =
-        ranks_[r].model->Forward(batch, pool_->arena(static_cast<int>(r)), *ranks_[r].comm);
-    if (!view.ok()) {
-      ranks_[r].comm->Abort(view.status());
-      results[r] = view.status();
-    } else {
-      results[r] = Copy(*view);
+absl::StatusOr<std::vector<worker::RowChoice>> ModelRunner::Choose(
+    std::span<const Part> parts, std::span<const int32_t> logit_rows,
+    const worker::SamplingView& sampling) {
+  ASSIGN_OR_RETURN(const std::vector<worker::StepOutput> outputs,
+                   Step(parts, logit_rows, sampling));
+  for (const worker::StepOutput& output : outputs) {
+    if (output.logits.data != nullptr) return absl::InternalError("there are logits, too");
+    if (&output != outputs.data() && !output.choices.empty()) {
+      return absl::InternalError("another rank chooses, too");
     }
-  };
-  if (ranks_.size() == 1) {
-    run(0);
-    return std::move(results[0]);
   }
+  return std::vector<worker::RowChoice>(outputs[0].choices.begin(), outputs[0].choices.end());
+}
+
+absl::StatusOr<std::vector<worker::StepOutput>> ModelRunner::RunRanks(
+    const worker::StepBatch& batch) {
+  std::vector<absl::StatusOr<worker::StepOutput>> results(ranks_.size());
+  const auto run = [&](size_t r) {
+    results[r] =
+        ranks_[r].model->Forward(batch, pool_->arena(static_cast<int>(r)), *ranks_[r].comm);
+    if (!results[r].ok()) ranks_[r].comm->Abort(results[r].status());
+  };
   std::vector<std::thread> threads;
-  for (size_t r = 0; r < ranks_.size(); ++r) threads.emplace_back(run, r);
+  for (size_t r = 1; r < ranks_.size(); ++r) threads.emplace_back(run, r);
+  run(0);
   for (std::thread& thread : threads) thread.join();
+  std::vector<worker::StepOutput> outputs;
   for (const auto& result : results) {
     RETURN_IF_ERROR(result.status());
-    if (!SameBits(*result, *results[0])) return absl::InternalError("two ranks disagree");
+    outputs.push_back(*result);
   }
-  return std::move(results[0]);
+  return outputs;
 }
 
 absl::StatusOr<std::vector<float>> ModelRunner::AppendAll(int sequence,

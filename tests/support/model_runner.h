@@ -55,6 +55,11 @@ class ModelRunner final {
   // different bits.
   absl::StatusOr<std::vector<float>> Append(std::span<const Part> parts,
                                             std::span<const int32_t> logit_rows);
+  // One step, and what the first rank chooses from these logits. Internal if another one does, or
+  // if the logits come, too.
+  absl::StatusOr<std::vector<worker::RowChoice>> Choose(std::span<const Part> parts,
+                                                        std::span<const int32_t> logit_rows,
+                                                        const worker::SamplingView& sampling);
   // Steps of at most `chunk` tokens. Logits of every token.
   absl::StatusOr<std::vector<float>> AppendAll(int sequence,
                                                std::span<const common::TokenId> tokens,
@@ -81,7 +86,11 @@ class ModelRunner final {
   absl::Status LoadRanks(const worker::GgufFile& file, const worker::ModelConfig& config,
                          const Options& options);
   absl::Status MakePool(const worker::ModelConfig& config, const Options& options);
-  absl::StatusOr<std::vector<float>> RunRanks(const worker::StepBatch& batch);
+  absl::StatusOr<std::vector<worker::StepOutput>> Step(std::span<const Part> parts,
+                                                       std::span<const int32_t> logit_rows,
+                                                       const worker::SamplingView& sampling);
+  // By rank, valid until the next step.
+  absl::StatusOr<std::vector<worker::StepOutput>> RunRanks(const worker::StepBatch& batch);
 
   std::vector<Rank> ranks_;
   std::unique_ptr<kvstore::KvBlockPool> pool_;

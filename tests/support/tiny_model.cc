@@ -243,6 +243,7 @@ std::vector<TinyModelSpec> MakePresets() {
   add({.name = "linear", .rope_scaling = "linear", .rope_factor = 4});
   add({.name = "yarn", .rope_scaling = "yarn", .rope_factor = 4, .rope_original_context = 128});
   add({.name = "wide", .hidden = 256, .q_heads = 8, .kv_heads = 4, .head_dim = 32, .ffn = 512});
+  add({.name = "nine", .q_heads = 9, .head_dim = 32});
   return presets;
 }
 

@@ -53,7 +53,8 @@ struct TinyModelSpec {
 };
 
 // "gqa", "mha", "mqa", "untied", "odd", "biased", "llama3", "linear", "yarn", "wide" (rows that
-// K-quants can store); each another corner of what a Llama file may say.
+// K-quants can store), "nine" (query heads on 3 KV heads: many ways to share them among ranks);
+// each another corner of what a Llama file may say.
 std::span<const TinyModelSpec> TinyPresets();
 std::optional<TinyModelSpec> FindPreset(absl::string_view name);
 // Sets type and embedding_type.

@@ -31,6 +31,7 @@
 #include "kvstore/block_pool.h"
 #include "kvstore/memory.h"
 #include "worker/backend/attention_plan.h"
+#include "worker/backend/sampling.h"
 #include "worker/backend/shape_check.h"
 #include "worker/backend/tensor.h"
 #include "worker/backend/weight_types.h"
@@ -97,6 +98,7 @@ struct StepInputs {
   std::span<const int32_t> positions;            // [rows]
   std::span<const AttentionSequence> sequences;  // cover all rows in order
   std::span<const int32_t> logit_rows;
+  SamplingView sampling;  // [logit_rows], or empty
   const kvstore::KvArena* kv = nullptr;
   int32_t q_heads = 0;  // of this shard
 };
@@ -156,7 +158,7 @@ class Backend {
   // those of `inputs` may have been sent to the device beforehand, at once; ops called outside of
   // a step send their own. A backend that records its work may replay what it recorded for an
   // equal shape instead of running `ops`, so these must depend on nothing but the shape: counts of
-  // rows, logit rows and sequences, and the views.
+  // rows, logit rows, sampled rows and sequences, and the views.
   virtual absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) {
     static_cast<void>(inputs);
     return ops();
@@ -201,6 +203,11 @@ class Backend {
   virtual absl::Status Add(TensorView residual, TensorView x) = 0;
   // out[i, :] = x[rows[i], :].
   virtual absl::Status GatherRows(TensorView x, std::span<const int32_t> rows, TensorView out) = 0;
+  // Chooses a token from each row of `logits`, f32, which are adjusted in place: no use afterwards.
+  // Every backend makes the same choice, bit for bit (sampling_math.h). `out` lies in host memory
+  // of memory().AllocateHost and is filled once the op has ended.
+  virtual absl::Status Sample(TensorView logits, const SamplingView& how,
+                              std::span<RowChoice> out) = 0;
   // Host copies, for logits and for the communicator of a host backend.
   virtual absl::Status CopyToHost(TensorView from, std::span<float> to) = 0;
   virtual absl::Status CopyFromHost(std::span<const float> from, TensorView to) = 0;

@@ -29,6 +29,21 @@ common::TokenId TokenAt(const Sequence& sequence, int64_t position) {
                           : sequence.guesser->guess()[static_cast<size_t>(position - known)];
 }
 
+// The last known token's row, and one for each guess: chosen from as if the guesses before it had
+// been generated.
+void AddLogitRows(const Sequence& sequence, int64_t drafts, StepPlan& plan) {
+  std::span<const common::TokenId> guess;
+  if (drafts > 0) guess = sequence.guesser->guess();
+  for (int64_t i = 0; i <= drafts; ++i) {
+    plan.logit_rows.push_back(
+        static_cast<int32_t>(static_cast<int64_t>(plan.tokens.size()) - 1 - drafts + i));
+    const bool may_stop = sequence.generated() + i >= sequence.spec.sampling.min_tokens;
+    sequence.sampler->Plan(
+        static_cast<uint64_t>(sequence.known_tokens() + i), guess.first(static_cast<size_t>(i)),
+        may_stop ? std::span<const common::TokenId>() : sequence.stops, plan.sampling);
+  }
+}
+
 }  // namespace
 
 SequenceView ViewOf(const Sequence& sequence) {
@@ -46,6 +61,7 @@ void Clear(StepPlan& plan) {
   plan.tokens.clear();
   plan.positions.clear();
   plan.logit_rows.clear();
+  plan.sampling.Clear();
 }
 
 absl::Status FillStepPlan(std::span<const StepItem> items,
@@ -63,10 +79,7 @@ absl::Status FillStepPlan(std::span<const StepItem> items,
       plan.tokens.push_back(TokenAt(sequence, position));
       plan.positions.push_back(static_cast<int32_t>(position));
     }
-    for (int64_t i = item.completes ? item.drafts : -1; i >= 0; --i) {
-      plan.logit_rows.push_back(static_cast<int32_t>(plan.tokens.size()) - 1 -
-                                static_cast<int32_t>(i));
-    }
+    if (item.completes) AddLogitRows(sequence, item.drafts, plan);
     part.blocks.clear();
     const int64_t blocks = (part.kv_tokens + block_tokens - 1) / block_tokens;
     for (int64_t i = 0; i < blocks; ++i) {

@@ -122,11 +122,11 @@ class StepLoopEngine final : public Engine {
   absl::Status RunItems();
   absl::StatusOr<StepResult> RunModel();
   void MeasurePrefill(int64_t rows, absl::Duration took);
-  void Advance(const StepItem& item, const TensorView& logits);
+  void Advance(const StepItem& item, std::span<const RowChoice> choices);
   std::optional<FinishReason> TakeTokens(Sequence& sequence, const StepItem& item,
-                                         const TensorView& logits);
+                                         std::span<const RowChoice> choices);
   void OnFirstToken(Sequence& sequence);
-  std::optional<FinishReason> Emit(Sequence& sequence, std::span<const float> logits);
+  std::optional<FinishReason> Emit(Sequence& sequence, const RowChoice& choice);
 
   // The ends of a turn. After these the step loop has let go of it.
   void Close(Owned sequence, FinishReason reason);
@@ -538,14 +538,14 @@ absl::Status StepLoopEngine::RunItems() {
   const absl::Time begin = clock_.Now();
   ASSIGN_OR_RETURN(const StepResult result, RunModel());
   bool prefills = false, decodes = false;
-  int64_t logit_row = 0;
+  size_t row = 0;
   StepShape shape;
   for (const StepItem& item : items_) {
     shape.Add(running_[item.index]->kv_tokens, item.rows);
     (item.rows - item.drafts > 1 || !item.completes ? prefills : decodes) = true;
-    const int64_t wanted = item.completes ? 1 + item.drafts : 0;
-    Advance(item, result.logits.Rows(logit_row, wanted));
-    logit_row += wanted;
+    const auto wanted = static_cast<size_t>(item.completes ? 1 + item.drafts : 0);
+    Advance(item, result.choices.subspan(row, wanted));
+    row += wanted;
   }
   const absl::Duration took = clock_.Now() - begin;
   metrics_.Step(prefills, decodes, shape.rows, took, result.skew);
@@ -561,18 +561,18 @@ void StepLoopEngine::MeasurePrefill(int64_t rows, absl::Duration took) {
   prefill_seconds_ = kMemory * prefill_seconds_ + absl::ToDoubleSeconds(took);
 }
 
-void StepLoopEngine::Advance(const StepItem& item, const TensorView& logits) {
+void StepLoopEngine::Advance(const StepItem& item, std::span<const RowChoice> choices) {
   Sequence& sequence = *running_[item.index];
   sequence.kv_tokens += item.rows - item.drafts;
   if (!item.completes) return;
-  if (const std::optional<FinishReason> reason = TakeTokens(sequence, item, logits)) {
+  if (const std::optional<FinishReason> reason = TakeTokens(sequence, item, choices)) {
     Close(std::move(running_[item.index]), *reason);
   }
 }
 
 // The step's token, and those after it whose rows turned out to be of the right tokens.
 std::optional<FinishReason> StepLoopEngine::TakeTokens(Sequence& sequence, const StepItem& item,
-                                                       const TensorView& logits) {
+                                                       std::span<const RowChoice> choices) {
   const absl::Time now = clock_.Now();
   std::optional<FinishReason> reason;
   int64_t right = 0;  // guesses
@@ -584,7 +584,7 @@ std::optional<FinishReason> StepLoopEngine::TakeTokens(Sequence& sequence, const
       metrics_.NextToken(now - sequence.last_token);
     }
     sequence.last_token = now;
-    reason = Emit(sequence, {logits.row(right), static_cast<size_t>(logits.cols)});
+    reason = Emit(sequence, choices[static_cast<size_t>(right)]);
     if (reason || right == item.drafts) break;
     if (sequence.tokens.back() != sequence.guesser->guess()[static_cast<size_t>(right)]) break;
     ++right;
@@ -612,15 +612,10 @@ void StepLoopEngine::OnFirstToken(Sequence& sequence) {
                       std::span(sequence.blocks).first(blocks));
 }
 
-// Samples one token and hands it on. Says whether, and why, the answer ends with it.
-std::optional<FinishReason> StepLoopEngine::Emit(Sequence& sequence,
-                                                 std::span<const float> logits) {
-  const SamplingParams& sampling = sequence.spec.sampling;
+// Hands one token on. Says whether, and why, the answer ends with it.
+std::optional<FinishReason> StepLoopEngine::Emit(Sequence& sequence, const RowChoice& choice) {
   const std::vector<TokenId>& stops = sequence.stops;
-  std::span<const TokenId> banned;
-  if (sequence.generated() < sampling.min_tokens) banned = stops;
-  const SampledToken sampled =
-      sequence.sampler->Sample(logits, static_cast<uint64_t>(sequence.known_tokens()), banned);
+  const SampledToken sampled = sequence.sampler->Read(choice);
   sequence.sampler->Accept(sampled.token);
   sequence.tokens.push_back(sampled.token);
   const bool is_stop = std::ranges::find(stops, sampled.token) != stops.end();

@@ -1,5 +1,5 @@
 // Engine: the step loop. It admits turns, plans steps (Scheduler), runs them on the ranks
-// (RankGroup), samples, and hands tokens to sinks.
+// (RankGroup), which choose tokens as the plan says, and hands these to sinks.
 //
 // One thread, the step loop, owns every live sequence. I/O never runs on it: sessions are opened
 // and committed, and KV is looked up, on the engine's few I/O threads, while other sequences keep

@@ -109,7 +109,8 @@ class ThreadRankGroup final : public RankGroup {
       first = std::min(first, slot.finished);
       last = std::max(last, slot.finished);
     }
-    return StepResult{.logits = slots_[0].logits, .skew = last - first};
+    const StepOutput& output = slots_[0].output;
+    return StepResult{.logits = output.logits, .choices = output.choices, .skew = last - first};
   }
 
   uint64_t Refresh() override {
@@ -179,7 +180,7 @@ class ThreadRankGroup final : public RankGroup {
     // Guarded by mutex_ (an element of a vector cannot say so); set = there is a step to run.
     std::shared_ptr<const StepPlan> plan;
     bool running = false;
-    TensorView logits;
+    StepOutput output;
     absl::Time finished;
   };
 
@@ -327,21 +328,21 @@ class ThreadRankGroup final : public RankGroup {
         if (stop_) return;
         plan = std::exchange(slot.plan, nullptr);
       }
-      const absl::StatusOr<TensorView> logits =
+      const absl::StatusOr<StepOutput> output =
           slot.remote != nullptr ? ExecuteThere(slot, *plan) : Execute(slot, *plan);
       plan.reset();
-      Finish(slot, logits);
+      Finish(slot, output);
     }
   }
 
-  // Logits are those of the ranks here.
-  absl::StatusOr<TensorView> ExecuteThere(Slot& slot, const StepPlan& plan) {
+  // What comes of a step is the first rank's, which is here.
+  absl::StatusOr<StepOutput> ExecuteThere(Slot& slot, const StepPlan& plan) {
     ASSIGN_OR_RETURN(const std::vector<uint64_t> calls, slot.remote->Execute(plan));
     Heard(slot, calls);
-    return TensorView{};
+    return StepOutput{};
   }
 
-  absl::StatusOr<TensorView> Execute(Slot& slot, const StepPlan& plan) {
+  absl::StatusOr<StepOutput> Execute(Slot& slot, const StepPlan& plan) {
     slot.sequences.clear();
     int64_t row = 0;
     for (const StepPlan::Part& part : plan.parts) {
@@ -356,15 +357,16 @@ class ThreadRankGroup final : public RankGroup {
     const StepBatch batch{.tokens = plan.tokens,
                           .positions = plan.positions,
                           .sequences = slot.sequences,
-                          .logit_rows = plan.logit_rows};
+                          .logit_rows = plan.logit_rows,
+                          .sampling = plan.sampling.view()};
     return slot.parts.model->Forward(batch, pool_->arena(slot.ranks.first - first_), *slot.comm);
   }
 
-  void Finish(Slot& slot, const absl::StatusOr<TensorView>& logits) {
-    if (!logits.ok()) Fail(slot, logits.status());
+  void Finish(Slot& slot, const absl::StatusOr<StepOutput>& output) {
+    if (!output.ok()) Fail(slot, output.status());
     if (slot.remote == nullptr) watch_.Arrive(slot.ranks.first - first_);
     absl::MutexLock lock(&mutex_);
-    if (logits.ok()) slot.logits = *logits;
+    if (output.ok()) slot.output = *output;
     slot.finished = absl::Now();
     slot.running = false;
     --busy_;

@@ -48,7 +48,7 @@ struct RankGroupOptions {
   int activation_bits = 16;  // see BackendOptions
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
-  uint64_t kv_device_bytes = uint64_t{1} << 30;
+  uint64_t kv_device_bytes = uint64_t{1} << 30;  // of the pool, on all ranks together
   uint32_t kv_blocks = 0;  // in place of kv_device_bytes; 0: not used
   // The pool's part of the memory that is free once the model is loaded; 0: kv_device_bytes counts.
   double kv_device_share = 0;
@@ -69,7 +69,7 @@ class RankGroup {
  public:
   // Loads the model on every rank and makes the pool. The need is predicted before anything is
   // loaded: ResourceExhausted with both numbers and the way out when it does not fit.
-  // InvalidArgument for more ranks than KV heads, or a pool of less than one block.
+  // InvalidArgument for more ranks than query heads, or a pool of less than one block.
   // With `pods`, which must outlive the group, it waits until they have done the same.
   static absl::StatusOr<std::unique_ptr<RankGroup>> Create(const GgufFile& file,
                                                            const RankGroupOptions& options,
@@ -92,8 +92,8 @@ class RankGroup {
   // Waits for the ranks, a stalled one included.
   virtual ~RankGroup() = default;
 
-  // Logits [plan.logit_rows, vocab] in host memory, valid until the next Run. The plan is shared
-  // because a stalled rank may outlast the call.
+  // The first rank's choices, or logits, in host memory, valid until the next Run. The plan is
+  // shared because a stalled rank may outlast the call.
   virtual absl::StatusOr<StepResult> Run(std::shared_ptr<const StepPlan> plan) = 0;
 
   // Heals the group if it is broken and can be healed, so that what needs to be known of that is

@@ -73,11 +73,6 @@ absl::StatusOr<uint32_t> BlocksIn(uint64_t bytes, size_t block_bytes, int32_t bl
       std::min<uint64_t>(blocks, std::numeric_limits<uint32_t>::max() / 2));
 }
 
-kvstore::KvShape ShardShape(kvstore::KvShape shape, const ShardSpec& spec) {
-  shape.kv_heads = static_cast<int32_t>(SplitEvenly(shape.kv_heads, spec).size());
-  return shape;
-}
-
 // What one rank, or all that share the host's memory, will take.
 struct Need {
   uint64_t weights = 0;
@@ -126,16 +121,15 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     const MemoryEstimate estimate = EstimateMemory(file, config, spec, model);
     const Need need{.weights = estimate.weights_bytes,
                     .scratch = estimate.scratch_bytes + backend.overhead_bytes(),
-                    .kv = blocks * ShardShape(shape, spec).block_bytes()};
+                    .kv = blocks * ShardOf(shape, spec).block_bytes()};
     kvstore::Memory& memory = backend.memory();
     if (const std::optional<uint64_t> free = memory.free_bytes()) {
       RETURN_IF_ERROR(Compare(need, *free, memory.name(),
                               "lower --kv-device-bytes or --max-step-tokens, raise --tp"));
-      // What the device copies to and from: the host tier, and each rank's logits.
+      // What the device copies to and from: the host tier.
       if (options.kv_host_bytes > 0) {
         host.kv_host = kvstore::HostArena::BytesFor(options.kv_host_bytes, shape.block_bytes());
       }
-      host.scratch += static_cast<uint64_t>(model.max_logit_rows * config.vocab) * sizeof(float);
     } else {
       host.Add(need);
     }
@@ -205,7 +199,7 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
   uint32_t blocks = std::numeric_limits<uint32_t>::max();
   size_t bytes_here = 0;  // of a block
   for (int rank = 0; rank < Here(options).count; ++rank) {
-    bytes_here += ShardShape(shape, SpecOf(options, rank)).block_bytes();
+    bytes_here += ShardOf(shape, SpecOf(options, rank)).block_bytes();
   }
   for (int rank = 0; rank < Here(options).count; ++rank) {
     Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
@@ -215,7 +209,7 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
       const uint64_t left = available - std::min(available, options.kv_host_bytes);
       return BlocksIn(share(left), bytes_here, shape.block_tokens, kWhose);
     }
-    const size_t block_bytes = ShardShape(shape, SpecOf(options, rank)).block_bytes();
+    const size_t block_bytes = ShardOf(shape, SpecOf(options, rank)).block_bytes();
     ASSIGN_OR_RETURN(const uint32_t fit,
                      BlocksIn(share(*free - std::min<uint64_t>(*free, backend.overhead_bytes())),
                               block_bytes, shape.block_tokens, kWhose));
@@ -228,8 +222,8 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
 absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape) {
   if (options.kv_device_share > 0) return 1;
   if (options.kv_blocks > 0) return options.kv_blocks;
-  return BlocksIn(options.kv_device_bytes, shape.block_bytes(), shape.block_tokens,
-                  "kv-device-bytes");
+  return BlocksIn(options.kv_device_bytes, BlockBytesOnRanks(shape, options.tp),
+                  shape.block_tokens, "kv-device-bytes");
 }
 
 RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,
@@ -249,7 +243,7 @@ RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,
 }
 
 // The heads of a rank, in blocks that begin with head `first`.
-KvBlockPool::Shard ShardOf(kvstore::Memory& memory, const RowRange& heads, int64_t first) {
+KvBlockPool::Shard PoolShard(kvstore::Memory& memory, const RowRange& heads, int64_t first) {
   return {.memory = &memory,
           .first_kv_head = static_cast<int32_t>(heads.begin - first),
           .kv_heads = static_cast<int32_t>(heads.size())};
@@ -257,19 +251,15 @@ KvBlockPool::Shard ShardOf(kvstore::Memory& memory, const RowRange& heads, int64
 
 }  // namespace
 
-RowRange KvHeadsOf(int64_t kv_heads, RankRange ranks, int tp) {
-  return {SplitEvenly(kv_heads, {ranks.first, tp}).begin,
-          SplitEvenly(kv_heads, {ranks.first + ranks.count - 1, tp}).end};
+RowRange KvHeadsOfRanks(int64_t kv_heads, RankRange ranks, int tp) {
+  return {KvHeadsOf(kv_heads, {ranks.first, tp}).begin,
+          KvHeadsOf(kv_heads, {ranks.first + ranks.count - 1, tp}).end};
 }
 
 absl::StatusOr<LoadedRanks> LoadShards(const GgufFile& file, const ModelConfig& config,
                                        const RankGroupOptions& options, common::Logger& log,
                                        RankPods* pods) {
-  if (options.tp < 1 || options.tp > config.kv_heads) {
-    return absl::InvalidArgumentError(absl::StrCat("tp is ", options.tp, ", but the model has ",
-                                                   config.kv_heads,
-                                                   " KV heads, and every rank needs one"));
-  }
+  RETURN_IF_ERROR(CheckShard(config, {.rank = 0, .size = options.tp}));
   const kvstore::KvShape shape = KvShapeOf(config, options.kv_dtype, options.block_tokens);
   LoadedRanks loaded{.shape = shape};
   ASSIGN_OR_RETURN(loaded.blocks, BlocksOf(options, shape));
@@ -281,13 +271,13 @@ absl::StatusOr<LoadedRanks> LoadShards(const GgufFile& file, const ModelConfig& 
     RETURN_IF_ERROR(
         pods->Open(TermsOf(options, config, shape, loaded.blocks, *loaded.ranks[0].backend)));
   }
-  const RowRange all_here = KvHeadsOf(config.kv_heads, Here(options), options.tp);
+  const RowRange all_here = KvHeadsOfRanks(config.kv_heads, Here(options), options.tp);
   for (int rank = 0; rank < Here(options).count; ++rank) {
     const ShardSpec spec = SpecOf(options, rank);
     RankGroup::Rank& parts = loaded.ranks[static_cast<size_t>(rank)];
     ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
     loaded.shards.push_back(
-        ShardOf(parts.backend->memory(), SplitEvenly(config.kv_heads, spec), all_here.begin));
+        PoolShard(parts.backend->memory(), KvHeadsOf(config.kv_heads, spec), all_here.begin));
   }
   file.ReleasePages();
   loaded.shape.kv_heads = static_cast<int32_t>(all_here.size());
@@ -308,7 +298,7 @@ absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptio
     RETURN_IF_ERROR(pods->OpenPools(loaded.blocks));
     for (RemoteRanks* const pod : pods->others()) {
       shards.push_back(
-          ShardOf(pod->memory(), KvHeadsOf(config.kv_heads, pod->ranks(), options.tp), 0));
+          PoolShard(pod->memory(), KvHeadsOfRanks(config.kv_heads, pod->ranks(), options.tp), 0));
     }
     loaded.shape.kv_heads = config.kv_heads;
   }

@@ -25,7 +25,7 @@ struct LoadedRanks {
 };
 
 // The KV heads of some ranks together.
-RowRange KvHeadsOf(int64_t kv_heads, RankRange ranks, int tp);
+RowRange KvHeadsOfRanks(int64_t kv_heads, RankRange ranks, int tp);
 
 // The ranks without a pool; `config` is what ReadModelConfig made of the file. `pods`, unless null,
 // may join as soon as it is known what they have to load. Errors as RankGroup::Create has them;

@@ -7,66 +7,14 @@
 #include "absl/strings/str_cat.h"
 #include "common/error.h"
 #include "common/status_macros.h"
+#include "worker/backend/sampling_math.h"
 
 namespace loopserve::worker {
 namespace {
 
 using common::TokenId;
 
-constexpr size_t kUsualNucleus = 200;
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// The order of candidates needs a total order: NaN last, +inf finite so that differences are.
-float Clean(float logit) {
-  if (std::isnan(logit)) return kNever;
-  return std::min(logit, std::numeric_limits<float>::max());
-}
-
-// Descending by score, ties by ascending id.
-struct Better {
-  std::span<const float> scores;
-  bool operator()(TokenId a, TokenId b) const {
-    const float sa = Clean(scores[static_cast<size_t>(a)]);
-    const float sb = Clean(scores[static_cast<size_t>(b)]);
-    return sa != sb ? sa > sb : a < b;
-  }
-};
-
-using Candidates = std::vector<TokenId>;
-
-// Keeps the `count` best, in no order.
-void KeepBest(Candidates& candidates, size_t count, const Better& better) {
-  if (count >= candidates.size()) return;
-  std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(count),
-                   candidates.end(), better);
-  candidates.resize(count);
-}
-
-// Keeps the smallest number of best candidates whose weights sum up to `wanted`. Halves the
-// candidates until only a few have to be put in order.
-template <typename Weight>
-void KeepNucleus(Candidates& candidates, double wanted, const Better& better,
-                 const Weight& weight) {
-  constexpr size_t kFew = 32;
-  const auto at = [&](size_t i) { return candidates.begin() + static_cast<std::ptrdiff_t>(i); };
-  size_t kept = 0, end = candidates.size();
-  double covered = 0;
-  while (end - kept > kFew) {
-    const size_t middle = kept + (end - kept) / 2;
-    std::nth_element(at(kept), at(middle), at(end), better);
-    double half = 0;
-    for (size_t i = kept; i < middle; ++i) half += weight(candidates[i]);
-    if (covered + half < wanted) {
-      covered += half;
-      kept = middle;
-    } else {
-      end = middle;
-    }
-  }
-  std::sort(at(kept), at(end), better);
-  for (; kept < end && covered < wanted; ++kept) covered += weight(candidates[kept]);
-  candidates.resize(std::max<size_t>(kept, 1));
-}
+constexpr float kBan = -std::numeric_limits<float>::infinity();
 
 absl::Status CheckRange(absl::string_view name, float value, float low, float high,
                         bool low_included) {
@@ -111,9 +59,8 @@ uint64_t Mix(uint64_t x) {  // splitmix64's finaliser
 
 }  // namespace
 
-double UniformAt(uint64_t seed, uint64_t position) {
-  const uint64_t bits = Mix(Mix(seed + 0x9e3779b97f4a7c15ULL) + position * 0x9e3779b97f4a7c15ULL);
-  return static_cast<double>(bits >> 11) * 0x1.0p-53;
+uint64_t DrawAt(uint64_t seed, uint64_t position) {
+  return Mix(Mix(seed + 0x9e3779b97f4a7c15ULL) + position * 0x9e3779b97f4a7c15ULL);
 }
 
 absl::Status ValidateSampling(const SamplingParams& params, int64_t vocab) {
@@ -139,110 +86,110 @@ absl::Status ValidateSampling(const SamplingParams& params, int64_t vocab) {
   return absl::OkStatus();
 }
 
-Sampler::Sampler(SamplingParams params, uint64_t seed, std::span<const TokenId> context)
-    : params_(std::move(params)), seed_(seed) {
-  if (params_.repetition_penalty == 1) return;
-  for (TokenId token : context) seen_[token].in_context = true;
+Sampler::Sampler(const SamplingParams& params, uint64_t seed, std::span<const TokenId> context)
+    : seed_(seed),
+      repetition_penalty_(params.repetition_penalty),
+      presence_penalty_(params.presence_penalty),
+      frequency_penalty_(params.frequency_penalty) {
+  if (params.temperature > 0) {
+    constexpr double kMost = std::numeric_limits<float>::max();
+    row_.inverse_temperature =
+        static_cast<float>(std::min(1 / static_cast<double>(params.temperature), kMost));
+  }
+  row_.top_k = params.top_k;
+  row_.top_p = params.top_p;
+  row_.least_weight =
+      static_cast<uint64_t>(static_cast<double>(params.min_p) * static_cast<double>(kFullWeight));
+  if (params.logprobs) row_.logprobs = static_cast<int32_t>(*params.logprobs);
+  for (const auto& [token, bias] : params.logit_bias) adjustments_[IndexOf(token)].bias += bias;
+  if (repetition_penalty_ == 1) return;
+  for (const TokenId token : context) adjustments_[IndexOf(token)].repetition = repetition_penalty_;
 }
 
-bool Sampler::Adjusts() const {
-  return !params_.logit_bias.empty() || params_.repetition_penalty != 1 ||
-         params_.presence_penalty != 0 || params_.frequency_penalty != 0;
+bool Sampler::Penalises() const {
+  return repetition_penalty_ != 1 || presence_penalty_ != 0 || frequency_penalty_ != 0;
 }
 
-void Sampler::Adjust(std::span<const float> logits, std::span<const TokenId> banned) {
-  scores_.assign(logits.begin(), logits.end());
-  for (const auto& [token, bias] : params_.logit_bias) scores_[static_cast<size_t>(token)] += bias;
-  for (const auto& [token, seen] : seen_) {
-    float& score = scores_[static_cast<size_t>(token)];
-    score = score > 0 ? score / params_.repetition_penalty : score * params_.repetition_penalty;
-    if (seen.generated == 0) continue;
-    score -= params_.presence_penalty;
-    score -= params_.frequency_penalty * static_cast<float>(seen.generated);
-  }
-  for (TokenId token : banned) scores_[static_cast<size_t>(token)] = kNever;
+float Sampler::PenaltyFor(uint32_t times) const {
+  return times == 0 ? 0 : presence_penalty_ + frequency_penalty_ * static_cast<float>(times);
 }
 
-TokenId Sampler::Draw(std::span<const float> scores, uint64_t position) {
-  const TokenId best = scan_.best();
-  const float top = scan_.top();
-  if (top == kNever) return best;
-  const bool narrows = params_.top_k > 0 && params_.top_k < scores.size();
-  if (!narrows && params_.top_p == 1 && params_.min_p == 0) {
-    scan_.TotalWeight(params_.temperature);
-    return scan_.Draw(UniformAt(seed_, position));
+size_t Sampler::IndexOf(TokenId token) {
+  const auto [place, is_new] = index_.try_emplace(token, adjustments_.size());
+  if (is_new) {
+    adjustments_.push_back({.token = token});
+    generated_.push_back(0);
   }
-  const auto weight = [&](TokenId token) {
-    return std::exp((static_cast<double>(Clean(scores[static_cast<size_t>(token)])) - top) /
-                    params_.temperature);
-  };
-  const auto sum = [&] {
-    double total = 0;
-    for (const TokenId token : candidates_) total += weight(token);
-    return total;
-  };
-  const Better better{scores};
-  if (narrows) {
-    scan_.Gather(params_.top_k, candidates_);
-    KeepBest(candidates_, params_.top_k, better);
-    if (params_.top_p < 1) KeepNucleus(candidates_, params_.top_p * sum(), better, weight);
-  } else if (params_.top_p < 1) {
-    // The nucleus is usually tiny.
-    const double wanted = params_.top_p * scan_.TotalWeight(params_.temperature);
-    scan_.Gather(kUsualNucleus, candidates_);
-    if (candidates_.size() < scores.size() && sum() < wanted) {
-      scan_.Gather(scores.size(), candidates_);
-    }
-    KeepNucleus(candidates_, wanted, better, weight);
-  } else {
-    // A little more than min_p leaves.
-    const double least = top + params_.temperature * (std::log(params_.min_p) - 0.001);
-    scan_.GatherFrom(static_cast<float>(least), candidates_);
-  }
-  if (params_.min_p > 0) {
-    std::erase_if(candidates_, [&](TokenId token) { return weight(token) < params_.min_p; });
-  }
-  // The order of addition is fixed by the candidates' order, so the draw is reproducible.
-  double left = UniformAt(seed_, position) * sum();
-  for (const TokenId token : candidates_) {
-    left -= weight(token);
-    if (left < 0) return token;
-  }
-  return best;  // rounding ate the last share
-}
-
-void Sampler::FillLogprobs(std::span<const float> scores, uint32_t alternatives,
-                           SampledToken& out) {
-  const double total = scan_.TotalWeight(1);
-  const double log_total = total > 0 ? std::log(total) + scan_.top() : 0;
-  const auto logprob = [&](TokenId token) {
-    return static_cast<float>(Clean(scores[static_cast<size_t>(token)]) - log_total);
-  };
-  out.logprob = logprob(out.token);
-  if (alternatives == 0) return;
-  const Better better{scores};
-  scan_.Gather(alternatives, candidates_);
-  KeepBest(candidates_, alternatives, better);
-  std::sort(candidates_.begin(), candidates_.end(), better);
-  for (const TokenId token : candidates_) out.top.push_back({token, logprob(token)});
-}
-
-SampledToken Sampler::Sample(std::span<const float> logits, uint64_t position,
-                             std::span<const TokenId> banned) {
-  std::span<const float> scores = logits;
-  if (Adjusts() || !banned.empty()) {
-    Adjust(logits, banned);
-    scores = scores_;
-  }
-  scan_.Read(scores);
-  SampledToken out;
-  out.token = params_.temperature > 0 ? Draw(scores, position) : scan_.best();
-  if (params_.logprobs) FillLogprobs(scores, *params_.logprobs, out);
-  return out;
+  return place->second;
 }
 
 void Sampler::Accept(TokenId token) {
-  if (Adjusts()) ++seen_[token].generated;
+  if (!Penalises()) return;
+  const size_t at = IndexOf(token);
+  adjustments_[at].repetition = repetition_penalty_;
+  adjustments_[at].penalty = PenaltyFor(++generated_[at]);
+}
+
+// The sequence's adjustments, copied behind those of the plan, and a few of this row's own.
+class Sampler::Row final {
+ public:
+  Row(const Sampler& sampler, std::vector<TokenAdjustment>& all)
+      : sampler_(sampler), all_(all), first_(all.size()) {
+    all.insert(all.end(), sampler.adjustments_.begin(), sampler.adjustments_.end());
+  }
+
+  TokenAdjustment& Of(TokenId token) {
+    if (const auto known = sampler_.index_.find(token); known != sampler_.index_.end()) {
+      return all_[first_ + known->second];
+    }
+    const auto own =
+        all_.begin() + static_cast<std::ptrdiff_t>(first_ + sampler_.adjustments_.size());
+    const auto found = std::find_if(
+        own, all_.end(), [token](const TokenAdjustment& other) { return other.token == token; });
+    if (found != all_.end()) return *found;
+    return all_.emplace_back(TokenAdjustment{.token = token});
+  }
+  uint32_t first() const { return static_cast<uint32_t>(first_); }
+  uint32_t size() const { return static_cast<uint32_t>(all_.size() - first_); }
+
+ private:
+  const Sampler& sampler_;
+  std::vector<TokenAdjustment>& all_;
+  const size_t first_;
+};
+
+void Sampler::Plan(uint64_t position, std::span<const TokenId> guessed,
+                   std::span<const TokenId> banned, SamplingPlan& plan) const {
+  Row row(*this, plan.adjustments);
+  if (!Penalises()) guessed = {};
+  for (const TokenId token : guessed) {
+    const auto known = index_.find(token);
+    const uint32_t before = known == index_.end() ? 0 : generated_[known->second];
+    const auto times = static_cast<uint32_t>(std::ranges::count(guessed, token));
+    TokenAdjustment& adjustment = row.Of(token);
+    adjustment.repetition = repetition_penalty_;
+    adjustment.penalty = PenaltyFor(before + times);
+  }
+  for (const TokenId token : banned) row.Of(token).bias = kBan;
+  RowSampling& added = plan.rows.emplace_back(row_);
+  added.draw = DrawAt(seed_, position);
+  added.first_adjustment = row.first();
+  added.adjustments = row.size();
+}
+
+SampledToken Sampler::Read(const RowChoice& choice) const {
+  SampledToken out{.token = choice.token};
+  if (row_.logprobs < 0) return out;
+  const double share = static_cast<double>(choice.total_weight) / static_cast<double>(kFullWeight);
+  const double log_total = share > 0 ? std::log(share) + choice.top : 0;
+  const auto logprob = [log_total](float score) {
+    return static_cast<float>(FiniteOf(std::isnan(score) ? kBan : score) - log_total);
+  };
+  out.logprob = logprob(choice.score);
+  for (uint32_t i = 0; i < choice.alternatives; ++i) {
+    out.top.push_back({choice.best[i], logprob(choice.best_scores[i])});
+  }
+  return out;
 }
 
 }  // namespace loopserve::worker

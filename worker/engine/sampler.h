@@ -1,13 +1,13 @@
-// Sampler: logits -> token.
+// Sampler: how one sequence's tokens are chosen.
 //
 // Everything that narrows or reweighs the choice is applied in a fixed order: logit_bias,
 // repetition, presence and frequency penalties, then either greedy choice, or temperature, top-k,
 // top-p, min-p and one draw. The draw comes from a counter-based generator of (seed, position), so
 // an answer depends neither on what else is in the batch nor on how often it was interrupted.
 //
-// The vocabulary is never sorted: ScoreScan finds the few candidates that matter, and selection is
-// by partition. NaN logits count as -infinity; if nothing finite is left the choice is the lowest
-// id.
+// The sampler says so in numbers, as part of a step's plan; the backend that has the logits chooses
+// (Backend::Sample), and only its choice comes back. NaN logits count as -infinity; if nothing
+// finite is left the choice is the lowest id.
 //
 // Thread rule: a Sampler belongs to one sequence and one thread.
 #pragma once
@@ -22,7 +22,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "common/ids.h"
-#include "worker/engine/score_scan.h"
+#include "worker/backend/sampling.h"
 
 namespace loopserve::worker {
 
@@ -47,7 +47,6 @@ struct SamplingParams {
 };
 
 inline constexpr uint32_t kDefaultMaxTokens = 512;
-inline constexpr uint32_t kMaxLogprobs = 20;
 inline constexpr size_t kMaxStopStrings = 16;
 
 // InvalidField("sampling.<name>") for a value out of the range that types.proto documents, NaN
@@ -69,34 +68,37 @@ struct SampledToken {
 class Sampler final {
  public:
   // `context` are the tokens before the first generated one, which the repetition penalty counts.
-  Sampler(SamplingParams params, uint64_t seed, std::span<const common::TokenId> context);
+  Sampler(const SamplingParams& params, uint64_t seed, std::span<const common::TokenId> context);
 
-  // Chooses the token at absolute position `position`. `banned` tokens cannot be chosen (the stop
-  // tokens, while min_tokens has not been reached). `logits` [vocab] is left as it is.
-  SampledToken Sample(std::span<const float> logits, uint64_t position,
-                      std::span<const common::TokenId> banned = {});
+  // Adds to `plan` how the token at absolute position `position` is to be chosen where `guessed`
+  // have been accepted first. `banned` tokens cannot be chosen (the stop tokens, while min_tokens
+  // has not been reached).
+  void Plan(uint64_t position, std::span<const common::TokenId> guessed,
+            std::span<const common::TokenId> banned, SamplingPlan& plan) const;
+  // What a choice so planned says.
+  SampledToken Read(const RowChoice& choice) const;
   // Tells what was chosen, so that the penalties of later tokens see it.
   void Accept(common::TokenId token);
 
  private:
-  struct Seen {
-    bool in_context = false;
-    uint32_t generated = 0;
-  };
-  bool Adjusts() const;
-  void Adjust(std::span<const float> logits, std::span<const common::TokenId> banned);
-  common::TokenId Draw(std::span<const float> scores, uint64_t position);
-  void FillLogprobs(std::span<const float> scores, uint32_t alternatives, SampledToken& out);
+  class Row;  // of a plan, in the making
 
-  const SamplingParams params_;
+  bool Penalises() const;
+  // The penalty for having generated a token so often.
+  float PenaltyFor(uint32_t times) const;
+  // The index of the token's adjustment, made if there was none.
+  size_t IndexOf(common::TokenId token);
+
   const uint64_t seed_;
-  absl::flat_hash_map<common::TokenId, Seen> seen_;
-  ScoreScan scan_;
-  std::vector<float> scores_;                // scratch: adjusted logits
-  std::vector<common::TokenId> candidates_;  // scratch
+  RowSampling row_;  // but for the draw and the adjustments
+  float repetition_penalty_, presence_penalty_, frequency_penalty_;
+  // One for each token that has a bias or a penalty, and how often that was generated.
+  std::vector<TokenAdjustment> adjustments_;
+  std::vector<uint32_t> generated_;
+  absl::flat_hash_map<common::TokenId, size_t> index_;  // of both
 };
 
-// Uniform in [0, 1): a pure function of its arguments.
-double UniformAt(uint64_t seed, uint64_t position);
+// Uniform over all values: a pure function of its arguments.
+uint64_t DrawAt(uint64_t seed, uint64_t position);
 
 }  // namespace loopserve::worker

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "common/ids.h"
 #include "kvstore/block_pool.h"
 #include "worker/backend/attention_plan.h"
+#include "worker/backend/sampling.h"
 #include "worker/backend/tensor.h"
 
 namespace loopserve::worker {
@@ -28,11 +30,13 @@ struct StepPlan {
   std::vector<common::TokenId> tokens;  // [rows]
   std::vector<int32_t> positions;       // [rows]
   std::vector<int32_t> logit_rows;      // ascending
+  SamplingPlan sampling;                // [logit_rows]; none: the logits themselves are wanted
 };
 
 struct StepResult {
-  TensorView logits;    // [logit_rows, vocab]
-  absl::Duration skew;  // between the first and the last rank finishing
+  TensorView logits;                   // [logit_rows, vocab], of a plan without sampling
+  std::span<const RowChoice> choices;  // [logit_rows], of one with
+  absl::Duration skew;                 // between the first and the last rank finishing
 };
 
 }  // namespace loopserve::worker

@@ -28,12 +28,17 @@ std::string LayerTensor(int32_t layer, absl::string_view name) {
   return absl::StrCat("blk.", layer, ".", name);
 }
 
-// How many groups the inputs of attn_output and ffn_down come in where ranks share them; 0: they
-// share the outputs.
+// Whether ranks share the inputs of attn_output and of ffn_down; else the outputs.
 struct SharedInputs {
-  int64_t heads = 0;
-  int64_t ffn = 0;
+  bool heads = false;
+  int64_t ffn = 0;  // in so many groups; 0: not
 };
+
+Sharing QueryHeads(const ModelConfig& c) { return ByQueryHeads(c.q_heads, c.kv_heads, c.head_dim); }
+Sharing KvHeads(const ModelConfig& c) { return ByKvHeads(c.kv_heads, c.head_dim); }
+Sharing FfnColumns(const ModelConfig& c, const SharedInputs& shared) {
+  return shared.ffn > 0 ? Evenly(shared.ffn, c.ffn / shared.ffn) : Evenly(c.ffn);
+}
 
 // What the files' formats allow, for all layers alike.
 SharedInputs SharedInputsOf(const GgufFile& file, const ModelConfig& c, const ShardSpec& shard) {
@@ -42,12 +47,14 @@ SharedInputs SharedInputsOf(const GgufFile& file, const ModelConfig& c, const Sh
     const auto* const down = file.FindTensor(LayerTensor(i, "ffn_down.weight"));
     if (down != nullptr) block = std::max(block, InfoOf(down->view.type).block_values);
   }
-  SharedInputs shared{.heads = c.kv_heads, .ffn = c.ffn / block};
+  SharedInputs shared{.heads = true, .ffn = c.ffn / block};
+  const Sharing heads = QueryHeads(c);
+  const Sharing ffn = FfnColumns(c, shared);
   for (int32_t i = 0; i < c.layers; ++i) {
     const auto* const o = file.FindTensor(LayerTensor(i, "attn_output.weight"));
     const auto* const down = file.FindTensor(LayerTensor(i, "ffn_down.weight"));
-    if (o == nullptr || !CanShareInputs(o->view, shared.heads, shard.size)) shared.heads = 0;
-    if (down == nullptr || !CanShareInputs(down->view, shared.ffn, shard.size)) shared.ffn = 0;
+    if (o == nullptr || !CanShareInputs(o->view, heads, shard.size)) shared.heads = false;
+    if (down == nullptr || !CanShareInputs(down->view, ffn, shard.size)) shared.ffn = 0;
   }
   return shared;
 }
@@ -56,28 +63,28 @@ TensorPlan PlanTensors(const ModelConfig& c, const SharedInputs& shared = {}) {
   const int64_t q = int64_t{c.q_heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
   TensorPlan plan;
-  plan.Add({std::string(kEmbeddingTensor), c.vocab, c.hidden, c.vocab});
-  plan.Add({std::string(kOutputTensor), c.vocab, c.hidden, c.vocab, false});
+  plan.Add({std::string(kEmbeddingTensor), c.vocab, c.hidden, Evenly(c.vocab)});
+  plan.Add({std::string(kOutputTensor), c.vocab, c.hidden, Evenly(c.vocab), false});
   plan.Add({std::string(kOutputNorm), c.hidden});
   plan.Ignore("rope_freqs.weight");  // read with the rotation
   for (int32_t i = 0; i < c.layers; ++i) {
     plan.Add({LayerTensor(i, "attn_norm.weight"), c.hidden});
-    plan.AddLinear(LayerTensor(i, "attn_q"), q, c.hidden, c.kv_heads);
-    plan.AddLinear(LayerTensor(i, "attn_k"), kv, c.hidden, c.kv_heads);
-    plan.AddLinear(LayerTensor(i, "attn_v"), kv, c.hidden, c.kv_heads);
-    if (shared.heads > 0) {
-      plan.AddLinearOfParts(LayerTensor(i, "attn_output"), c.hidden, q, shared.heads);
+    plan.AddLinear(LayerTensor(i, "attn_q"), q, c.hidden, QueryHeads(c));
+    plan.AddLinear(LayerTensor(i, "attn_k"), kv, c.hidden, KvHeads(c));
+    plan.AddLinear(LayerTensor(i, "attn_v"), kv, c.hidden, KvHeads(c));
+    if (shared.heads) {
+      plan.AddLinearOfParts(LayerTensor(i, "attn_output"), c.hidden, q, QueryHeads(c));
     } else {
-      plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, c.hidden);
+      plan.AddLinear(LayerTensor(i, "attn_output"), c.hidden, q, Evenly(c.hidden));
     }
     plan.Add({LayerTensor(i, "ffn_norm.weight"), c.hidden});
-    const int64_t ffn_units = shared.ffn > 0 ? shared.ffn : c.ffn;
-    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, ffn_units);
-    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, ffn_units);
+    const Sharing ffn = FfnColumns(c, shared);
+    plan.AddLinear(LayerTensor(i, "ffn_gate"), c.ffn, c.hidden, ffn);
+    plan.AddLinear(LayerTensor(i, "ffn_up"), c.ffn, c.hidden, ffn);
     if (shared.ffn > 0) {
-      plan.AddLinearOfParts(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, shared.ffn);
+      plan.AddLinearOfParts(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, ffn);
     } else {
-      plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, c.hidden);
+      plan.AddLinear(LayerTensor(i, "ffn_down"), c.hidden, c.ffn, Evenly(c.hidden));
     }
     plan.Ignore(LayerTensor(i, "attn_rot_embd"));  // a table some old files carry
   }
@@ -141,13 +148,12 @@ struct Scratch {
 
 LocalSizes SizesOf(const ModelConfig& c, const ShardSpec& shard, const SharedInputs& shared) {
   LocalSizes n{};
-  n.kv_heads = SplitEvenly(c.kv_heads, shard).size();
-  n.q_heads = n.kv_heads * (c.q_heads / c.kv_heads);
+  n.kv_heads = KvHeadsOf(c.kv_heads, shard).size();
+  n.q_heads = QueryHeadsOf(c.q_heads, c.kv_heads, shard).size();
   n.q = n.q_heads * c.head_dim;
   n.kv = n.kv_heads * c.head_dim;
   n.hidden = SplitEvenly(c.hidden, shard).size();
-  const int64_t ffn_units = shared.ffn > 0 ? shared.ffn : c.ffn;
-  n.ffn = SplitEvenly(ffn_units, shard).size() * (c.ffn / ffn_units);
+  n.ffn = FfnColumns(c, shared)(shard).size();
   n.vocab = SplitEvenly(c.vocab, shard).size();
   return n;
 }
@@ -177,7 +183,7 @@ std::vector<Wanted> ScratchShapes(const ModelConfig& c, const ShardSpec& shard,
                                 {&Scratch::last_proj, last, c.hidden},
                                 {&Scratch::logits, last, n.vocab, BufferUse::kExact}};
   if (shard.size > 1) {
-    if (shared.heads == 0) {
+    if (!shared.heads) {
       shapes.push_back({&Scratch::attn_full, rows, int64_t{c.q_heads} * c.head_dim});
     }
     if (shared.ffn == 0) shapes.push_back({&Scratch::ffn_full, rows, c.ffn});
@@ -203,7 +209,7 @@ class LlamaModel final : public Model {
 
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return resident_bytes_; }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                      Communicator& comm) override;
 
  private:
@@ -217,10 +223,17 @@ class LlamaModel final : public Model {
   absl::StatusOr<TensorView> Attend(int32_t i, const StepBatch& batch, const kvstore::KvArena& kv,
                                     Communicator& comm);
   absl::StatusOr<TensorView> FeedForward(const Layer& layer, TensorView normed, Communicator& comm);
-  // All ops of a step, down to the logits of the wanted rows.
+  // All ops of a step, down to the logits of the wanted rows or what is chosen from them.
   absl::Status Layers(const StepBatch& batch, const kvstore::KvArena& kv, Communicator& comm);
+  TensorView Logits(int64_t rows) const;
   // The logits of the step just run, where the host can read them once the backend has finished.
   absl::StatusOr<TensorView> HostLogits(int64_t rows);
+  // Where the step's choices go.
+  std::span<RowChoice> Choices(size_t rows) const {
+    return {reinterpret_cast<RowChoice*>(host_choices_->data()), rows};
+  }
+  // The first rank samples for all.
+  bool samples(const StepBatch& batch) const { return shard_.rank == 0 && !batch.sampling.empty(); }
   absl::StatusOr<TensorView> Gathered(TensorView local, const std::unique_ptr<Buffer>& full,
                                       Communicator& comm);
 
@@ -239,8 +252,9 @@ class LlamaModel final : public Model {
   std::vector<Layer> layers_;
   std::unique_ptr<RopeTable> rope_;
   Scratch scratch_;
-  // For a backend whose memory the host cannot read: its logits, where it copies to fastest.
-  std::unique_ptr<kvstore::MemoryRegion> host_logits_;
+  // Where the device copies to fastest. The logits' only once some have been wanted, of a backend
+  // whose memory the host cannot read.
+  std::unique_ptr<kvstore::MemoryRegion> host_choices_, host_logits_;
 };
 
 class Loader final {
@@ -303,10 +317,9 @@ absl::Status LlamaModel::Load(const GgufFile& file) {
     ASSIGN_OR_RETURN(scratch_.*wanted.buffer,
                      backend_.Allocate(wanted.rows, wanted.cols, wanted.use));
   }
-  if (!backend_.memory().host_addressable()) {
-    const auto values = static_cast<size_t>(options_.max_logit_rows * config_.vocab);
-    ASSIGN_OR_RETURN(host_logits_, backend_.memory().AllocateHost(values * sizeof(float)));
-  }
+  ASSIGN_OR_RETURN(host_choices_,
+                   backend_.memory().AllocateHost(static_cast<size_t>(options_.max_logit_rows) *
+                                                  sizeof(RowChoice)));
   RETURN_IF_ERROR(backend_.FinishLoading(options_.max_step_tokens));
   resident_bytes_ = loader.bytes();
   return backend_.Synchronize();
@@ -394,7 +407,7 @@ absl::StatusOr<TensorView> LlamaModel::Attend(int32_t i, const StepBatch& batch,
                           .sequences = batch.sequences,
                           .out = attn}));
   const Linear& o = layers_[static_cast<size_t>(i)].o;
-  if (shared_.heads > 0) return SumOfParts(o, attn, comm);
+  if (shared_.heads) return SumOfParts(o, attn, comm);
   ASSIGN_OR_RETURN(const TensorView heads, Gathered(attn, scratch_.attn_full, comm));
   return Project(o, heads, comm);
 }
@@ -436,34 +449,48 @@ absl::Status LlamaModel::Layers(const StepBatch& batch, const kvstore::KvArena& 
   const TensorView local = scratch_.logits->view().Rows(0, wanted);
   const Matrix* const weight = output_ != nullptr ? output_.get() : embedding_.get();
   RETURN_IF_ERROR(backend_.MatMul(normed, {&weight, 1}, {&local, 1}));
-  return Gathered(local, scratch_.logits_full, comm).status();
+  RETURN_IF_ERROR(Gathered(local, scratch_.logits_full, comm).status());
+  if (!samples(batch)) return absl::OkStatus();
+  return backend_.Sample(Logits(wanted), batch.sampling, Choices(batch.logit_rows.size()));
+}
+
+TensorView LlamaModel::Logits(int64_t rows) const {
+  return (shard_.size == 1 ? scratch_.logits : scratch_.logits_full)->view().Rows(0, rows);
 }
 
 absl::StatusOr<TensorView> LlamaModel::HostLogits(int64_t rows) {
-  const TensorView logits =
-      (shard_.size == 1 ? scratch_.logits : scratch_.logits_full)->view().Rows(0, rows);
-  if (host_logits_ == nullptr || rows == 0) return logits;
+  const TensorView logits = Logits(rows);
+  if (backend_.memory().host_addressable() || rows == 0) return logits;
+  if (host_logits_ == nullptr) {
+    const auto values = static_cast<size_t>(options_.max_logit_rows * config_.vocab);
+    ASSIGN_OR_RETURN(host_logits_, backend_.memory().AllocateHost(values * sizeof(float)));
+  }
   const std::span on_host(reinterpret_cast<float*>(host_logits_->data()),
                           static_cast<size_t>(logits.rows * logits.cols));
   RETURN_IF_ERROR(backend_.CopyToHost(logits, on_host));
   return TensorView{on_host.data(), logits.rows, logits.cols, logits.cols};
 }
 
-absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+absl::StatusOr<StepOutput> LlamaModel::Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                                Communicator& comm) {
   RETURN_IF_ERROR(CheckStep(batch, kv, comm, config_, shard_, options_));
   RETURN_IF_ERROR(backend_.RunStep({.tokens = batch.tokens,
                                     .positions = batch.positions,
                                     .sequences = batch.sequences,
                                     .logit_rows = batch.logit_rows,
+                                    .sampling = samples(batch) ? batch.sampling : SamplingView(),
                                     .kv = &kv,
                                     .q_heads = static_cast<int32_t>(local_.q_heads)},
                                    [&] { return Layers(batch, kv, comm); }));
   RETURN_IF_ERROR(comm.Wait());
-  ASSIGN_OR_RETURN(const TensorView logits,
-                   HostLogits(static_cast<int64_t>(batch.logit_rows.size())));
+  StepOutput output;
+  if (batch.sampling.empty()) {
+    ASSIGN_OR_RETURN(output.logits, HostLogits(static_cast<int64_t>(batch.logit_rows.size())));
+  } else if (samples(batch)) {
+    output.choices = Choices(batch.logit_rows.size());
+  }
   RETURN_IF_ERROR(backend_.Synchronize());
-  return logits;
+  return output;
 }
 
 class LlamaArchitecture final : public Architecture {

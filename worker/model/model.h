@@ -21,6 +21,7 @@
 #include "kvstore/kv_shape.h"
 #include "worker/backend/backend.h"
 #include "worker/comm/communicator.h"
+#include "worker/model/sharing.h"
 
 namespace loopserve::worker {
 
@@ -46,20 +47,19 @@ struct ModelConfig {
   std::string fingerprint;
 };
 
-// The KV heads (and with them query heads, output columns and vocabulary rows) of one rank.
-// Heads are split as evenly as they go, the first ranks taking one more.
-struct ShardSpec {
-  int rank = 0;
-  int size = 1;
-};
-RowRange SplitEvenly(int64_t total, const ShardSpec& shard);
-
 // One step of one or more sequences, identical on every rank; made by the engine's leader.
 struct StepBatch {
   std::span<const common::TokenId> tokens;       // [rows]
   std::span<const int32_t> positions;            // [rows], absolute
   std::span<const AttentionSequence> sequences;  // cover all rows in order
   std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending
+  SamplingView sampling;  // [logit_rows]: and how tokens are chosen from them; or none
+};
+
+// What a step leaves, in host memory, valid until the next one.
+struct StepOutput {
+  TensorView logits;                   // [logit_rows, vocab], on every rank, without sampling
+  std::span<const RowChoice> choices;  // [logit_rows], on the first rank, with sampling
 };
 
 struct ModelOptions {
@@ -76,10 +76,10 @@ class Model {
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
   virtual size_t resident_bytes() const = 0;
-  // Runs the step: appends the new rows' keys and values to `kv` and returns the logits
-  // [logit_rows, vocab], valid until the next call, in host memory on every rank. InvalidArgument
-  // for a batch larger than ModelOptions or a token outside the vocabulary.
-  virtual absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+  // Runs the step: appends the new rows' keys and values to `kv` and returns what is chosen from
+  // the logits, or these. InvalidArgument for a batch larger than ModelOptions or a token outside
+  // the vocabulary.
+  virtual absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                              Communicator& comm) = 0;
 };
 
@@ -91,10 +91,14 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file);
 // The shape of one logical KV block of this model (all heads).
 kvstore::KvShape KvShapeOf(const ModelConfig& config, kvstore::KvDtype dtype, int32_t block_tokens);
 
+// InvalidArgument for a rank that does not exist, and for more ranks than query heads: each needs
+// one.
+absl::Status CheckShard(const ModelConfig& config, const ShardSpec& shard);
+
 // Loads one rank's shard; `config` is what ReadModelConfig made of the same file, read once for all
 // ranks. `file` must outlive the model if the backend says so. InvalidArgument for a tensor that is
-// missing, superfluous or of the wrong shape, and for more ranks than KV heads; Unimplemented for a
-// weight type that the backend does not support.
+// missing, superfluous or of the wrong shape, and as CheckShard says; Unimplemented for a weight
+// type that the backend does not support.
 absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelConfig& config,
                                                  const ShardSpec& shard, Backend& backend,
                                                  const ModelOptions& options);

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -35,13 +34,6 @@ std::span<const Architecture* const> Architectures() {
   return table;
 }
 
-RowRange SplitEvenly(int64_t total, const ShardSpec& shard) {
-  const int64_t share = total / shard.size;
-  const int64_t extra = total % shard.size;
-  const int64_t begin = share * shard.rank + std::min<int64_t>(shard.rank, extra);
-  return {begin, begin + share + (shard.rank < extra ? 1 : 0)};
-}
-
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file) {
   constexpr absl::string_view kKey = "general.architecture";
   if (!file.Has(kKey)) {
@@ -63,19 +55,23 @@ kvstore::KvShape KvShapeOf(const ModelConfig& config, kvstore::KvDtype dtype,
           .dtype = dtype};
 }
 
-absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelConfig& config,
-                                                 const ShardSpec& shard, Backend& backend,
-                                                 const ModelOptions& options) {
+absl::Status CheckShard(const ModelConfig& config, const ShardSpec& shard) {
   if (shard.size < 1 || shard.rank < 0 || shard.rank >= shard.size) {
     return absl::InvalidArgumentError(
         absl::StrCat("rank ", shard.rank, " of ", shard.size, " does not exist"));
   }
-  if (shard.size > config.kv_heads) {
-    return absl::InvalidArgumentError(absl::StrCat("model has ", config.kv_heads,
-                                                   " KV heads, so at most that many "
-                                                   "tensor-parallel ranks, not ",
-                                                   shard.size));
+  if (shard.size > config.q_heads) {
+    return absl::InvalidArgumentError(absl::StrCat("tp is ", shard.size, ", but the model has ",
+                                                   config.q_heads,
+                                                   " query heads, and every rank needs one"));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelConfig& config,
+                                                 const ShardSpec& shard, Backend& backend,
+                                                 const ModelOptions& options) {
+  RETURN_IF_ERROR(CheckShard(config, shard));
   if (options.max_step_tokens < 1 || options.max_logit_rows < 1 || options.max_positions < 0) {
     return absl::InvalidArgumentError("model options must be positive");
   }

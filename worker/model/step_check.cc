@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/backend/row_sampler.h"
 
 namespace loopserve::worker {
 namespace {
@@ -35,7 +36,7 @@ absl::Status CheckPlans(const AttentionSequence& sequence, size_t q_heads, size_
   return absl::OkStatus();
 }
 
-absl::Status CheckSequences(const StepBatch& batch, const kvstore::KvArena& kv, int32_t group) {
+absl::Status CheckSequences(const StepBatch& batch, const kvstore::KvArena& kv, size_t q_heads) {
   constexpr absl::string_view kCover = "the sequences of a step must cover its rows in order";
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   const auto kv_heads = static_cast<size_t>(kv.shape.kv_heads);
@@ -49,7 +50,7 @@ absl::Status CheckSequences(const StepBatch& batch, const kvstore::KvArena& kv, 
         sequence,
         batch.positions.subspan(static_cast<size_t>(next_row), static_cast<size_t>(sequence.rows)),
         kv));
-    RETURN_IF_ERROR(CheckPlans(sequence, kv_heads * static_cast<size_t>(group), kv_heads));
+    RETURN_IF_ERROR(CheckPlans(sequence, q_heads, kv_heads));
     next_row += sequence.rows;
   }
   return next_row == rows ? absl::OkStatus() : absl::InvalidArgumentError(kCover);
@@ -106,11 +107,16 @@ absl::Status CheckStep(const StepBatch& batch, const kvstore::KvArena& kv, const
   }
   RETURN_IF_ERROR(CheckTokens(batch, config.vocab, PositionsOf(config, options)));
   RETURN_IF_ERROR(CheckLogitRows(batch.logit_rows, rows));
+  if (!batch.sampling.empty() && batch.sampling.rows.size() != batch.logit_rows.size()) {
+    return absl::InvalidArgumentError("a step samples either all of its logit rows or none");
+  }
+  RETURN_IF_ERROR(CheckSampling(batch.sampling, config.vocab));
   if (kv.shape.layers != config.layers || kv.shape.head_dim != config.head_dim ||
-      kv.shape.kv_heads != SplitEvenly(config.kv_heads, shard).size()) {
+      kv.shape.kv_heads != KvHeadsOf(config.kv_heads, shard).size()) {
     return absl::InvalidArgumentError("the KV arena is not of this shard's shape");
   }
-  return CheckSequences(batch, kv, config.q_heads / config.kv_heads);
+  const RowRange q_heads = QueryHeadsOf(config.q_heads, config.kv_heads, shard);
+  return CheckSequences(batch, kv, static_cast<size_t>(q_heads.size()));
 }
 
 }  // namespace loopserve::worker

@@ -9,19 +9,12 @@
 namespace loopserve::worker {
 namespace {
 
-RowRange ShareOf(int64_t total, int64_t units, const ShardSpec& shard) {
-  if (units == 0) return {0, total};
-  const int64_t per_unit = total / units;
-  const RowRange share = SplitEvenly(units, shard);
-  return {share.begin * per_unit, share.end * per_unit};
-}
-
 RowRange RangeOf(const PlannedTensor& tensor, const ShardSpec& shard) {
-  return ShareOf(tensor.outputs, tensor.units, shard);
+  return tensor.outputs_of ? tensor.outputs_of(shard) : RowRange{0, tensor.outputs};
 }
 
 RowRange InputRangeOf(const PlannedTensor& tensor, const ShardSpec& shard) {
-  return ShareOf(tensor.inputs, tensor.input_units, shard);
+  return tensor.inputs_of ? tensor.inputs_of(shard) : RowRange{0, tensor.inputs};
 }
 
 // The columns of every row, whole blocks of the format, one row behind the other.
@@ -55,13 +48,15 @@ absl::Status CheckShape(const PlannedTensor& planned, const GgufFile::Tensor& fo
 
 }  // namespace
 
-bool CanShareInputs(const WeightView& weight, int64_t input_units, int ranks) {
-  if (input_units < ranks || weight.cols % input_units != 0) return false;
+bool CanShareInputs(const WeightView& weight, const Sharing& inputs_of, int ranks) {
+  int64_t next = 0;
   for (int rank = 0; rank < ranks; ++rank) {
-    const RowRange share = ShareOf(weight.cols, input_units, {rank, ranks});
+    const RowRange share = inputs_of({rank, ranks});
+    if (share.begin != next || share.size() <= 0) return false;
     if (share.end % InfoOf(weight.type).block_values != 0) return false;
+    next = share.end;
   }
-  return true;
+  return next == weight.cols;
 }
 
 void TensorPlan::Add(PlannedTensor tensor) {
@@ -69,17 +64,18 @@ void TensorPlan::Add(PlannedTensor tensor) {
   tensors_.push_back(std::move(tensor));
 }
 
-void TensorPlan::AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, int64_t units) {
-  Add({absl::StrCat(name, ".weight"), outputs, inputs, units});
-  Add({absl::StrCat(name, ".bias"), outputs, 0, units, false});
+void TensorPlan::AddLinear(absl::string_view name, int64_t outputs, int64_t inputs,
+                           Sharing outputs_of) {
+  Add({absl::StrCat(name, ".weight"), outputs, inputs, outputs_of});
+  Add({absl::StrCat(name, ".bias"), outputs, 0, std::move(outputs_of), false});
 }
 
 void TensorPlan::AddLinearOfParts(absl::string_view name, int64_t outputs, int64_t inputs,
-                                  int64_t input_units) {
+                                  Sharing inputs_of) {
   Add({.name = absl::StrCat(name, ".weight"),
        .outputs = outputs,
        .inputs = inputs,
-       .input_units = input_units});
+       .inputs_of = std::move(inputs_of)});
   Add({.name = absl::StrCat(name, ".bias"), .outputs = outputs, .required = false});
 }
 

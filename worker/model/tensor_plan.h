@@ -21,28 +21,25 @@ namespace loopserve::worker {
 
 struct PlannedTensor {
   std::string name;
-  int64_t outputs = 0;  // rows of a matrix, length of a vector
-  int64_t inputs = 0;   // row length of a matrix; 0: a vector
-  // Outputs come in `units` equal groups (heads, or single rows), which ranks share as evenly as
-  // they go. 0: every rank holds all.
-  int64_t units = 0;
+  int64_t outputs = 0;           // rows of a matrix, length of a vector
+  int64_t inputs = 0;            // row length of a matrix; 0: a vector
+  Sharing outputs_of = nullptr;  // null: every rank has all
   bool required = true;
   // The same for the inputs of a matrix: a rank with a part of them computes a part of every sum.
-  int64_t input_units = 0;
+  Sharing inputs_of = nullptr;
 };
 
-// Whether ranks can share the inputs of a matrix in so many equal groups: every rank gets some, and
-// none gets a part of a block of the file's format.
-bool CanShareInputs(const WeightView& weight, int64_t input_units, int ranks);
+// Whether ranks can share the inputs of a matrix like this: every rank gets some, each input is on
+// one of them, and none gets a part of a block of the file's format.
+bool CanShareInputs(const WeightView& weight, const Sharing& inputs_of, int ranks);
 
 class TensorPlan final {
  public:
   void Add(PlannedTensor tensor);
   // Weight and optional bias of one linear layer: "<name>.weight", "<name>.bias".
-  void AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, int64_t units);
+  void AddLinear(absl::string_view name, int64_t outputs, int64_t inputs, Sharing outputs_of);
   // The same with shared inputs. Every rank has the whole bias, which belongs to the whole sum.
-  void AddLinearOfParts(absl::string_view name, int64_t outputs, int64_t inputs,
-                        int64_t input_units);
+  void AddLinearOfParts(absl::string_view name, int64_t outputs, int64_t inputs, Sharing inputs_of);
   // A tensor that may be there and is read elsewhere, or is known to be of no use.
   void Ignore(absl::string_view name);
 

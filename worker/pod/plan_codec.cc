@@ -102,6 +102,7 @@ void PlanToProto(const StepPlan& plan, pod::v1::Step* out) {
   Append(plan.tokens, out->mutable_tokens());
   Append(plan.positions, out->mutable_positions());
   Append(plan.logit_rows, out->mutable_logit_rows());
+  out->set_chosen(!plan.sampling.rows.empty());
 }
 
 absl::Status PlanFromProto(const pod::v1::Step& step, const PlanLimits& limits, ReceivedPlan& out) {
@@ -121,6 +122,7 @@ absl::Status PlanFromProto(const pod::v1::Step& step, const PlanLimits& limits, 
   out.plan.tokens = Values(step.tokens());
   out.plan.positions = Values(step.positions());
   out.plan.logit_rows = Values(step.logit_rows());
+  if (step.chosen()) out.plan.sampling.rows.resize(out.plan.logit_rows.size());
   return absl::OkStatus();
 }
 

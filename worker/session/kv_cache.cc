@@ -42,7 +42,7 @@ void KvCache::Publish() {
   const uint64_t all = pool_.num_blocks();
   const uint64_t free = pool_.free_blocks();
   const uint64_t cached = std::min<uint64_t>(device_.unreferenced(), all - free);
-  metrics_.SetDeviceBlocks(free, all - free - cached, cached, pool_.shape().block_bytes());
+  metrics_.SetDeviceBlocks(free, all - free - cached, cached, pool_.resident_block_bytes());
 }
 
 BlockKey KvCache::Root(const std::string& cache_namespace) const {
@@ -58,7 +58,7 @@ void KvCache::MakeFree(int64_t wanted) {
 
 void KvCache::CountLeft(kvstore::KvLeaveReason reason, int64_t blocks) {
   const uint64_t count = static_cast<uint64_t>(blocks);
-  metrics_.CountLeft(kvstore::Place::kDevice, reason, count, count * pool_.shape().block_bytes());
+  metrics_.CountLeft(kvstore::Place::kDevice, reason, count, count * pool_.resident_block_bytes());
 }
 
 absl::StatusOr<std::optional<AcquiredKv>> KvCache::Acquire(const BlockKey& root,

@@ -182,6 +182,15 @@ def test_decoding_is_compared_with_the_memory(sides):
                                      "decode 1 8192 48"]
 
 
+def test_what_comes_back_of_a_step_is_part_of_the_rows_name(sides):
+    answer = {"tokens_per_second": 150.0, "bytes_per_step": 15e9}
+    sides.ours_side = FakeSide(answer, answer, answer, answer)
+    sides.depth = 0
+    sides.decode(Model(), 32, 0, "drawn")
+    assert sides.rows["gpu_8b_bf16_decode_b32_d0_drawn"]["ours"] == 150
+    assert sides.ours_side.asked == ["sampling drawn", "decode 32 0 48", "sampling greedy"]
+
+
 def test_prefill_is_compared_with_the_peer_and_the_products(sides):
     sides.ours_side = FakeSide({"tokens_per_second": 32000.0, "flops_per_step": 8192 * 16e9})
     sides.peer_side = FakeSide({"tokens_per_second": 40000.0, "how": "compiled", "sdpa": "cudnn"})
@@ -312,8 +321,8 @@ def ask_step(*commands, args=()):
 @pytest.mark.parametrize("weights", ["bf16", "q4_0", "q8_0", "f32"])
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
 def test_our_side_measures_a_model_that_is_in_no_file(weights, kv):
-    ready, decode, prefill, extend, forget, restore, bad = ask_step(
-        "decode 2 100 4", "prefill 200 64 2", "extend 30 100 2", "forget", "restore 4 40 3",
+    ready, decode, _, drawn, logits, prefill, extend, forget, restore, bad = ask_step(
+        "decode 2 100 4", "sampling drawn", "decode 1 8 2", "sampling logits", "prefill 200 64 2", "extend 30 100 2", "forget", "restore 4 40 3",
         "decode 2 100", args=(f"--weights={weights}", f"--kv-dtype={kv}"))
     shape = gpu_peer.SHAPES["tiny"]
     layer = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -324,6 +333,8 @@ def test_our_side_measures_a_model_that_is_in_no_file(weights, kv):
     assert ready["kv_token_bytes"] == shape.layers * 2 * shape.kv_heads * vector
     assert decode["bytes_per_step"] == ready["matrix_bytes"] + 2 * 105 * ready["kv_token_bytes"]
     assert decode["steps"] == 4 and 0 < decode["min_ms"] <= decode["median_ms"]
+    assert decode["sampling"] == "greedy" and drawn["sampling"] == "drawn"
+    assert logits == {"mode": "sampling", "sampling": "logits"} and prefill["sampling"] == "logits"
     assert decode["tokens_per_second"] == pytest.approx(2e3 / decode["median_ms"])
     assert prefill["flops_per_step"] == shape.prefill_flops(200)
     assert prefill["tokens_per_second"] == pytest.approx(200e3 / prefill["median_ms"])
@@ -341,6 +352,7 @@ def test_our_side_measures_once_by_flags():
     answer = json.loads(run.stdout)
     assert answer["ready"].startswith("cpu") and answer["gb_per_second"] > 0
     assert subprocess.run([STEP, "--shape=9b"], capture_output=True, check=False).returncode == 1
+    assert subprocess.run([STEP, "--sampling=odd"], capture_output=True, check=False).returncode == 2
     assert subprocess.run([STEP, "--nonsense"], capture_output=True, check=False).returncode == 2
 
 

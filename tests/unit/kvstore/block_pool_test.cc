@@ -113,6 +113,53 @@ TEST_P(ShardedBlockPoolTest, LogicalBytesDoNotDependOnTheSharding) {
   }
 }
 
+// Which heads each rank holds: first and count.
+struct Held {
+  int32_t first, count;
+};
+using Sharding = std::vector<Held>;
+
+TEST_P(ShardedBlockPoolTest, HeadsOfSeveralRanksAreWrittenToAllAndReadFromTheFirst) {
+  const KvShape& shape = GetParam();
+  for (const Sharding& sharding :
+       {Sharding{{0, 1}, {0, 1}, {1, 1}, {2, 1}, {2, 1}}, Sharding{{0, 3}, {0, 3}},
+        Sharding{{0, 2}, {1, 2}}, Sharding{{0, 2}, {0, 1}, {1, 2}, {0, 3}}}) {
+    std::vector<KvBlockPool::Shard> shards;
+    size_t heads = 0;
+    for (const Held& held : sharding) {
+      shards.push_back({memory_.get(), held.first, held.count});
+      heads += static_cast<size_t>(held.count);
+    }
+    ASSERT_OK_AND_ASSIGN(const auto pool, KvBlockPool::Create(shape, 2, shards));
+    EXPECT_EQ(pool->resident_block_bytes(), shape.block_bytes() / 3 * heads);
+    const BlockHandle block = *pool->Allocate();
+    const BlockHandle copy = *pool->Allocate();
+    const std::vector<std::byte> bytes = Pattern(5, shape);
+    ASSERT_OK(pool->WriteBlock(block.id(), bytes));
+    ASSERT_OK(pool->CopyBlock(block.id(), copy.id()));
+    std::vector<bool> seen(3, false);
+    for (int rank = 0; rank < pool->ranks(); ++rank) {
+      const KvArena& arena = pool->arena(rank);
+      for (int32_t h = 0; h < arena.shape.kv_heads; ++h) {
+        const int32_t head = arena.first_kv_head + h;
+        for (int32_t layer = 0; layer < shape.layers; ++layer) {
+          for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
+            std::byte* const there = arena.block(copy.id()) + arena.shape.offset(layer, side, h);
+            EXPECT_EQ(std::memcmp(there, bytes.data() + shape.offset(layer, side, head),
+                                  shape.head_bytes()),
+                      0);
+            if (seen[static_cast<size_t>(head)]) std::memset(there, 0xee, shape.head_bytes());
+          }
+        }
+        seen[static_cast<size_t>(head)] = true;
+      }
+    }
+    std::vector<std::byte> back(bytes.size());
+    ASSERT_OK(pool->ReadBlock(copy.id(), back));
+    EXPECT_EQ(back, bytes) << "read from a later rank";
+  }
+}
+
 TEST_F(BlockPoolTest, WhatDoesNotFitIsRefused) {
   const auto pool = Pool(1, {3});
   std::vector<std::byte> short_buffer(10);
@@ -120,10 +167,14 @@ TEST_F(BlockPoolTest, WhatDoesNotFitIsRefused) {
               StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(pool->WriteBlock(common::BlockId(1), Pattern(0)),
               StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(KvBlockPool::Create(kShape, 1, {{memory_.get(), 0, 2}}),
-              StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(KvBlockPool::Create(kShape, 1, {{memory_.get(), 1, 3}}),
-              StatusIs(absl::StatusCode::kInvalidArgument));
+  for (const Sharding& sharding :
+       {Sharding{}, Sharding{{0, 2}}, Sharding{{1, 2}}, Sharding{{0, 4}}, Sharding{{0, 1}, {2, 1}},
+        Sharding{{1, 2}, {0, 3}}, Sharding{{-1, 4}}, Sharding{{0, 3}, {0, 0}}}) {
+    std::vector<KvBlockPool::Shard> shards;
+    for (const Held& held : sharding) shards.push_back({memory_.get(), held.first, held.count});
+    EXPECT_THAT(KvBlockPool::Create(kShape, 1, shards),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+  }
   EXPECT_THAT(KvBlockPool::Create(kShape, 0, {{memory_.get(), 0, 3}}),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }

@@ -8,6 +8,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "kvstore/prefix_index.h"
+#include "tests/support/deferred_memory.h"
 #include "tests/support/faulty_tier.h"
 #include "tests/support/kv_fixture.h"
 #include "tests/support/kv_tiers.h"
@@ -389,6 +390,89 @@ TEST_F(FaultyStoreTest, ABlockIsEncodedOnce) {
   const int puts = host_->puts();
   ASSERT_OK(Save(tokens_));
   EXPECT_EQ(host_->puts(), puts);
+}
+
+// A pool on a device that codes blocks by itself, or leaves that to the host, and a store over it.
+class Coding {
+ public:
+  Coding(bool on_device, const std::vector<int32_t>& heads_of_ranks, const std::string& directory)
+      : memory_(new testing::DeferredMemory),
+        kv_(64, testing::SmallShape(), std::unique_ptr<Memory>(memory_), heads_of_ranks) {
+    if (on_device) coder_ = &memory_->CodeFor(codec_);
+    store_ = *CreateKvStore({.host_bytes = 0, .disk_directory = directory, .codec = "int8"},
+                            kv_.pool(), kv_metrics_, common::Logger::Null());
+  }
+
+  void Save(const std::vector<TokenId>& tokens) {
+    absl::Notification over;
+    store_->Save({root_, tokens, kv_.Compute(tokens)}, [&](absl::Status status) {
+      EXPECT_OK(status);
+      over.Notify();
+    });
+    over.WaitForNotification();
+    EXPECT_OK(store_->Flush(kLong));
+  }
+  // Expects all that was saved, as near as the codec keeps it.
+  void Restore(const std::vector<TokenId>& tokens) {
+    const auto to = static_cast<int64_t>(tokens.size());
+    EXPECT_EQ(store_->Lookup(root_, tokens, 0), to);
+    const std::vector<BlockHandle> blocks = kv_.Allocate(tokens.size());
+    absl::Notification over;
+    store_->Restore({.root = root_, .tokens = tokens, .to_token = to, .blocks = blocks},
+                    [&](RestoreResult result) {
+                      EXPECT_EQ(result.restored_tokens, to) << result.short_reason;
+                      over.Notify();
+                    });
+    over.WaitForNotification();
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const std::span so_far = std::span(tokens).first(std::min(tokens.size(), (i + 1) * 4));
+      std::vector<std::byte> have(kv_.pool().shape().block_bytes());
+      ASSERT_OK(kv_.pool().ReadBlock(blocks[i].id(), have));
+      EXPECT_EQ(have, Kept(kv_.KvOf(so_far), static_cast<int32_t>(so_far.size() - i * 4))) << i;
+    }
+  }
+  int coded() const { return coder_ == nullptr ? 0 : coder_->encodes() + coder_->decodes(); }
+
+ private:
+  // What the host's codec makes of what it made of `block`.
+  std::vector<std::byte> Kept(ByteSpan block, int32_t tokens) const {
+    const KvShape& shape = kv_.pool().shape();
+    std::vector<std::byte> kept(shape.block_bytes());
+    EXPECT_OK(codec_.Encode(shape, tokens, block, [&](size_t, ByteSpan payload) {
+      return codec_.Decode(shape, tokens, {&payload, 1}, kept);
+    }));
+    return kept;
+  }
+
+  const Codec& codec_ = *FindCodec("int8");
+  const BlockKey root_ = RootKey({.model = "m"});
+  testing::DeferredMemory* const memory_;
+  mutable testing::KvPoolFixture kv_;
+  std::unique_ptr<common::Metrics> metrics_ = common::Metrics::Create("test");
+  KvMetrics kv_metrics_{*metrics_};
+  testing::HostBlockCoder* coder_ = nullptr;
+  std::unique_ptr<KvStore> store_;
+};
+
+// Saved by a device and restored by a host, and the other way round, over other ranks.
+TEST(DeviceCodecInStoreTest, KeepsWhatTheHostKeeps) {
+  for (const std::vector<int32_t>& ranks :
+       {std::vector<int32_t>{3}, std::vector<int32_t>{1, 1, 1}}) {
+    for (const bool device_saves : {true, false}) {
+      for (const size_t count : {1u, 4u, 31u, 130u}) {
+        const testing::TempDir dir;
+        const std::vector<TokenId> tokens = testing::RandomTokens(count, 11);
+        {
+          Coding saving(device_saves, ranks, dir.path());
+          saving.Save(tokens);
+          EXPECT_EQ(saving.coded() > 0, device_saves);
+        }
+        Coding restoring(!device_saves, {1, 2}, dir.path());
+        restoring.Restore(tokens);
+        EXPECT_EQ(restoring.coded() > 0, !device_saves);
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "worker/backend/cpu/matmul.h"
 #include "worker/backend/cpu/packed_matrix.h"
 #include "worker/backend/cpu/work_crew.h"
+#include "worker/backend/row_sampler.h"
 #include "worker/backend/shape_check.h"
 
 namespace loopserve::worker {
@@ -256,6 +257,11 @@ class CpuBackend final : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status Sample(TensorView logits, const SamplingView& how,
+                      std::span<RowChoice> out) override {
+    return sampler_.Sample(logits, how, out);
+  }
+
   absl::Status CopyToHost(TensorView from, std::span<float> to) override {
     RETURN_IF_ERROR(Shape(static_cast<int64_t>(to.size()) == from.rows * from.cols, "CopyToHost"));
     for (int64_t r = 0; r < from.rows; ++r) {
@@ -335,6 +341,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   const std::string name_;
   const std::unique_ptr<kvstore::Memory> memory_ = kvstore::CreateHostMemory();
+  RowSampler sampler_;
   WorkCrew crew_;
   MatMulRunner matmul_;
   cpu_attention::StepAttention attention_;

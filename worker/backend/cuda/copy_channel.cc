@@ -1,7 +1,6 @@
 #include "worker/backend/cuda/copy_channel.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -29,22 +28,6 @@ void Scatter(const std::byte* packed, const CopyRuns& runs, std::byte* host) {
   for (size_t i = 0; i < runs.count; ++i) {
     std::memcpy(host + i * runs.host_stride, packed + i * runs.bytes, runs.bytes);
   }
-}
-
-// Asks for a while before it sleeps: a thread that sleeps wakes later than a copy of some megabytes
-// takes. Not all the time, as every question holds up those who launch kernels.
-absl::Status AwaitSoon(const Event& event) {
-  using Clock = std::chrono::steady_clock;
-  constexpr auto kAsking = std::chrono::microseconds(50);
-  constexpr auto kPause = std::chrono::microseconds(2);
-  const auto end = Clock::now() + kAsking;
-  for (auto next = Clock::now(); next < end; next += kPause) {
-    ASSIGN_OR_RETURN(const bool reached, event.Reached());
-    if (reached) return absl::OkStatus();
-    while (Clock::now() < next + kPause) {
-    }
-  }
-  return event.Synchronize();
 }
 
 // Calls copy(device, host, runs) for parts of at most `most` bytes, or of a single run's part.
@@ -75,9 +58,9 @@ absl::Status InPieces(std::byte* device, std::byte* host, const CopyRuns& runs, 
 absl::StatusOr<std::unique_ptr<CopyChannel>> CopyChannel::Create(Direction direction) {
   ASSIGN_OR_RETURN(Stream stream, Stream::Create());
   std::unique_ptr<CopyChannel> channel(new CopyChannel(direction, std::move(stream)));
-  for (Slot& slot : channel->slots_) {
-    ASSIGN_OR_RETURN(slot.copied, Event::Create());
-    ASSIGN_OR_RETURN(slot.staging, PinnedRegion::Create(kPieceBytes));
+  ASSIGN_OR_RETURN(channel->slots_, SlotRing::Create(kSlots));
+  for (PinnedRegion& staging : channel->staging_) {
+    ASSIGN_OR_RETURN(staging, PinnedRegion::Create(kPieceBytes));
   }
   return channel;
 }
@@ -117,7 +100,8 @@ absl::Status CopyChannel::Launch(std::byte* device, std::byte* host, const CopyR
     spare_events_.pop_back();
   }
   // With the lock held, so that the numbers have the order of the stream.
-  RETURN_IF_ERROR(Enqueue(copied, device, host, runs));
+  RETURN_IF_ERROR(Enqueue(device, host, runs));
+  RETURN_IF_ERROR(copied.Record(stream_));
   flights_.push_back(
       {.copied = std::move(copied), .bytes = bytes, .issuer = std::this_thread::get_id()});
   flying_bytes_ += bytes;
@@ -146,7 +130,7 @@ void CopyChannel::AwaitLanding(uint64_t number) {
   Flight& flight = flights_[number - first_];  // stays where it is as long as it is waited for
   ++flight.waiting;
   mutex_.Unlock();
-  const absl::Status status = AwaitSoon(flight.copied);
+  const absl::Status status = flight.copied.AwaitSoon();
   mutex_.Lock();
   --flight.waiting;
   broken_.Update(status);
@@ -167,63 +151,26 @@ void CopyChannel::Landed(uint64_t number) {
 absl::Status CopyChannel::CopyStaged(std::byte* device, std::byte* host, const CopyRuns& runs) {
   return InPieces(device, host, runs, kPieceBytes,
                   [this](std::byte* to_or_from, std::byte* at, const CopyRuns& piece) {
-                    absl::StatusOr<Slot*> slot = Take();
-                    return slot.ok() ? Issue(**slot, to_or_from, at, piece) : slot.status();
+                    const absl::StatusOr<size_t> slot = slots_->Take();
+                    return slot.ok() ? Issue(*slot, to_or_from, at, piece) : slot.status();
                   });
 }
 
-absl::StatusOr<CopyChannel::Slot*> CopyChannel::Take() {
-  absl::MutexLock lock(&mutex_);
-  while (true) {
-    Slot& slot = slots_[next_];
-    if (slot.taken) {
-      mutex_.Await(absl::Condition(
-          +[](Slot* s) { return !s->taken; }, &slot));
-      continue;  // others may have been faster
-    }
-    if (slot.in_flight) {
-      RETURN_IF_ERROR(Land(slot));
-      continue;
-    }
-    RETURN_IF_ERROR(broken_);
-    slot.taken = true;
-    next_ = (next_ + 1) % slots_.size();
-    return &slot;
-  }
-}
-
-absl::Status CopyChannel::Land(Slot& slot) {
-  slot.taken = true;
-  mutex_.Unlock();
-  const absl::Status status = slot.copied.Synchronize();
-  if (status.ok() && slot.unstage_to != nullptr) {
-    Scatter(slot.staging.data(), slot.unstage, slot.unstage_to);
-  }
-  mutex_.Lock();
-  broken_.Update(status);
-  slot.unstage_to = nullptr;
-  slot.in_flight = slot.taken = false;
-  return broken_;
-}
-
-absl::Status CopyChannel::Issue(Slot& slot, std::byte* device, std::byte* host,
+absl::Status CopyChannel::Issue(size_t slot, std::byte* device, std::byte* host,
                                 const CopyRuns& runs) {
-  if (direction_ == Direction::kToDevice) Gather(host, runs, slot.staging.data());
-  const absl::Status status = Enqueue(slot.copied, device, slot.staging.data(), Packed(runs));
-  absl::MutexLock lock(&mutex_);
-  slot.taken = false;
-  if (!status.ok()) return status;
-  slot.in_flight = true;
-  slot.issuer = std::this_thread::get_id();
-  slot.unstage_to = direction_ == Direction::kToHost ? host : nullptr;
-  slot.unstage = runs;
-  return absl::OkStatus();
+  std::byte* const staging = staging_[slot].data();
+  const bool to_device = direction_ == Direction::kToDevice;
+  if (to_device) Gather(host, runs, staging);
+  absl::Status status = Enqueue(device, staging, Packed(runs));
+  status.Update(slots_->Fly(slot, stream_, [=] {
+    if (!to_device) Scatter(staging, runs, host);
+  }));
+  return status;
 }
 
 // --- Both
 
-absl::Status CopyChannel::Enqueue(const Event& copied, std::byte* device, std::byte* host,
-                                  const CopyRuns& runs) {
+absl::Status CopyChannel::Enqueue(std::byte* device, std::byte* host, const CopyRuns& runs) {
   const bool to_host = direction_ == Direction::kToHost;
   std::byte* const to = to_host ? host : device;
   const std::byte* const from = to_host ? device : host;
@@ -235,10 +182,11 @@ absl::Status CopyChannel::Enqueue(const Event& copied, std::byte* device, std::b
                                            from, to_host ? runs.device_stride : runs.host_stride,
                                            runs.bytes, runs.count, kind, stream_.get()));
   }
-  return copied.Record(stream_);
+  return absl::OkStatus();
 }
 
 absl::Status CopyChannel::Fence() {
+  absl::Status status = slots_->Fence();
   const std::thread::id me = std::this_thread::get_id();
   absl::MutexLock lock(&mutex_);
   for (uint64_t next = first_ + flights_.size(); next > landed_; --next) {
@@ -246,13 +194,8 @@ absl::Status CopyChannel::Fence() {
     AwaitLanding(next - 1);  // and with it all that this thread issued before
     break;
   }
-  for (Slot& slot : slots_) {
-    // Whoever has taken it may be about to land a copy of this thread.
-    mutex_.Await(absl::Condition(
-        +[](Slot* s) { return !s->taken; }, &slot));
-    if (slot.in_flight && slot.issuer == me) Land(slot).IgnoreError();  // tells below
-  }
-  return broken_;
+  status.Update(broken_);
+  return status;
 }
 
 }  // namespace loopserve::worker::cuda

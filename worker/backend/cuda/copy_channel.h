@@ -27,6 +27,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kvstore/memory.h"
 #include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/slot_ring.h"
 
 namespace loopserve::worker::cuda {
 
@@ -50,20 +51,11 @@ class CopyChannel final {
   absl::Status Copy(std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
   // Returns when the copies that this thread has issued are complete.
   absl::Status Fence();
+  // On which copies run in the order in which one thread issues them. For work that goes between
+  // them; Fence does not wait for it.
+  const Stream& stream() const { return stream_; }
 
  private:
-  struct Slot {
-    Event copied;
-    PinnedRegion staging;  // kPieceBytes
-    // Guarded by mutex_ of the channel:
-    bool taken = false;      // some thread fills or empties it
-    bool in_flight = false;  // `copied` is recorded and nobody has waited for it
-    std::thread::id issuer;
-    // To be done when it is copied, by whoever waits for it: a copy from staging.
-    std::byte* unstage_to = nullptr;
-    kvstore::CopyRuns unstage;
-  };
-
   // A copy of pinned memory. They land in the order in which they are issued.
   struct Flight {
     Event copied;
@@ -76,8 +68,10 @@ class CopyChannel final {
       : direction_(direction), stream_(std::move(stream)) {}
   absl::Status CopyDirect(std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
   absl::Status CopyStaged(std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
-  absl::Status Enqueue(const Event& copied, std::byte* device, std::byte* host,
-                       const kvstore::CopyRuns& runs);
+  // Through a slot that this thread has taken.
+  absl::Status Issue(size_t slot, std::byte* device, std::byte* host,
+                     const kvstore::CopyRuns& runs);
+  absl::Status Enqueue(std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
 
   absl::Status Launch(std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
   void AwaitRoom(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -85,17 +79,11 @@ class CopyChannel final {
   void AwaitLanding(uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Landed(uint64_t number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  absl::StatusOr<Slot*> Take();
-  // Of a slot that this thread has taken.
-  absl::Status Issue(Slot& slot, std::byte* device, std::byte* host, const kvstore::CopyRuns& runs);
-  // Waits for a slot that is in flight, with the lock let go meanwhile.
-  absl::Status Land(Slot& slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-
   const Direction direction_;
   const Stream stream_;
+  std::array<PinnedRegion, kSlots> staging_;  // kPieceBytes each
+  std::unique_ptr<SlotRing> slots_;
   absl::Mutex mutex_;
-  std::array<Slot, kSlots> slots_;
-  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;
   // Numbered from first_ on; those below landed_ have landed and wait for their waiters to leave.
   std::deque<Flight> flights_ ABSL_GUARDED_BY(mutex_);
   uint64_t first_ ABSL_GUARDED_BY(mutex_) = 0;

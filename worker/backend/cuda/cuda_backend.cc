@@ -20,18 +20,21 @@
 #include "worker/backend/cuda/device.h"
 #include "worker/backend/cuda/device_step.h"
 #include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/int8_block_coder.h"
 #include "worker/backend/cuda/kernels/append_kv.h"
 #include "worker/backend/cuda/kernels/copy_words.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
 #include "worker/backend/cuda/kernels/embed_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
 #include "worker/backend/cuda/kernels/rope.h"
+#include "worker/backend/cuda/kernels/sample_rows.h"
 #include "worker/backend/cuda/matmul/cublas_lt.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/backend/cuda/nccl_communicator.h"
 #include "worker/backend/cuda/nccl_library.h"
 #include "worker/backend/cuda/step_graphs.h"
+#include "worker/backend/row_sampler.h"
 #include "worker/backend/shape_check.h"
 
 namespace loopserve::worker {
@@ -41,8 +44,9 @@ namespace {
 // Of products at once; more are computed in parts.
 constexpr int64_t kMatMulRows = 2048;
 // Workspaces of products (at most 32 MiB of cuBLASLt's, 256 MiB of decoded weights and activations)
-// and of attention, recorded steps, code, and the buffers of NCCL.
-constexpr size_t kOverheadBytes = size_t{1} << 30;
+// and of attention, recorded steps, code, the buffers of NCCL, and those in which KV is coded on
+// its way to the host and back.
+constexpr size_t kOverheadBytes = (size_t{1} << 30) + Int8BlockCoder::kDeviceBytes;
 
 class DeviceBuffer final : public Buffer {
  public:
@@ -140,6 +144,8 @@ class CudaBackend final : public Backend {
   absl::Status SiluMul(TensorView gate, TensorView up) override;
   absl::Status Add(TensorView residual, TensorView x) override;
   absl::Status GatherRows(TensorView x, std::span<const int32_t> rows, TensorView out) override;
+  absl::Status Sample(TensorView logits, const SamplingView& how,
+                      std::span<RowChoice> out) override;
   absl::Status CopyToHost(TensorView from, std::span<float> to) override;
   absl::Status CopyFromHost(std::span<const float> from, TensorView to) override;
   absl::Status Synchronize() override;
@@ -306,8 +312,9 @@ absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<ab
   for (const AttentionSequence& sequence : inputs.sequences) is_decode &= sequence.rows == 1;
   if (!is_decode) return ops();
   StepShape shape = step_attention_.ShapeWords();
-  shape.insert(shape.end(), {inputs.tokens.size(), inputs.logit_rows.size(),
-                             reinterpret_cast<uintptr_t>(inputs.kv->base)});
+  shape.insert(shape.end(),
+               {inputs.tokens.size(), inputs.logit_rows.size(), inputs.sampling.rows.size(),
+                reinterpret_cast<uintptr_t>(inputs.kv->base)});
   return graphs_.Run(shape, stream_, ops);
 }
 
@@ -473,6 +480,29 @@ absl::Status CudaBackend::GatherRows(TensorView x, std::span<const int32_t> rows
   }
   ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(rows));
   CUDA_RETURN_IF_ERROR(LaunchGatherRows(x, on_device, out, stream()));
+  return absl::OkStatus();
+}
+
+// The kernel writes to the host's memory itself: there is little to write.
+absl::Status CudaBackend::Sample(TensorView logits, const SamplingView& how,
+                                 std::span<RowChoice> out) {
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(CheckSampling(logits, how, out));
+  if (how.empty()) return absl::OkStatus();
+  const DeviceStep* tables = &step_;
+  if (inputs_ == nullptr || inputs_->sampling.rows.data() != how.rows.data() ||
+      inputs_->sampling.rows.size() != how.rows.size()) {
+    if (graphs_.recording()) {
+      return absl::FailedPreconditionError("a recorded step sampled rows that are not its own");
+    }
+    RETURN_IF_ERROR(call_.Upload({.sampling = how}, {}, stream_));
+    tables = &call_;
+  }
+  if (!graphs_.recording() && !IsPinned(out.data()).value_or(false)) {
+    return absl::InvalidArgumentError("Sample: the choices must go to pinned memory");
+  }
+  CUDA_RETURN_IF_ERROR(
+      LaunchSampleRows(logits, tables->sampling(), tables->adjustments(), out.data(), stream()));
   return absl::OkStatus();
 }
 

@@ -4,7 +4,8 @@
 // stay packed: a product of few rows unpacks them in registers, one of many rows first unpacks a
 // slice to bf16. All ops are asynchronous; a step waits for nothing on the host, and decode steps
 // are replayed as graphs. Products and attention choose kernels by the number of rows, so a row's
-// bits may depend on its company (docs/decisions/0013). Sparse plans (LinePlan, WorkingSet) are
+// bits may depend on its company (docs/decisions/0013). Tokens are chosen on the device, the same
+// that a host would choose from these logits. Sparse plans (LinePlan, WorkingSet) are
 // Unimplemented.
 #pragma once
 

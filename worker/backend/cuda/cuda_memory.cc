@@ -4,11 +4,14 @@
 #include <string>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/copy_channel.h"
 #include "worker/backend/cuda/cuda_error.h"
 #include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/int8_block_coder.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -32,6 +35,8 @@ class CudaMemory final : public kvstore::Memory {
 
   ~CudaMemory() override {
     const auto current = CurrentDevice::Set(device_);
+    const absl::MutexLock lock(&mutex_);
+    coder_.reset();
     to_host_.reset();
     to_device_.reset();
     within_ = Stream();
@@ -84,19 +89,40 @@ class CudaMemory final : public kvstore::Memory {
     return within_.Synchronize();
   }
 
+  absl::StatusOr<kvstore::BlockCoder*> PrepareCoder(absl::string_view codec,
+                                                    const kvstore::KvShape& shape) override {
+    if (!Int8BlockCoder::Codes(codec, shape)) return static_cast<kvstore::BlockCoder*>(nullptr);
+    ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(device_));
+    const absl::MutexLock lock(&mutex_);
+    if (coder_ == nullptr) {
+      ASSIGN_OR_RETURN(coder_, Int8BlockCoder::Create(device_, *to_host_, *to_device_));
+    }
+    return coder_.get();
+  }
+
   absl::Status Fence() override {
     ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(device_));
-    absl::Status status = to_host_->Fence();
+    absl::Status status;
+    if (Int8BlockCoder* const coder = Coder()) status = coder->Fence();
+    status.Update(to_host_->Fence());
     status.Update(to_device_->Fence());
     return status;
   }
 
  private:
+  // Once made, it stays.
+  Int8BlockCoder* Coder() {
+    const absl::MutexLock lock(&mutex_);
+    return coder_.get();
+  }
+
   const int device_;
   const std::string name_;
   std::unique_ptr<CopyChannel> to_host_;
   std::unique_ptr<CopyChannel> to_device_;
   Stream within_;  // waited for in each call
+  absl::Mutex mutex_;
+  std::unique_ptr<Int8BlockCoder> coder_ ABSL_GUARDED_BY(mutex_);  // null until somebody asks
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
 // The memory of one CUDA device, for the KV pool and the tiers.
 //
 // Copies run on two streams of their own (copy_channel.h), one for each direction, beside whatever
-// computes: they use the device's copy engines and none of its multiprocessors. They are ordered
+// computes: they use the device's copy engines and none of its multiprocessors, but for the kernels
+// of the codec int8 (int8_block_coder.h), if a store keeps blocks in it. They are ordered
 // with nothing else, neither with each other nor with the stream that computes, so who copies sees
 // to it that the bytes are at rest:
 //
@@ -28,7 +29,8 @@ namespace loopserve::worker::cuda {
 // Allocate is cudaMalloc: ResourceExhausted names what was asked for and what is free. AllocateHost
 // pins memory for all devices. Both may wait for the device: they belong to the start of a process.
 // Copies of host ranges that are pinned, by AllocateHost or otherwise, need no host time; others
-// pass through a small pinned buffer.
+// pass through a small pinned buffer. PrepareCoder knows the codec int8, for which it takes
+// Int8BlockCoder::kDeviceBytes of the device once.
 absl::StatusOr<std::unique_ptr<kvstore::Memory>> CreateCudaMemory(int ordinal);
 
 }  // namespace loopserve::worker::cuda

@@ -1,9 +1,30 @@
 #include "worker/backend/cuda/device.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "worker/backend/cuda/cuda_error.h"
+#include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/kernels/probe.h"
 
 namespace loopserve::worker::cuda {
+namespace {
+
+// Whether the device runs any of the code that this build holds. Waits for it.
+absl::Status CheckCode(const Device& device) {
+  ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(device.index()));
+  ASSIGN_OR_RETURN(DeviceRegion code, DeviceRegion::Create(2 * sizeof(int32_t)));
+  ASSIGN_OR_RETURN(const Stream stream, Stream::Create());
+  const cudaError_t error = LaunchProbe(reinterpret_cast<int32_t*>(code.data()), stream.get());
+  if (error == cudaErrorNoKernelImageForDevice) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this build has no code for ", device.name(), ", of compute capability ",
+                     device.compute_capability() / 10, ".", device.compute_capability() % 10));
+  }
+  CUDA_RETURN_IF_ERROR(error);
+  return stream.Synchronize();
+}
+
+}  // namespace
 
 absl::StatusOr<Device> Device::Open(int index) {
   int count = 0;
@@ -30,6 +51,7 @@ absl::StatusOr<Device> Device::Open(int index) {
                                                       properties.major, ".", properties.minor,
                                                       "; this backend needs 8.0"));
   }
+  RETURN_IF_ERROR(CheckCode(device));
   return device;
 }
 

@@ -16,7 +16,8 @@ namespace loopserve::worker::cuda {
 class Device final {
  public:
   // FailedPrecondition, with the way out, for a machine without a driver or with one that is too
-  // old, an index that no device has, and a device of compute capability below 8.0.
+  // old, an index that no device has, a device of compute capability below 8.0, and one that runs
+  // none of the code in this build (kernels/probe.h).
   static absl::StatusOr<Device> Open(int index);
 
   int index() const { return index_; }

@@ -28,6 +28,8 @@ class DeviceStep final {
   const int32_t* positions() const { return At<int32_t>(layout().positions); }
   const int32_t* logit_rows() const { return At<int32_t>(layout().logit_rows); }
   const uint32_t* plan() const { return At<uint32_t>(layout().plan); }
+  const RowSampling* sampling() const { return At<RowSampling>(layout().sampling); }
+  const TokenAdjustment* adjustments() const { return At<TokenAdjustment>(0); }  // as rows count
   const DeviceSequences& sequences() const { return sequences_; }
   const StepLayout& layout() const { return tables_.layout(); }
   uint64_t generation() const { return generation_; }

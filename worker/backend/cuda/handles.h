@@ -74,6 +74,9 @@ class Event final {
   absl::Status Record(const Stream& stream) const;
   // Waits on the host, asleep: for those who can bear some microseconds more.
   absl::Status Synchronize() const;
+  // The same, but asks for a while before it sleeps: a thread that sleeps wakes later than a copy
+  // of some megabytes takes.
+  absl::Status AwaitSoon() const;
   // Whether the point has been reached; true also for one that was never recorded.
   absl::StatusOr<bool> Reached() const;
   // Milliseconds from `begin` to this point. Both recorded, reached and made with `timing`.

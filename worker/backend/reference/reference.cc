@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kvstore/int8_vector.h"
+#include "worker/backend/row_sampler.h"
 #include "worker/backend/shape_check.h"
 
 namespace loopserve::worker {
@@ -302,6 +303,11 @@ class ReferenceBackend final : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status Sample(TensorView logits, const SamplingView& how,
+                      std::span<RowChoice> out) override {
+    return sampler_.Sample(logits, how, out);
+  }
+
   absl::Status CopyToHost(TensorView from, std::span<float> to) override {
     RETURN_IF_ERROR(Shape(static_cast<int64_t>(to.size()) == from.rows * from.cols, "CopyToHost"));
     for (int64_t t = 0; t < from.rows; ++t) {
@@ -378,6 +384,7 @@ class ReferenceBackend final : public Backend {
   }
 
   const std::unique_ptr<kvstore::Memory> memory_ = kvstore::CreateHostMemory();
+  RowSampler sampler_;
 };
 
 }  // namespace

@@ -1,5 +1,8 @@
 #include "worker/engine/batch.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "common/status_macros.h"
 #include "gtest/gtest.h"
 #include "kvstore/memory.h"
@@ -27,6 +30,7 @@ class BatchTest : public ::testing::Test {
       sequence->blocks.push_back(*pool_->Allocate());
     }
     sequence->tokens = std::move(tokens);
+    sequence->sampler.emplace(sequence->spec.sampling, 0, sequence->tokens);
     sequence->policy = *CreatePolicy("full");
     sequences_.push_back(std::move(sequence));
   }
@@ -38,6 +42,8 @@ class BatchTest : public ::testing::Test {
     plan->parts[0].blocks.resize(7);
     plan->tokens = {7, 7, 7};
     plan->logit_rows = {2};
+    plan->sampling.rows.resize(4);
+    plan->sampling.adjustments.resize(4);
     RETURN_IF_ERROR(FillStepPlan(items, sequences_, ModelConfig(), 4, *plan));
     return plan;
   }
@@ -64,6 +70,8 @@ TEST_F(BatchTest, PartsFollowOneAnother) {
   EXPECT_EQ(plan->tokens, (std::vector<common::TokenId>{6, 11, 12, 13}));
   EXPECT_EQ(plan->positions, (std::vector<int32_t>{5, 1, 2, 3}));
   EXPECT_EQ(plan->logit_rows, (std::vector<int32_t>{0}));
+  EXPECT_EQ(plan->sampling.rows.size(), 1u);
+  EXPECT_TRUE(plan->sampling.adjustments.empty());
   ASSERT_EQ(plan->parts.size(), 2u);
   EXPECT_EQ(plan->parts[0].kv_tokens, 6);
   EXPECT_EQ(plan->parts[0].blocks.size(), 2u);
@@ -83,6 +91,32 @@ TEST_F(BatchTest, GuessesAreRowsWhoseLogitsAreWanted) {
   EXPECT_EQ(plan->positions, (std::vector<int32_t>{6, 7, 8}));
   EXPECT_EQ(plan->logit_rows, (std::vector<int32_t>{0, 1, 2}));
   EXPECT_EQ(plan->written.size(), 2u);
+}
+
+TEST_F(BatchTest, EachRowIsChosenFromAsIfTheGuessesBeforeItWereThere) {
+  Add({1, 2, 3, 4, 1, 2}, 5);
+  Sequence& sequence = *sequences_[0];
+  SamplingParams& params = sequence.spec.sampling;
+  params.temperature = 1;
+  params.frequency_penalty = 1;
+  params.min_tokens = 2;
+  sequence.prompt_tokens = 5;
+  sequence.stops = {9};
+  sequence.sampler.emplace(params, 77, std::span<const common::TokenId>());
+  sequence.guesser.emplace(16);
+  sequence.guesser->Guess(sequence.tokens, 2);  // 3, 4
+  ASSERT_OK_AND_ASSIGN(const auto plan, Fill({{0, 3, 0, true, 2}}));
+  const SamplingView view = plan->sampling.view();
+  ASSERT_EQ(view.rows.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(view.rows[i].draw, DrawAt(77, 6 + i)) << "of its own position";
+    const auto banned =
+        std::ranges::count(view.AdjustmentsOf(view.rows[i]), -HUGE_VALF, &TokenAdjustment::bias);
+    EXPECT_EQ(banned, i < 1 ? 1 : 0) << "one token is generated, so the second row may stop";
+    const auto counted =
+        std::ranges::count(view.AdjustmentsOf(view.rows[i]), 1.0F, &TokenAdjustment::penalty);
+    EXPECT_EQ(counted, static_cast<int64_t>(i)) << "the guesses before it";
+  }
 }
 
 TEST_F(BatchTest, WhatIsWrittenIsPinned) {

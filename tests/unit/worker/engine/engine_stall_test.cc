@@ -59,7 +59,7 @@ class TroubledModel final : public Model {
       : model_(std::move(model)), trouble_(trouble) {}
   const ModelConfig& config() const override { return model_->config(); }
   size_t resident_bytes() const override { return model_->resident_bytes(); }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena& kv,
                                      Communicator& comm) override {
     TroubledCommunicator troubled(comm, trouble_);
     return model_->Forward(batch, kv, troubled);

@@ -7,8 +7,10 @@
 #include <set>
 #include <tuple>
 
+#include "common/status_macros.h"
 #include "tests/integration/engine_fixture.h"
 #include "tests/support/manual_clock.h"
+#include "worker/backend/row_sampler.h"
 
 namespace loopserve::worker {
 namespace {
@@ -198,7 +200,7 @@ class TimedModel final : public Model {
   static absl::Duration TimeOf(int64_t rows) { return absl::Milliseconds(2 + 0.5 * rows); }
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return 0; }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena&,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena&,
                                      Communicator&) override {
     Step& step = steps_.emplace_back();
     for (const AttentionSequence& sequence : batch.sequences) step.rows.push_back(sequence.rows);
@@ -210,7 +212,9 @@ class TimedModel final : public Model {
       const auto row = static_cast<size_t>(batch.logit_rows[static_cast<size_t>(i)]);
       logits.row(i)[says_(batch.positions[row])] = 1;
     }
-    return logits;
+    choices_.resize(batch.logit_rows.size());
+    RETURN_IF_ERROR(sampler_.Sample(logits, batch.sampling, choices_));
+    return StepOutput{.choices = choices_};
   }
 
  private:
@@ -219,6 +223,8 @@ class TimedModel final : public Model {
   const Says says_;
   ModelConfig config_;
   std::vector<float> logits_;
+  std::vector<RowChoice> choices_;
+  RowSampler sampler_;
 };
 
 class SharedSteps : public ::testing::Test {

@@ -211,13 +211,22 @@ TEST(Engine, APreemptedTurnIsParkedAndNotComputedAgain) {
   EXPECT_EQ(worker.available(), 14);
 }
 
+// Also more than there are KV heads: 3 with 9 query heads, 1 with 4.
 TEST(Engine, AnyNumberOfRanksSaysTheSame) {
-  EngineFixture one({.tp = 1});
-  const Tokens expected = one.Complete(Text(40), 12).tokens;
-  for (int tp : {2, 3}) {
-    EngineFixture worker({.tp = tp});
-    EXPECT_EQ(worker.Complete(Text(40), 12).tokens, expected) << "tp " << tp;
-    EXPECT_EQ(MetricOf(worker, "loopserve_tp_size{model=\"tiny\"}"), tp);
+  const std::pair<std::string, std::vector<int>> models[] = {{"nine", {2, 3, 4, 5, 6, 9}},
+                                                             {"mqa", {2, 4}}};
+  for (const auto& [preset, numbers] : models) {
+    for (const std::string backend : {"reference", "cpu"}) {
+      EngineFixture one({.preset = preset, .backend = backend});
+      const Tokens expected = one.Complete(Text(40), 12).tokens;
+      for (const int tp : numbers) {
+        EngineFixture worker({.preset = preset, .backend = backend, .tp = tp});
+        EXPECT_EQ(worker.Complete(Text(40), 12).tokens, expected)
+            << preset << " on " << backend << ", tp " << tp;
+        EXPECT_EQ(MetricOf(worker, "loopserve_tp_size{model=\"tiny\"}"), tp);
+        EXPECT_EQ(worker.available(), 64);
+      }
+    }
   }
 }
 
@@ -536,18 +545,17 @@ class FlakyModel final : public Model {
   }
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return 0; }
-  absl::StatusOr<TensorView> Forward(const StepBatch& batch, const kvstore::KvArena&,
+  absl::StatusOr<StepOutput> Forward(const StepBatch& batch, const kvstore::KvArena&,
                                      Communicator&) override {
     if (fail_) return absl::InternalError("boom");
-    const auto rows = static_cast<int64_t>(batch.logit_rows.size());
-    logits_.assign(static_cast<size_t>(rows * config_.vocab), 0);
-    return TensorView{logits_.data(), rows, config_.vocab, config_.vocab};
+    choices_.assign(batch.logit_rows.size(), RowChoice());
+    return StepOutput{.choices = choices_};
   }
 
  private:
   std::atomic<bool>& fail_;
   ModelConfig config_;
-  std::vector<float> logits_;
+  std::vector<RowChoice> choices_;
 };
 
 std::unique_ptr<RankGroup> FlakyRanks(std::atomic<bool>& fail) {

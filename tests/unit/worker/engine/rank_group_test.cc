@@ -45,18 +45,18 @@ class FakeModel final : public Model {
   FakeModel(int rank, Body body) : rank_(rank), body_(std::move(body)) {}
   const ModelConfig& config() const override { return config_; }
   size_t resident_bytes() const override { return 10; }
-  absl::StatusOr<TensorView> Forward(const StepBatch&, const kvstore::KvArena&,
+  absl::StatusOr<StepOutput> Forward(const StepBatch&, const kvstore::KvArena&,
                                      Communicator& comm) override {
     RETURN_IF_ERROR(body_(comm));
-    value_ = static_cast<float>(rank_);
-    return TensorView{&value_, 1, 1, 1};
+    choice_.token = rank_;
+    return StepOutput{.choices = {&choice_, 1}};
   }
 
  private:
   const int rank_;
   const Body body_;
   const ModelConfig config_;
-  float value_ = -1;
+  RowChoice choice_{.token = -1};
 };
 
 std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout,
@@ -80,7 +80,7 @@ std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Dura
 
 std::shared_ptr<const StepPlan> EmptyPlan() { return std::make_shared<StepPlan>(); }
 
-TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksLogits) {
+TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksChoices) {
   std::atomic<int> calls = 0;
   const auto body = [&](Communicator& comm) {
     ++calls;
@@ -89,7 +89,8 @@ TEST(RankGroup, RunsAllRanksAndReturnsTheFirstRanksLogits) {
   auto group = Fakes({body, body, body}, absl::Seconds(30));
   ASSERT_OK_AND_ASSIGN(const StepResult result, group->Run(EmptyPlan()));
   EXPECT_EQ(calls, 3);
-  EXPECT_EQ(*result.logits.data, 0.0f);
+  ASSERT_EQ(result.choices.size(), 1u);
+  EXPECT_EQ(result.choices[0].token, 0);
   EXPECT_GE(result.skew, absl::ZeroDuration());
   EXPECT_EQ(group->resident_bytes(), 30u);
 }
@@ -260,7 +261,7 @@ TEST(RankGroup, AnyNumberOfRanksGivesTheSameBits) {
   ASSERT_OK_AND_ASSIGN(auto one, RankGroup::Create(*file, Options(1), common::Logger::Null()));
   const std::vector<float> expected = LogitsOf(*one);
   EXPECT_EQ(expected.size(), static_cast<size_t>(one->config().vocab));
-  for (int tp : {2, 3}) {
+  for (int tp : {2, 3, 4, 6}) {
     ASSERT_OK_AND_ASSIGN(auto group, RankGroup::Create(*file, Options(tp), common::Logger::Null()));
     EXPECT_EQ(group->size(), tp);
     EXPECT_EQ(LogitsOf(*group), expected) << "tp " << tp;
@@ -283,9 +284,9 @@ TEST(RankGroup, PinnedThreadsComputeTheSame) {
   EXPECT_EQ(common::ReadCpus().allowed, allowed) << "the loading thread was pinned too";
 }
 
-TEST(RankGroup, MoreRanksThanKvHeadsAreRefused) {
-  EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(4), common::Logger::Null()),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("3 KV heads")));
+TEST(RankGroup, MoreRanksThanQueryHeadsAreRefused) {
+  EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(7), common::Logger::Null()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("6 query heads")));
   EXPECT_THAT(RankGroup::Create(*TinyFile(), Options(0), common::Logger::Null()),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }

@@ -41,6 +41,37 @@ TEST_F(RankLoadingTest, EachRankHasItsHeadsOfEveryBlock) {
   EXPECT_EQ(loaded.pool->num_blocks(), kMib / loaded.pool->shape().block_bytes());
 }
 
+// Six query heads on three KV heads: of five ranks the first two share a KV head, and the next two.
+TEST_F(RankLoadingTest, HeadsThatSeveralRanksHoldCountForEach) {
+  options_.tp = 5;
+  options_.kv_device_bytes = kMib;
+  ASSERT_OK_AND_ASSIGN(const LoadedRanks loaded, Load());
+  std::vector<int32_t> first_heads;
+  for (int r = 0; r < 5; ++r) {
+    EXPECT_EQ(loaded.pool->arena(r).shape.kv_heads, 1);
+    first_heads.push_back(loaded.pool->arena(r).first_kv_head);
+  }
+  EXPECT_EQ(first_heads, std::vector<int32_t>({0, 0, 1, 1, 2}));
+  EXPECT_EQ(loaded.pool->num_blocks(), kMib / (loaded.pool->shape().block_bytes() / 3 * 5));
+  EXPECT_EQ(loaded.pool->resident_block_bytes(), loaded.pool->shape().block_bytes() / 3 * 5);
+
+  options_.kv_device_share = 0.25;
+  options_.available_bytes = 64 * kMib;
+  ASSERT_OK_AND_ASSIGN(const LoadedRanks shared, Load());
+  EXPECT_EQ(shared.pool->num_blocks(), 16 * kMib / shared.pool->resident_block_bytes());
+}
+
+TEST_F(RankLoadingTest, EveryRankNeedsAQueryHead) {
+  options_.kv_device_bytes = kMib;
+  options_.tp = 6;
+  EXPECT_OK(Load());
+  for (const int tp : {0, 7}) {
+    options_.tp = tp;
+    EXPECT_THAT(Load(), StatusIs(absl::StatusCode::kInvalidArgument)) << tp;
+  }
+  EXPECT_THAT(Load(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("6 query heads")));
+}
+
 TEST_F(RankLoadingTest, AShareIsOfWhatIsLeft) {
   options_.kv_device_share = 0.25;
   options_.available_bytes = 64 * kMib;

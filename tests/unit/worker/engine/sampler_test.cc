@@ -9,6 +9,7 @@
 
 #include "common/error.h"
 #include "gtest/gtest.h"
+#include "worker/backend/row_sampler.h"
 
 namespace loopserve::worker {
 namespace {
@@ -18,17 +19,29 @@ using common::TokenId;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
+// What the sampler plans for these logits, chosen and read.
+SampledToken Choose(const Sampler& sampler, std::vector<float> logits, uint64_t position = 0,
+                    const std::vector<TokenId>& guessed = {},
+                    const std::vector<TokenId>& banned = {}) {
+  SamplingPlan plan;
+  sampler.Plan(position, guessed, banned, plan);
+  RowChoice choice;
+  const auto vocab = static_cast<int64_t>(logits.size());
+  EXPECT_TRUE(
+      RowSampler().Sample({logits.data(), 1, vocab, vocab}, plan.view(), {&choice, 1}).ok());
+  return sampler.Read(choice);
+}
+
 TokenId One(const SamplingParams& params, const std::vector<float>& logits, uint64_t position = 0,
             uint64_t seed = 7) {
-  Sampler sampler(params, seed, {});
-  return sampler.Sample(logits, position).token;
+  return Choose(Sampler(params, seed, {}), logits, position).token;
 }
 
 std::map<TokenId, int> Draws(const SamplingParams& params, const std::vector<float>& logits,
                              int n = 4000) {
   Sampler sampler(params, 42, {});
   std::map<TokenId, int> counts;
-  for (int i = 0; i < n; ++i) ++counts[sampler.Sample(logits, static_cast<uint64_t>(i)).token];
+  for (int i = 0; i < n; ++i) ++counts[Choose(sampler, logits, static_cast<uint64_t>(i)).token];
   return counts;
 }
 
@@ -54,9 +67,9 @@ TEST(Greedy, NeverChoosesNan) {
 TEST(Draw, IsAPureFunctionOfSeedAndPosition) {
   std::vector<float> logits(100);
   for (size_t i = 0; i < logits.size(); ++i) logits[i] = std::sin(static_cast<float>(i));
-  Sampler a(Hot(), 5, {});
-  for (uint64_t p = 0; p < 50; ++p) a.Sample(logits, p);
-  EXPECT_EQ(a.Sample(logits, 17).token, One(Hot(), logits, 17, 5));
+  const Sampler a(Hot(), 5, {});
+  for (uint64_t p = 0; p < 50; ++p) Choose(a, logits, p);
+  EXPECT_EQ(Choose(a, logits, 17).token, One(Hot(), logits, 17, 5));
   std::set<TokenId> over_positions, over_seeds;
   for (uint64_t i = 0; i < 50; ++i) {
     over_positions.insert(One(Hot(), logits, i, 5));
@@ -144,34 +157,34 @@ TEST(Penalties, RepetitionCountsThePromptAndShrinksBothSigns) {
   params.repetition_penalty = 2;
   const std::vector<TokenId> context = {0};
   Sampler positive(params, 0, context);
-  EXPECT_EQ(positive.Sample(std::vector<float>{3, 2}, 0).token, 1);
+  EXPECT_EQ(Choose(positive, {3, 2}, 0).token, 1);
   Sampler negative(params, 0, context);
-  EXPECT_EQ(negative.Sample(std::vector<float>{-1, -1.5f}, 0).token, 1);
+  EXPECT_EQ(Choose(negative, {-1, -1.5f}, 0).token, 1);
 }
 
 TEST(Penalties, PresenceOnceFrequencyEachTime) {
   SamplingParams presence;
   presence.presence_penalty = 1;
   Sampler a(presence, 0, {});
-  EXPECT_EQ(a.Sample(std::vector<float>{3, 1.5f}, 0).token, 0);
+  EXPECT_EQ(Choose(a, {3, 1.5f}, 0).token, 0);
   a.Accept(0);
   a.Accept(0);
-  EXPECT_EQ(a.Sample(std::vector<float>{3, 1.5f}, 1).token, 0);
-  EXPECT_EQ(a.Sample(std::vector<float>{2.4f, 1.5f}, 1).token, 1);
+  EXPECT_EQ(Choose(a, {3, 1.5f}, 1).token, 0);
+  EXPECT_EQ(Choose(a, {2.4f, 1.5f}, 1).token, 1);
 
   SamplingParams frequency;
   frequency.frequency_penalty = 1;
   Sampler b(frequency, 0, {});
   b.Accept(0);
-  EXPECT_EQ(b.Sample(std::vector<float>{3, 1.5f}, 0).token, 0);
+  EXPECT_EQ(Choose(b, {3, 1.5f}, 0).token, 0);
   b.Accept(0);
-  EXPECT_EQ(b.Sample(std::vector<float>{3, 1.5f}, 0).token, 1);
+  EXPECT_EQ(Choose(b, {3, 1.5f}, 0).token, 1);
 }
 
 TEST(Banned, CannotBeChosen) {
   Sampler sampler({}, 0, {});
   const std::vector<TokenId> banned = {1};
-  EXPECT_EQ(sampler.Sample(std::vector<float>{0, 3, 1}, 0, banned).token, 2);
+  EXPECT_EQ(Choose(sampler, {0, 3, 1}, 0, {}, banned).token, 2);
 }
 
 TEST(Logprobs, AreThoseOfTheAdjustedDistributionBestFirst) {
@@ -179,7 +192,7 @@ TEST(Logprobs, AreThoseOfTheAdjustedDistributionBestFirst) {
   params.logprobs = 2;
   Sampler sampler(params, 0, {});
   const SampledToken out =
-      sampler.Sample(std::vector<float>{std::log(0.2f), std::log(0.5f), std::log(0.2f), kNan}, 0);
+      Choose(sampler, {std::log(0.2f), std::log(0.5f), std::log(0.2f), kNan}, 0);
   EXPECT_EQ(out.token, 1);
   EXPECT_NEAR(out.logprob, std::log(0.5 / 0.9), 1e-5);
   ASSERT_EQ(out.top.size(), 2u);
@@ -192,7 +205,59 @@ TEST(Logprobs, MoreThanTheVocabulary) {
   SamplingParams params;
   params.logprobs = 5;
   Sampler sampler(params, 0, {});
-  EXPECT_EQ(sampler.Sample(std::vector<float>{1, 2}, 0).top.size(), 2u);
+  EXPECT_EQ(Choose(sampler, {1, 2}, 0).top.size(), 2u);
+}
+
+TEST(Plan, AGuessCountsAsIfItHadBeenAccepted) {
+  SamplingParams params;
+  params.temperature = 1;
+  params.repetition_penalty = 1.3F;
+  params.presence_penalty = 0.4F;
+  params.frequency_penalty = 0.3F;
+  params.logit_bias = {{1, 0.5F}, {4, -0.25F}};
+  params.logprobs = 5;
+  const std::vector<TokenId> context = {0, 3}, guess = {3, 2, 4, 3, 3, 5};
+  Sampler ahead(params, 9, context), behind(params, 9, context);
+  for (size_t i = 0; i <= guess.size(); ++i) {
+    const std::vector<TokenId> known(guess.begin(), guess.begin() + static_cast<ptrdiff_t>(i));
+    const std::vector<float> logits = {1, -1, 0.5F, 2, -0.5F, 0};
+    const SampledToken guessed = Choose(ahead, logits, 100 + i, known);
+    const SampledToken sampled = Choose(behind, logits, 100 + i);
+    EXPECT_EQ(guessed.token, sampled.token) << i;
+    EXPECT_EQ(guessed.logprob, sampled.logprob) << i;
+    for (size_t t = 0; t < 5; ++t) EXPECT_EQ(guessed.top[t].logprob, sampled.top[t].logprob);
+    if (i < guess.size()) behind.Accept(guess[i]);
+  }
+}
+
+TEST(Plan, HasOneAdjustmentForEachToken) {
+  SamplingParams params;
+  params.presence_penalty = 1;
+  params.logit_bias = {{1, 2.0F}, {1, 3.0F}, {7, 1.0F}};
+  Sampler sampler(params, 0, {});
+  sampler.Accept(1);
+  SamplingPlan plan;
+  sampler.Plan(0, {}, {}, plan);
+  sampler.Plan(1, std::vector<TokenId>{1, 8, 8}, std::vector<TokenId>{7, 8, 9, 9}, plan);
+  ASSERT_EQ(plan.rows.size(), 2u);
+  EXPECT_EQ(plan.rows[0].adjustments, 2u);
+  EXPECT_EQ(plan.rows[1].first_adjustment, 2u);
+  std::map<TokenId, TokenAdjustment> second;
+  for (const TokenAdjustment& one : plan.view().AdjustmentsOf(plan.rows[1])) {
+    EXPECT_TRUE(second.emplace(one.token, one).second) << "twice: " << one.token;
+  }
+  ASSERT_EQ(second.size(), 4u);
+  EXPECT_EQ(second[1].bias, 5);
+  EXPECT_EQ(second[1].penalty, 1) << "presence, however often";
+  for (const TokenId banned : {7, 8, 9}) EXPECT_EQ(second[banned].bias, -kInf);
+}
+
+TEST(Plan, WithoutPenaltiesNothingIsSentForWhatWasGenerated) {
+  Sampler sampler(Hot(), 0, {});
+  for (TokenId token = 0; token < 9; ++token) sampler.Accept(token);
+  SamplingPlan plan;
+  sampler.Plan(0, std::vector<TokenId>{3}, {}, plan);
+  EXPECT_TRUE(plan.adjustments.empty());
 }
 
 // Every row: what is broken, and the field that the error names.

@@ -54,6 +54,11 @@ std::shared_ptr<const StepPlan> PlanOf(int sequences, int32_t rows, int32_t hist
       plan->positions.push_back(history + r);
     }
     plan->logit_rows.push_back(static_cast<int32_t>(plan->tokens.size()) - 1);
+    // The first sequence is greedy.
+    plan->sampling.rows.push_back({.draw = uint64_t{1} << 60,
+                                   .inverse_temperature = s == 0 ? 0.0F : 1.0F,
+                                   .top_p = 0.9F,
+                                   .logprobs = 2});
     plan->parts.push_back(std::move(part));
   }
   return plan;

@@ -8,8 +8,10 @@
 
 #include "tests/support/gguf_writer.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
+#include "worker/backend/row_sampler.h"
 #include "worker/model/model.h"
 
 namespace loopserve::worker {
@@ -102,14 +104,15 @@ TEST(LlamaConfigTest, RotatesNeighbours) {
   EXPECT_EQ(Loaded(*FindPreset("odd")).config.rope.inv_freq.size(), 5U);
 }
 
-TEST(LlamaLoadTest, RefusesMoreRanksThanKvHeadsAndOtherImpossibleShards) {
+TEST(LlamaLoadTest, RefusesMoreRanksThanQueryHeadsAndOtherImpossibleShards) {
   const Loaded model(*FindPreset("gqa"));
   const auto backend = *CreateBackend({.name = "reference"});
   const auto load = [&](const ShardSpec& shard, const ModelOptions& options) {
     return LoadModel(*model.file, model.config, shard, *backend, options).status();
   };
   EXPECT_THAT(load({0, 3}, {}), IsOk());
-  EXPECT_THAT(load({0, 4}, {}), StatusIs(kBad, HasSubstr("3 KV heads")));
+  EXPECT_THAT(load({5, 6}, {}), IsOk());
+  EXPECT_THAT(load({0, 7}, {}), StatusIs(kBad, HasSubstr("6 query heads")));
   EXPECT_THAT(load({3, 3}, {}), StatusIs(kBad));
   EXPECT_THAT(load({-1, 3}, {}), StatusIs(kBad));
   EXPECT_THAT(load({0, 0}, {}), StatusIs(kBad));
@@ -129,25 +132,27 @@ TEST(LlamaLoadTest, PredictsItsMemory) {
   EXPECT_EQ(whole.weights_bytes, (*loaded)->resident_bytes());  // F32 stays as it is
   // 8 rows of 2x96 + 96 + 48 + 48 + 96 + 160 + 160 + 96, 2 of 96 + 96 + 279; 100 angles of 8 pairs.
   EXPECT_EQ(whole.scratch_bytes, 4U * (8 * 896 + 2 * 471 + 100 * 16));
-  size_t sum = 0;
-  for (int r = 0; r < 3; ++r) {
-    sum += EstimateMemory(*model.file, model.config, {r, 3}, options).weights_bytes;
-  }
-  // Only the norms are held more than once.
-  EXPECT_EQ(sum, whole.weights_bytes + 2 * (2 * 3 + 1) * 96 * sizeof(float));
+  const auto held_again = [&](int ranks) {
+    size_t sum = 0;
+    for (int r = 0; r < ranks; ++r) {
+      sum += EstimateMemory(*model.file, model.config, {r, ranks}, options).weights_bytes;
+    }
+    return (sum - whole.weights_bytes) / sizeof(float);
+  };
+  // The norms; and with five ranks two of the three heads' keys and values.
+  EXPECT_EQ(held_again(3), 2U * (2 * 3 + 1) * 96);
+  EXPECT_EQ(held_again(5), 4U * (2 * 3 + 1) * 96 + 3U * 2 * 2 * 16 * 96);
 }
 
-TEST(SplitEvenlyTest, GivesTheFirstRanksOneMore) {
-  EXPECT_EQ(SplitEvenly(3, {0, 2}).size(), 2);
-  EXPECT_EQ(SplitEvenly(3, {1, 2}).size(), 1);
-  for (int size = 1; size <= 5; ++size) {
-    int64_t next = 0;
-    for (int rank = 0; rank < size; ++rank) {
-      const RowRange range = SplitEvenly(17, {rank, size});
-      EXPECT_EQ(range.begin, next);
-      next = range.end;
-    }
-    EXPECT_EQ(next, 17);
+TEST(LlamaLoadTest, TakesWhatItPredictedOnEveryRank) {
+  const Loaded model(*FindPreset("mqa"));
+  const ModelOptions options = {.max_step_tokens = 8, .max_logit_rows = 2, .max_positions = 100};
+  const auto backend = *CreateBackend({.name = "reference"});
+  for (int r = 0; r < 3; ++r) {
+    const auto loaded = LoadModel(*model.file, model.config, {r, 3}, *backend, options);
+    ASSERT_THAT(loaded, IsOk());
+    EXPECT_EQ((*loaded)->resident_bytes(),
+              EstimateMemory(*model.file, model.config, {r, 3}, options).weights_bytes);
   }
 }
 
@@ -174,10 +179,35 @@ TEST_P(LlamaForwardTest, RanksDoNotChangeABit) {
   const auto tokens = SomeTokens(20, model_.config);
   const auto alone = model_.Runner({})->AppendAll(0, tokens, 9);
   ASSERT_THAT(alone, IsOk());
-  for (int tp = 2; tp <= model_.config.kv_heads; ++tp) {
+  for (int tp = 2; tp <= model_.config.q_heads; ++tp) {
     const auto together = model_.Runner({.tp = tp})->AppendAll(0, tokens, 9);
     ASSERT_THAT(together, IsOk());
     EXPECT_TRUE(*together == *alone) << tp << " ranks";
+  }
+}
+
+TEST_P(LlamaForwardTest, TheFirstRankChoosesFromTheLogits) {
+  const ModelRunner::Part part{0, SomeTokens(20, model_.config)};
+  std::vector<int32_t> rows;
+  SamplingPlan plan;
+  for (int32_t row = 1; row < 20; row += 2) {
+    rows.push_back(row);
+    plan.rows.push_back(testing::AnySampling(static_cast<uint32_t>(row)));
+  }
+  auto logits = model_.Runner({})->Append({&part, 1}, rows);
+  ASSERT_THAT(logits, IsOk());
+  std::vector<RowChoice> expected(rows.size());
+  const int64_t vocab = model_.config.vocab;
+  ASSERT_THAT(RowSampler().Sample({logits->data(), static_cast<int64_t>(rows.size()), vocab, vocab},
+                                  plan.view(), expected),
+              IsOk());
+  for (int tp = 1; tp <= model_.config.kv_heads; ++tp) {
+    const auto choices = model_.Runner({.tp = tp})->Choose({&part, 1}, rows, plan.view());
+    ASSERT_THAT(choices, IsOk());
+    ASSERT_EQ(choices->size(), rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      EXPECT_EQ(testing::Difference(plan.rows[i], (*choices)[i], expected[i]), "") << tp;
+    }
   }
 }
 
@@ -187,7 +217,7 @@ TEST_P(LlamaForwardTest, RanksThatShareInputsAgreeWithinRounding) {
   const auto alone = model_.Runner({.shard_inputs = true})->AppendAll(0, tokens, 9);
   ASSERT_THAT(alone, IsOk());
   EXPECT_TRUE(*alone == *model_.Runner({})->AppendAll(0, tokens, 9)) << "one rank shares nothing";
-  for (int tp = 2; tp <= model_.config.kv_heads; ++tp) {
+  for (int tp = 2; tp <= model_.config.q_heads; ++tp) {
     const auto shared = model_.Runner({.tp = tp, .shard_inputs = true})->AppendAll(0, tokens, 9);
     ASSERT_THAT(shared, IsOk());
     EXPECT_FALSE(*shared == *alone) << "nothing was shared";
@@ -253,7 +283,7 @@ TEST(LlamaSharedInputsTest, FollowTheBlocksOfTheFile) {
     const auto tokens = SomeTokens(12, model.config);
     const auto alone = model.Runner({})->AppendAll(0, tokens, 9);
     ASSERT_THAT(alone, IsOk());
-    for (const int tp : {2, 3, 4}) {
+    for (const int tp : {2, 3, 4, 6, 8}) {
       const auto shared = model.Runner({.tp = tp, .shard_inputs = true})->AppendAll(0, tokens, 9);
       ASSERT_THAT(shared, IsOk());
       EXPECT_THAT(*shared, ::testing::Pointwise(::testing::FloatNear(1e-3f), *alone));
@@ -272,7 +302,7 @@ TEST(LlamaSharedInputsTest, FollowTheBlocksOfTheFile) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, LlamaForwardTest,
-                         ::testing::Values("gqa", "mha", "mqa", "untied", "odd", "biased"),
+                         ::testing::Values("gqa", "mha", "mqa", "untied", "odd", "biased", "nine"),
                          [](const auto& info) { return info.param; });
 
 TEST(LlamaForwardRefusalTest, ChecksTheBatchBeforeItComputes) {

@@ -20,7 +20,8 @@ class StepCheckTest : public ::testing::Test {
     return CheckStep({.tokens = tokens_,
                       .positions = positions_,
                       .sequences = sequences_,
-                      .logit_rows = logit_rows_},
+                      .logit_rows = logit_rows_,
+                      .sampling = sampling_.view()},
                      arena_, *comms_[0], config_, {.rank = 0, .size = 1},
                      {.max_step_tokens = 8, .max_logit_rows = 4});
   }
@@ -41,6 +42,7 @@ class StepCheckTest : public ::testing::Test {
   std::vector<AttentionSequence> sequences_ = {
       {.first_row = 0, .rows = 3, .kv_tokens = 3, .blocks = blocks_}};
   std::vector<int32_t> logit_rows_ = {2};
+  SamplingPlan sampling_;
 };
 
 TEST_F(StepCheckTest, RunsASoundBatch) { EXPECT_THAT(Run(), IsOk()); }
@@ -78,6 +80,19 @@ TEST_F(StepCheckTest, RefusesLogitRowsOutOfOrderOrOutside) {
   for (const std::vector<int32_t>& rows : {std::vector<int32_t>{3}, {-1}, {1, 1}, {2, 0}}) {
     logit_rows_ = rows;
     EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("logit rows")));
+  }
+}
+
+TEST_F(StepCheckTest, RefusesSamplingThatDoesNotFit) {
+  sampling_.rows.resize(1);
+  EXPECT_THAT(Run(), IsOk());
+  sampling_.rows.resize(2);
+  EXPECT_THAT(Run(), StatusIs(kBad, HasSubstr("all of its logit rows")));
+  sampling_.rows = {{.adjustments = 1}};
+  EXPECT_THAT(Run(), StatusIs(kBad)) << "there is no adjustment";
+  for (const common::TokenId token : {-1, 279}) {
+    sampling_.adjustments = {{.token = token}};
+    EXPECT_THAT(Run(), StatusIs(kBad)) << token;
   }
 }
 

@@ -28,7 +28,7 @@ class TensorPlanTest : public ::testing::Test {
  protected:
   TensorPlanTest() {
     // 5 units of 2 outputs.
-    plan_.AddLinear("linear", 10, 4, 5);
+    plan_.AddLinear("linear", 10, 4, Evenly(5, 2));
     plan_.Add({"norm.weight", 4});
     plan_.Ignore("scratch");
   }
@@ -111,7 +111,7 @@ TEST_F(TensorPlanTest, LoadsTheRanksPart) {
 
 TEST_F(TensorPlanTest, LoadsTheRanksPartOfTheInputs) {
   TensorPlan plan;
-  plan.AddLinearOfParts("linear", 10, 4, 2);
+  plan.AddLinearOfParts("linear", 10, 4, Evenly(2, 2));
   plan.Add({"norm.weight", 4});
   GgufWriter writer = Sound();
   AddTensor(writer, "linear.bias", {10});
@@ -141,7 +141,8 @@ TEST_F(TensorPlanTest, LoadsTheRanksPartOfTheInputs) {
 
 TEST(CanShareInputsTest, KeepsBlocksWhole) {
   const auto can = [](WeightType type, int64_t cols, int64_t units, int ranks) {
-    return CanShareInputs({.type = type, .rows = 1, .cols = cols}, units, ranks);
+    return CanShareInputs({.type = type, .rows = 1, .cols = cols}, Evenly(units, cols / units),
+                          ranks);
   };
   EXPECT_TRUE(can(WeightType::kF32, 48, 3, 2));
   EXPECT_TRUE(can(WeightType::kQ8_0, 96, 3, 2));
@@ -150,7 +151,21 @@ TEST(CanShareInputsTest, KeepsBlocksWhole) {
   EXPECT_TRUE(can(WeightType::kQ4_K, 2048, 8, 8)) << "4 query heads of 64 per KV head";
   EXPECT_FALSE(can(WeightType::kQ4_K, 768, 4, 2)) << "3 of them";
   EXPECT_FALSE(can(WeightType::kF32, 48, 2, 3)) << "nothing left for the third";
-  EXPECT_FALSE(can(WeightType::kF32, 48, 5, 2));
+  EXPECT_FALSE(can(WeightType::kF32, 48, 5, 2)) << "three are in no unit";
+}
+
+TEST(CanShareInputsTest, TakesHeadsThatSeveralRanksRead) {
+  const auto can = [](WeightType type, int64_t head_dim, int ranks) {
+    return CanShareInputs({.type = type, .rows = 1, .cols = 8 * head_dim},
+                          ByQueryHeads(8, 2, head_dim), ranks);
+  };
+  for (const int ranks : {2, 3, 5, 8}) EXPECT_TRUE(can(WeightType::kQ8_0, 32, ranks)) << ranks;
+  EXPECT_TRUE(can(WeightType::kQ8_0, 16, 4)) << "two heads each";
+  EXPECT_FALSE(can(WeightType::kQ8_0, 16, 6)) << "one head, half a block";
+  EXPECT_FALSE(can(WeightType::kF32, 16, 9)) << "nothing left for one";
+  EXPECT_FALSE(
+      CanShareInputs({.type = WeightType::kF32, .rows = 1, .cols = 32}, ByKvHeads(2, 16), 3))
+      << "the first head is on two ranks";
 }
 
 }  // namespace

@@ -70,6 +70,17 @@ TEST(PlanCodec, APlanComesBackAsItWas) {
   EXPECT_EQ(plan.parts[1].working_set->dense_from, 30);
 }
 
+TEST(PlanCodec, ThatTokensAreChosenIsToldAndNotHow) {
+  SomePlan some;
+  ReceivedPlan received;
+  ASSERT_OK(PlanFromProto(some.Message(), kLimits, received));
+  EXPECT_TRUE(received.plan.sampling.rows.empty());
+  some.plan.sampling.rows.resize(2, {.top_k = 7});
+  ReceivedPlan chosen;
+  ASSERT_OK(PlanFromProto(some.Message(), kLimits, chosen));
+  EXPECT_EQ(chosen.plan.sampling.rows, (std::vector<RowSampling>(2)));
+}
+
 TEST(PlanCodec, APlanOfNothingIsOne) {
   ReceivedPlan received;
   EXPECT_OK(PlanFromProto({}, kLimits, received));

@@ -68,6 +68,7 @@ struct Workspace {
     key_scales = take(kKeyChunk);
     value_scales = take(kKeyChunk);
     part = take(rows * StateStride(padded_dim));
+    group = take(rows * StateStride(padded_dim));
     total = take(rows * StateStride(padded_dim));
   }
 
@@ -80,8 +81,9 @@ struct Workspace {
   float* zeros;
   float* key_scales;
   float* value_scales;
-  float* part;
-  float* total;
+  float* part;      // states: of a split,
+  float* group;     // of a group of splits,
+  float* total;     // and of all
   size_t used = 0;  // floats of the scratch
 };
 
@@ -276,17 +278,49 @@ void AttendSlashes(const ChunkKernels& kernels, const AttentionItem& item, int64
   }
 }
 
-void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, int64_t split,
-                 const Workspace& work, float* state) {
+// Splits of an item: first those of its indexed keys, then those of its slashes.
+struct Splits {
+  explicit Splits(const AttentionItem& item)
+      : keys(IndexedKeys(item, LastPosition(item))),
+        indexed(DivideUp(keys, kSplitKeys)),
+        count(indexed + DivideUp(item.slash_count, kSplitKeys)) {}
+  int64_t indexed_groups() const { return DivideUp(indexed, kGroupSplits); }
+  int64_t groups() const { return indexed_groups() + DivideUp(count - indexed, kGroupSplits); }
+  // The first split of group g, of which there may be groups().
+  int64_t first_of(int64_t g) const {
+    return g < indexed_groups() ? g * kGroupSplits
+                                : std::min(count, indexed + (g - indexed_groups()) * kGroupSplits);
+  }
+
+  int64_t keys;
+  int64_t indexed;
+  int64_t count;
+};
+
+void AttendSplit(const ChunkKernels& kernels, const AttentionItem& item, const Splits& splits,
+                 int64_t split, const Workspace& work, float* state) {
   Clear(work, state);
-  const int64_t keys = IndexedKeys(item, LastPosition(item));
-  const int64_t indexed_splits = DivideUp(keys, kSplitKeys);
-  const bool indexed = split < indexed_splits;
-  const int64_t begin = (indexed ? split : split - indexed_splits) * kSplitChunks;
-  const int64_t chunks = DivideUp(indexed ? keys : item.slash_count, kKeyChunk);
+  const bool indexed = split < splits.indexed;
+  const int64_t begin = (indexed ? split : split - splits.indexed) * kSplitChunks;
+  const int64_t chunks = DivideUp(indexed ? splits.keys : item.slash_count, kKeyChunk);
   const auto attend = indexed ? AttendIndexed : AttendSlashes;
   attend(kernels, item, begin, std::min(begin + kSplitChunks, chunks), work, state);
 }
+
+void Merge(const ChunkKernels& kernels, const Workspace& work, const float* other, float* state) {
+  kernels.merge(static_cast<int>(work.rows), work.padded_dim, other, state);
+}
+
+void AttendGroup(const ChunkKernels& kernels, const AttentionItem& item, const Splits& splits,
+                 int64_t group, const Workspace& work, float* state) {
+  Clear(work, state);
+  for (int64_t s = splits.first_of(group); s < splits.first_of(group + 1); ++s) {
+    AttendSplit(kernels, item, splits, s, work, work.part);
+    Merge(kernels, work, work.part, state);
+  }
+}
+
+bool FewRows(const AttentionItem& item) { return int64_t{item.rows} * item.group <= kFewRows; }
 
 void Finish(const ChunkKernels& kernels, const AttentionItem& item, const Workspace& work) {
   const float* state = work.total;
@@ -337,9 +371,9 @@ AttentionIsa BestAttentionIsa() {
   return Available(AttentionIsa::kAvx2) ? AttentionIsa::kAvx2 : AttentionIsa::kPortable;
 }
 
-int64_t SplitCount(const AttentionItem& item) {
-  return DivideUp(IndexedKeys(item, LastPosition(item)), kSplitKeys) +
-         DivideUp(item.slash_count, kSplitKeys);
+int64_t PartCount(const AttentionItem& item) {
+  const Splits splits(item);
+  return FewRows(item) ? splits.count : splits.groups();
 }
 
 size_t ScratchFloats(int64_t rows_of_heads, int32_t head_dim) {
@@ -355,33 +389,46 @@ size_t PartialFloats(const AttentionItem& item) {
 void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch) {
   const ChunkKernels& kernels = KernelsOf(isa, item.dtype);
   const Workspace work = WorkspaceOf(item, scratch);
+  const Splits splits(item);
   LoadQueries(kernels, item, work);
   Clear(work, work.total);
-  const int64_t splits = SplitCount(item);
-  for (int64_t s = 0; s < splits; ++s) {
-    AttendSplit(kernels, item, s, work, work.part);
-    kernels.merge(static_cast<int>(work.rows), work.padded_dim, work.part, work.total);
+  for (int64_t g = 0; g < splits.groups(); ++g) {
+    AttendGroup(kernels, item, splits, g, work, work.group);
+    Merge(kernels, work, work.group, work.total);
   }
   Finish(kernels, item, work);
 }
 
-void AttendSplits(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
-                  float* scratch, float* partials) {
+void AttendParts(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
+                 float* scratch, float* partials) {
   const Workspace work = WorkspaceOf(item, scratch);
   const ChunkKernels& kernels = KernelsOf(isa, item.dtype);
+  const Splits splits(item);
+  const auto attend = FewRows(item) ? AttendSplit : AttendGroup;
   LoadQueries(kernels, item, work);
-  for (int64_t s = first; s < last; ++s, partials += PartialFloats(item)) {
-    AttendSplit(kernels, item, s, work, partials);
+  for (int64_t p = first; p < last; ++p, partials += PartialFloats(item)) {
+    attend(kernels, item, splits, p, work, partials);
   }
 }
 
-void MergeSplits(AttentionIsa isa, const AttentionItem& item, const float* partials,
-                 float* scratch) {
+void MergeParts(AttentionIsa isa, const AttentionItem& item, const float* partials,
+                float* scratch) {
   const ChunkKernels& kernels = KernelsOf(isa, item.dtype);
   const Workspace work = WorkspaceOf(item, scratch);
+  const Splits splits(item);
   Clear(work, work.total);
-  for (int64_t s = 0; s < SplitCount(item); ++s, partials += PartialFloats(item)) {
-    kernels.merge(static_cast<int>(work.rows), work.padded_dim, partials, work.total);
+  for (int64_t g = 0; g < splits.groups(); ++g) {
+    if (!FewRows(item)) {
+      Merge(kernels, work, partials, work.total);
+      partials += PartialFloats(item);
+      continue;
+    }
+    Clear(work, work.group);
+    for (int64_t s = splits.first_of(g); s < splits.first_of(g + 1); ++s) {
+      Merge(kernels, work, partials, work.group);
+      partials += PartialFloats(item);
+    }
+    Merge(kernels, work, work.group, work.total);
   }
   Finish(kernels, item, work);
 }

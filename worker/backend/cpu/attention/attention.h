@@ -3,9 +3,14 @@
 // An *item* is a few consecutive rows of one sequence, for the query heads that share one KV head.
 // The keys that a row reads are counted: the listed ones, then the dense ones; then, by a count of
 // their own, those along slashes. Every kSplitKeys keys of a count are a *split*, whose result
-// is computed by itself; the splits of a row are merged in ascending order. So a row's result is
-// bit-identical whatever rows share its tile, however a prompt is cut into steps, and whichever
-// threads compute its splits; and a list that names every key gives the bits of dense attention.
+// is computed by itself; every kGroupSplits splits of a count are merged in ascending order, and
+// these groups in ascending order again. So a row's result is bit-identical whatever rows share its
+// tile, however a prompt is cut into steps, and whichever threads compute its splits; and a list
+// that names every key gives the bits of dense attention.
+//
+// What threads share of an item are its *parts*. Of few rows a part is a split. Of many rows it is
+// a group: their results take as much room as the keys they were made of, and would go through
+// memory from one thread to the other for each split.
 //
 // Thread rule: pure functions of their arguments; a scratch belongs to one call at a time. No
 // errors: StepAttention (step_attention.h) checks shapes and splits the work of a step.
@@ -31,6 +36,8 @@ bool Available(AttentionIsa isa);          // in this build and on this machine
 AttentionIsa BestAttentionIsa();
 
 inline constexpr int64_t kSplitKeys = 512;
+inline constexpr int64_t kGroupSplits = 4;
+inline constexpr int64_t kFewRows = 48;  // of heads, in an item whose parts are splits
 
 struct AttentionItem {
   // Row r, head g of the group lies at q + r * q_stride + g * head_dim; likewise out.
@@ -71,20 +78,19 @@ struct AttentionItem {
   int64_t slash_count = 0;
 };
 
-// Splits of the item, 0 ... SplitCount - 1.
-int64_t SplitCount(const AttentionItem& item);
+// Parts of the item, 0 ... PartCount - 1.
+int64_t PartCount(const AttentionItem& item);
 // Floats that a call needs for an item of `rows` * group rows at most.
 size_t ScratchFloats(int64_t rows_of_heads, int32_t head_dim);
-// Floats of one split's partial result.
+// Floats of one part's result.
 size_t PartialFloats(const AttentionItem& item);
 
 // Computes out of all the item's rows.
 void Attend(AttentionIsa isa, const AttentionItem& item, float* scratch);
-// The same in two steps: partial results of splits [first, last), stored one after the other, by
-// several threads if need be; then out from the partials of all splits.
-void AttendSplits(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
-                  float* scratch, float* partials);
-void MergeSplits(AttentionIsa isa, const AttentionItem& item, const float* partials,
-                 float* scratch);
+// The same in two steps: results of parts [first, last), stored one after the other, by several
+// threads if need be; then out from those of all parts.
+void AttendParts(AttentionIsa isa, const AttentionItem& item, int64_t first, int64_t last,
+                 float* scratch, float* partials);
+void MergeParts(AttentionIsa isa, const AttentionItem& item, const float* partials, float* scratch);
 
 }  // namespace loopserve::worker::cpu_attention

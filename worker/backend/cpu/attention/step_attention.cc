@@ -17,7 +17,7 @@ constexpr int64_t kTileRows = 192;
 // Cost of laying out a key, in rows.
 constexpr int64_t kLayoutRows = 6;
 // Pieces per thread, so that a late start or a slow core cannot leave the others idle for long.
-constexpr int64_t kPiecesPerThread = 4;
+constexpr int64_t kPiecesPerThread = 8;
 
 absl::Status Fits(bool fits) {
   return fits ? absl::OkStatus() : absl::InvalidArgumentError("Attention: the shapes do not fit");
@@ -176,22 +176,22 @@ void StepAttention::Cut() {
   const int64_t fair = std::max<int64_t>(1, total / (threads_ * kPiecesPerThread));
   size_t partials = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
-    const int64_t splits = SplitCount(items_[i]);
+    const int64_t parts = PartCount(items_[i]);
     int64_t count = 1;
     if (threads_ > 1) {
-      count = std::max<int64_t>(1, std::min(splits, (shares_[i].cost + fair - 1) / fair));
+      count = std::max<int64_t>(1, std::min(parts, (shares_[i].cost + fair - 1) / fair));
     }
     shares_[i].pieces = static_cast<int32_t>(count);
     shares_[i].partials = partials;
-    if (count > 1) partials += static_cast<size_t>(splits) * PartialFloats(items_[i]);
+    if (count > 1) partials += static_cast<size_t>(parts) * PartialFloats(items_[i]);
     for (int64_t p = 0; p < count; ++p) {
-      pieces_.push_back({i, splits * p / count, splits * (p + 1) / count, shares_[i].cost / count});
+      pieces_.push_back({i, parts * p / count, parts * (p + 1) / count, shares_[i].cost / count});
     }
   }
   // In place: a stable sort would allocate.
   std::sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) {
     if (a.cost != b.cost) return a.cost > b.cost;
-    return std::tie(a.item, a.first_split) < std::tie(b.item, b.first_split);
+    return std::tie(a.item, a.first_part) < std::tie(b.item, b.first_part);
   });
   if (partials_.size() < partials) partials_.resize(partials);
   if (unfinished_capacity_ < items_.size()) {
@@ -213,10 +213,10 @@ void StepAttention::RunPiece(const Piece& piece, float* scratch) {
   const Share& share = shares_[piece.item];
   if (share.pieces == 1) return Attend(isa_, item, scratch);
   float* partials = partials_.data() + share.partials;
-  AttendSplits(isa_, item, piece.first_split, piece.last_split, scratch,
-               partials + static_cast<size_t>(piece.first_split) * PartialFloats(item));
+  AttendParts(isa_, item, piece.first_part, piece.last_part, scratch,
+              partials + static_cast<size_t>(piece.first_part) * PartialFloats(item));
   if (unfinished_[piece.item].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    MergeSplits(isa_, item, partials, scratch);
+    MergeParts(isa_, item, partials, scratch);
   }
 }
 

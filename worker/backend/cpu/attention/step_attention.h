@@ -1,7 +1,7 @@
 // StepAttention: the attention of a whole step, shared out among the threads of a backend.
 //
 // Prepare cuts the step's sequences into items (tiles of rows by KV heads) and, where there are too
-// few to keep every thread busy, long items into ranges of their splits (a decode step of one
+// few to keep every thread busy, long items into ranges of their parts (a decode step of one
 // sequence, say). The pieces are taken largest first by whichever thread is free; the thread that
 // finishes the last range of an item merges it. Neither the cut nor the order can change a result.
 //
@@ -31,11 +31,11 @@ class StepAttention final {
   void Run(int thread);
 
  private:
-  // A range of an item's splits. Without partials, all of them.
+  // A range of an item's parts. Without partials, all of them.
   struct Piece {
     size_t item = 0;
-    int64_t first_split = 0;
-    int64_t last_split = 0;
+    int64_t first_part = 0;
+    int64_t last_part = 0;
     int64_t cost = 0;
   };
   // How an item is computed: in `pieces` pieces, with its partial results from `partials` on.

@@ -6,8 +6,12 @@
 // gpu_copy_*            plain copies of pinned memory, the peer of the others
 // gpu_save_gbps         KvStore::Save from device blocks into the host tier
 // gpu_restore_gbps      KvStore::Restore back into other device blocks, checksums and all
+// gpu_save_int8_gbps, gpu_restore_int8_gbps
+//                       the same with the codec int8, which the device runs; bytes of bf16, as all
+//                       here, and the peer is the row without
 // gpu_itl_*             the median and the 99th percentile of steps of about 4 ms: alone is the
-// peer gpu_codec_int8_*      kernels of the int8 codec, in bytes of bf16
+//                       peer; *_int8 while blocks of int8 are restored
+// gpu_codec_int8_*      kernels of the int8 codec
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -26,6 +30,7 @@
 #include "common/status_macros.h"
 #include "kvstore/block_key.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/codec/codec.h"
 #include "kvstore/kv_metrics.h"
 #include "kvstore/store.h"
 #include "worker/backend/cuda/cuda_error.h"
@@ -71,13 +76,14 @@ class TransferBench {
   absl::StatusOr<double> PlainGbps(bool to_device);
   absl::Status Save(const kvstore::BlockKey& root);
   absl::Status Restore();
+  absl::Status Open(const std::string& codec);
   absl::Status CheckRestored();
-  absl::Status MeasureSave(double plain);
-  absl::Status MeasureRestore(double plain);
+  absl::StatusOr<double> MeasureSave(const std::string& id, double peer);
+  absl::StatusOr<double> MeasureRestore(const std::string& id, double peer);
   absl::Status MeasureCodec();
   absl::Status Step();
   absl::StatusOr<std::vector<double>> Steps(int count);
-  absl::Status MeasureSteps();
+  absl::Status MeasureSteps(const std::string& suffix);
   BlockCodecArgs CodecArgs();
 
   const uint32_t blocks_;
@@ -89,9 +95,11 @@ class TransferBench {
   std::unique_ptr<common::Metrics> metrics_ = common::Metrics::Create("bench");
   kvstore::KvMetrics kv_metrics_{*metrics_};
   std::unique_ptr<kvstore::KvStore> store_;
+  const kvstore::Codec* codec_ = nullptr;  // of the store
   std::vector<BlockHandle> saved_;
   std::vector<BlockHandle> restored_;
-  DeviceRegion payloads_, ids_, damaged_, logits_;
+  DeviceRegion payloads_, damaged_, logits_;
+  std::vector<Int8Block> coded_;  // those of saved_
   PinnedRegion host_logits_, tables_;
   Stream stream_;
   int launches_per_step_ = 1;
@@ -108,18 +116,25 @@ absl::Status TransferBench::Init() {
   ASSIGN_OR_RETURN(memory_, CreateCudaMemory(0));
   ASSIGN_OR_RETURN(pool_, kvstore::KvBlockPool::Create(kShape, 2 * blocks_,
                                                        {{memory_.get(), 0, kShape.kv_heads}}));
-  ASSIGN_OR_RETURN(
-      store_, kvstore::CreateKvStore({.host_bytes = static_cast<uint64_t>(bytes_ * 2.1)}, *pool_,
-                                     kv_metrics_, common::Logger::Null()));
   constexpr size_t kLogits = 128256 * sizeof(float);
   constexpr size_t kTables = 4096;
   ASSIGN_OR_RETURN(payloads_, DeviceRegion::Create(blocks_ * Int8PayloadBytes(kShape, 32)));
-  ASSIGN_OR_RETURN(ids_, DeviceRegion::Create(blocks_ * sizeof(uint32_t)));
   ASSIGN_OR_RETURN(damaged_, DeviceRegion::Create(blocks_ * sizeof(uint32_t)));
   ASSIGN_OR_RETURN(logits_, DeviceRegion::Create(kLogits));
   ASSIGN_OR_RETURN(host_logits_, PinnedRegion::Create(kLogits));
   ASSIGN_OR_RETURN(tables_, PinnedRegion::Create(kTables));
   ASSIGN_OR_RETURN(stream_, Stream::Create());
+  CUDA_RETURN_IF_ERROR(cudaMemset(damaged_.data(), 0, damaged_.size()));
+  return absl::OkStatus();
+}
+
+// A store of its own for each codec, one after the other.
+absl::Status TransferBench::Open(const std::string& codec) {
+  store_.reset();
+  codec_ = kvstore::FindCodec(codec);
+  ASSIGN_OR_RETURN(store_, kvstore::CreateKvStore(
+                               {.host_bytes = static_cast<uint64_t>(bytes_ * 2.1), .codec = codec},
+                               *pool_, kv_metrics_, common::Logger::Null()));
   return absl::OkStatus();
 }
 
@@ -128,10 +143,9 @@ absl::Status TransferBench::Fill() {
   std::mt19937 random(1);
   std::vector<uint16_t> noise(kShape.block_bytes() / 2);
   for (uint16_t& v : noise) v = static_cast<uint16_t>(random() & 0xbfff);
-  std::vector<uint32_t> ids;
   for (uint32_t i = 0; i < blocks_; ++i) {
     saved_.push_back(*pool_->Allocate());
-    ids.push_back(saved_.back().id().value());
+    coded_.push_back({pool_->arena(0).block(saved_.back().id()), kShape.block_tokens});
     std::memcpy(noise.data(), &i, 2);
     RETURN_IF_ERROR(pool_->WriteBlock(saved_.back().id(), std::as_bytes(std::span(noise))));
   }
@@ -139,8 +153,6 @@ absl::Status TransferBench::Fill() {
   for (uint32_t i = 0; i < blocks_ * 32; ++i) {
     tokens_.push_back(static_cast<common::TokenId>(random() % 128000));
   }
-  CUDA_RETURN_IF_ERROR(
-      cudaMemcpy(ids_.data(), ids.data(), ids.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
   return absl::OkStatus();
 }
 
@@ -191,18 +203,25 @@ absl::Status TransferBench::Restore() {
                                           " tokens: ", result.short_reason));
 }
 
+// Against what the host's codec makes of what was saved.
 absl::Status TransferBench::CheckRestored() {
+  std::vector<std::byte> saved(kShape.block_bytes());
   std::vector<std::byte> want(kShape.block_bytes());
   std::vector<std::byte> have(kShape.block_bytes());
+  const auto decode = [&](size_t, kvstore::ByteSpan payload) {
+    return codec_->Decode(kShape, kShape.block_tokens, {&payload, 1}, want);
+  };
   for (uint32_t i = 0; i < blocks_; i += 37) {
-    RETURN_IF_ERROR(pool_->ReadBlock(saved_[i].id(), want));
+    RETURN_IF_ERROR(pool_->ReadBlock(saved_[i].id(), saved));
+    RETURN_IF_ERROR(codec_->Encode(kShape, kShape.block_tokens, saved, decode));
     RETURN_IF_ERROR(pool_->ReadBlock(restored_[i].id(), have));
     if (want != have) return absl::InternalError(absl::StrCat("block ", i, " came back wrong"));
   }
   return absl::OkStatus();
 }
 
-absl::Status TransferBench::MeasureSave(double plain) {
+// The median; all bytes are those of bf16.
+absl::StatusOr<double> TransferBench::MeasureSave(const std::string& id, double peer) {
   std::vector<double> gbps;
   for (int round = 0; round < kRounds; ++round) {
     // The last one is what the restores read.
@@ -211,11 +230,11 @@ absl::Status TransferBench::MeasureSave(double plain) {
     RETURN_IF_ERROR(Save(root_));
     gbps.push_back(bytes_ / SecondsSince(begin) / 1e9);
   }
-  Print("gpu_save_gbps", "GB/s", Quantile(gbps, 0.5), plain);
-  return absl::OkStatus();
+  Print(id, "GB/s", Quantile(gbps, 0.5), peer);
+  return Quantile(gbps, 0.5);
 }
 
-absl::Status TransferBench::MeasureRestore(double plain) {
+absl::StatusOr<double> TransferBench::MeasureRestore(const std::string& id, double peer) {
   std::vector<double> gbps;
   RETURN_IF_ERROR(Restore());
   RETURN_IF_ERROR(CheckRestored());
@@ -224,16 +243,15 @@ absl::Status TransferBench::MeasureRestore(double plain) {
     RETURN_IF_ERROR(Restore());
     gbps.push_back(bytes_ / SecondsSince(begin) / 1e9);
   }
-  Print("gpu_restore_gbps", "GB/s", Quantile(gbps, 0.5), plain);
-  return absl::OkStatus();
+  Print(id, "GB/s", Quantile(gbps, 0.5), peer);
+  return Quantile(gbps, 0.5);
 }
 
 BlockCodecArgs TransferBench::CodecArgs() {
-  return {.arena = pool_->arena(0),
-          .blocks = reinterpret_cast<const uint32_t*>(ids_.data()),
-          .count = static_cast<int32_t>(blocks_),
-          .tokens = kShape.block_tokens,
+  return {.shape = kShape,
+          .blocks = coded_,
           .payloads = payloads_.data(),
+          .payload_stride = Int8PayloadBytes(kShape, kShape.block_tokens),
           .damaged = reinterpret_cast<uint32_t*>(damaged_.data())};
 }
 
@@ -280,7 +298,7 @@ absl::StatusOr<std::vector<double>> TransferBench::Steps(int count) {
   return milliseconds;
 }
 
-absl::Status TransferBench::MeasureSteps() {
+absl::Status TransferBench::MeasureSteps(const std::string& suffix) {
   constexpr int kSteps = 500;
   RETURN_IF_ERROR(Steps(20).status());
   ASSIGN_OR_RETURN(const std::vector<double> alone, Steps(kSteps));
@@ -298,9 +316,10 @@ absl::Status TransferBench::MeasureSteps() {
   restorer.join();
   RETURN_IF_ERROR(beside.status());
   RETURN_IF_ERROR(restored);
-  Print("gpu_itl_during_restore", "ms", Quantile(*beside, 0.5), Quantile(alone, 0.5));
-  Print("gpu_itl_p99_during_restore", "ms", Quantile(*beside, 0.99), Quantile(alone, 0.99));
-  Print("gpu_restore_during_steps_gbps", "GB/s", whole * bytes_ / seconds / 1e9);
+  Print("gpu_itl_during_restore" + suffix, "ms", Quantile(*beside, 0.5), Quantile(alone, 0.5));
+  Print("gpu_itl_p99_during_restore" + suffix, "ms", Quantile(*beside, 0.99),
+        Quantile(alone, 0.99));
+  Print("gpu_restore_during_steps_gbps" + suffix, "GB/s", whole * bytes_ / seconds / 1e9);
   return absl::OkStatus();
 }
 
@@ -309,10 +328,15 @@ absl::Status TransferBench::Run() {
   Print("gpu_copy_to_device_gbps", "GB/s", down);
   ASSIGN_OR_RETURN(const double up, PlainGbps(/*to_device=*/false));
   Print("gpu_copy_to_host_gbps", "GB/s", up);
-  RETURN_IF_ERROR(MeasureSave(up));
-  RETURN_IF_ERROR(MeasureRestore(down));
+  RETURN_IF_ERROR(Open("bf16"));
+  ASSIGN_OR_RETURN(const double save, MeasureSave("gpu_save_gbps", up));
+  ASSIGN_OR_RETURN(const double restore, MeasureRestore("gpu_restore_gbps", down));
   RETURN_IF_ERROR(MeasureCodec());
-  return MeasureSteps();
+  RETURN_IF_ERROR(MeasureSteps(""));
+  RETURN_IF_ERROR(Open("int8"));
+  RETURN_IF_ERROR(MeasureSave("gpu_save_int8_gbps", save).status());
+  RETURN_IF_ERROR(MeasureRestore("gpu_restore_int8_gbps", restore).status());
+  return MeasureSteps("_int8");
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "worker/backend/cuda/kernels/block_codec.h"
 
+#include <algorithm>
+
 namespace loopserve::worker::cuda {
 namespace {
 
@@ -8,20 +10,6 @@ constexpr int kWarps = 4;          // of a thread block; each takes every kWarps
 constexpr int kValuesPerLane = 4;  // 8 bytes of bf16, 4 of codes
 constexpr int kChunk = kWarp * kValuesPerLane;
 constexpr unsigned kAll = 0xffffffffu;
-
-// What the kernels need of BlockCodecArgs, once for all blocks.
-struct Layout {
-  std::byte* base;
-  std::byte* payloads;
-  const uint32_t* blocks;
-  uint32_t* damaged;
-  size_t block_bytes;
-  size_t head_bytes;          // of a block
-  size_t payload_bytes;       // of a block
-  size_t head_payload_bytes;  // of one head
-  int32_t tokens;
-  int32_t head_dim;
-};
 
 __device__ float FromBf16(uint16_t value) {
   return __uint_as_float(static_cast<uint32_t>(value) << 16);
@@ -58,19 +46,21 @@ struct HeadPlace {
   int8_t* codes;
 };
 
-// blockIdx.x is the head among [layers][K, V][kv_heads], blockIdx.y the block of the list.
-__device__ HeadPlace PlaceOf(const Layout& at) {
-  std::byte* const payload =
-      at.payloads + blockIdx.y * at.payload_bytes + blockIdx.x * at.head_payload_bytes;
-  return {at.base + at.blocks[blockIdx.y] * at.block_bytes + blockIdx.x * at.head_bytes,
-          reinterpret_cast<float*>(payload),
-          reinterpret_cast<int8_t*>(payload + at.tokens * sizeof(float))};
+// blockIdx.x is the head among [layers][K, V][kv_heads], blockIdx.y the block of the launch.
+__device__ HeadPlace PlaceOf(const Int8Launch& at, int tokens) {
+  const size_t scales_bytes = static_cast<size_t>(tokens) * sizeof(float);
+  const size_t head_bytes = scales_bytes + static_cast<size_t>(tokens) * at.head_dim;
+  std::byte* const payload = at.payloads + blockIdx.y * at.payload_stride + blockIdx.x * head_bytes;
+  return {at.blocks[blockIdx.y] + blockIdx.x * at.head_bytes, reinterpret_cast<float*>(payload),
+          reinterpret_cast<int8_t*>(payload + scales_bytes)};
 }
 
-__global__ void __launch_bounds__(kWarp* kWarps) Int8EncodeKernel(const Layout at) {
-  const HeadPlace place = PlaceOf(at);
+__global__ void __launch_bounds__(kWarp* kWarps)
+    Int8EncodeKernel(const __grid_constant__ Int8Launch at) {
+  const int tokens = at.tokens[blockIdx.y];
+  const HeadPlace place = PlaceOf(at, tokens);
   const int lane = threadIdx.x % kWarp;
-  for (int t = threadIdx.x / kWarp; t < at.tokens; t += kWarps) {
+  for (int t = threadIdx.x / kWarp; t < tokens; t += kWarps) {
     const size_t first = static_cast<size_t>(t) * at.head_dim;
     const auto* const values = reinterpret_cast<const uint16_t*>(place.vectors) + first;
     uint32_t largest = 0;
@@ -100,10 +90,12 @@ __global__ void __launch_bounds__(kWarp* kWarps) Int8EncodeKernel(const Layout a
   }
 }
 
-__global__ void __launch_bounds__(kWarp* kWarps) Int8DecodeKernel(const Layout at) {
-  const HeadPlace place = PlaceOf(at);
+__global__ void __launch_bounds__(kWarp* kWarps)
+    Int8DecodeKernel(const __grid_constant__ Int8Launch at) {
+  const int tokens = at.tokens[blockIdx.y];
+  const HeadPlace place = PlaceOf(at, tokens);
   const int lane = threadIdx.x % kWarp;
-  for (int t = threadIdx.x / kWarp; t < at.tokens; t += kWarps) {
+  for (int t = threadIdx.x / kWarp; t < tokens; t += kWarps) {
     const size_t first = static_cast<size_t>(t) * at.head_dim;
     auto* const values = reinterpret_cast<uint16_t*>(place.vectors) + first;
     const float scale = place.scales[t];
@@ -118,27 +110,33 @@ __global__ void __launch_bounds__(kWarp* kWarps) Int8DecodeKernel(const Layout a
 }
 
 bool Fits(const BlockCodecArgs& args) {
-  const kvstore::KvShape& shape = args.arena.shape;
-  constexpr int32_t kMostBlocks = 65535;  // of a grid's second dimension
-  return shape.dtype == kvstore::KvDtype::kBf16 && shape.head_dim > 0 &&
-         shape.head_dim % kValuesPerLane == 0 && args.tokens > 0 &&
-         args.tokens <= shape.block_tokens && args.count >= 0 && args.count <= kMostBlocks;
+  const auto fits = [&](const Int8Block& block) {
+    return block.tokens > 0 && block.tokens <= args.shape.block_tokens &&
+           Int8PayloadBytes(args.shape, block.tokens) <= args.payload_stride;
+  };
+  return Int8Codes(args.shape) && args.payload_stride % sizeof(float) == 0 &&
+         std::ranges::all_of(args.blocks, fits);
 }
 
-cudaError_t Launch(void (*kernel)(Layout), const BlockCodecArgs& args, cudaStream_t stream) {
+cudaError_t Launch(void (*kernel)(Int8Launch), const BlockCodecArgs& args, cudaStream_t stream) {
   if (!Fits(args)) return cudaErrorInvalidValue;
-  if (args.count == 0) return cudaSuccess;
-  const kvstore::KvShape& shape = args.arena.shape;
+  const kvstore::KvShape& shape = args.shape;
   const auto heads = static_cast<uint32_t>(shape.layers * 2 * shape.kv_heads);
-  const size_t payload_bytes = Int8PayloadBytes(shape, args.tokens);
-  const Layout layout{args.arena.base,     args.payloads,      args.blocks,   args.damaged,
-                      shape.block_bytes(), shape.head_bytes(), payload_bytes, payload_bytes / heads,
-                      args.tokens,         shape.head_dim};
-  const cudaError_t error =
-      cudaMemsetAsync(args.damaged, 0, static_cast<size_t>(args.count) * sizeof(uint32_t), stream);
-  if (error != cudaSuccess) return error;
-  kernel<<<dim3(heads, static_cast<uint32_t>(args.count)), kWarp * kWarps, 0, stream>>>(layout);
-  return cudaGetLastError();
+  for (size_t first = 0; first < args.blocks.size(); first += kInt8BlocksPerLaunch) {
+    const size_t count = std::min(kInt8BlocksPerLaunch, args.blocks.size() - first);
+    Int8Launch launch{.payloads = args.payloads + first * args.payload_stride,
+                      .payload_stride = args.payload_stride,
+                      .damaged = args.damaged + first,
+                      .head_bytes = shape.head_bytes(),
+                      .head_dim = shape.head_dim};
+    for (size_t i = 0; i < count; ++i) {
+      launch.blocks[i] = args.blocks[first + i].block;
+      launch.tokens[i] = args.blocks[first + i].tokens;
+    }
+    kernel<<<dim3(heads, static_cast<uint32_t>(count)), kWarp * kWarps, 0, stream>>>(launch);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ class AttentionRunnerTest : public LaunchTest {
     absl::StatusOr<Device> device = Device::Open(0);
     ASSERT_OK(device.status());
     device_ = *std::move(device);
+    Take();  // how it was tried
     runner_.emplace(*device_);
     tables_.emplace();
   }

@@ -5,9 +5,12 @@
 #include <numeric>
 
 #include "common/status_macros.h"
+#include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
+#include "tests/unit/worker/backend/cuda/kernels/serial_team.h"
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 #include "tests/unit/worker/backend/cuda/use_fake_lt.h"
+#include "worker/backend/row_sampler.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -28,6 +31,7 @@ class CudaBackendTest : public LaunchTest {
     absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend({.threads = 1});
     ASSERT_OK(backend.status());
     backend_ = *std::move(backend);
+    Take();  // how the device was tried
   }
   void TearDown() override {
     backend_.reset();
@@ -163,6 +167,86 @@ TEST_F(CudaBackendTest, OneRankNeedsNoOther) {
   EXPECT_EQ(ranks->size(), 1u);
 }
 
+// What the kernel does, by one thread for each row.
+void EmulateSampling(size_t rows) {
+  fake::Emulate("SampleRowsKernel", [rows](void** arguments) {
+    float* const logits = *static_cast<float**>(arguments[0]);
+    const int64_t stride = *static_cast<int64_t*>(arguments[1]);
+    const int32_t vocab = *static_cast<int32_t*>(arguments[2]);
+    for (size_t r = 0; r < rows; ++r) {
+      const RowSampling& how = (*static_cast<const RowSampling**>(arguments[3]))[r];
+      float* const scores = logits + static_cast<int64_t>(r) * stride;
+      for (uint32_t i = 0; i < how.adjustments; ++i) {
+        const TokenAdjustment& adjustment =
+            (*static_cast<const TokenAdjustment**>(arguments[4]))[how.first_adjustment + i];
+        scores[adjustment.token] = Adjusted(scores[adjustment.token], adjustment);
+      }
+      SerialTeam team;
+      RowChooser<SerialTeam>(team, scores, vocab, how)
+          .Choose((*static_cast<RowChoice**>(arguments[5]))[r]);
+    }
+  });
+}
+
+class CudaSamplingTest : public CudaBackendTest {
+ protected:
+  static constexpr size_t kRows = 33;
+  void SetUp() override {
+    CudaBackendTest::SetUp();
+    for (uint32_t r = 0; r < kRows; ++r) {
+      RowSampling& how = plan_.rows.emplace_back(testing::AnySampling(r));
+      how.first_adjustment = static_cast<uint32_t>(plan_.adjustments.size());
+      how.adjustments = r % 3;
+      for (uint32_t i = 0; i < how.adjustments; ++i) {
+        plan_.adjustments.push_back(
+            {.token = static_cast<common::TokenId>(10 * i + r), .bias = 1, .repetition = 1.5F});
+      }
+      const std::vector<float> row = testing::SampledLogits(kVocab, r);
+      logits_.insert(logits_.end(), row.begin(), row.end());
+    }
+    region_ = *backend_->memory().AllocateHost(kRows * sizeof(RowChoice));
+    out_ = {reinterpret_cast<RowChoice*>(region_->data()), kRows};
+    buffer_ = Make(kRows, kVocab, BufferUse::kExact);
+    EXPECT_OK(backend_->CopyFromHost(logits_, buffer_->view()));
+  }
+  void TearDown() override {
+    buffer_.reset();
+    region_.reset();
+    CudaBackendTest::TearDown();
+  }
+
+  static constexpr int64_t kVocab = 500;
+  SamplingPlan plan_;
+  std::vector<float> logits_;
+  std::unique_ptr<Buffer> buffer_;
+  std::unique_ptr<kvstore::MemoryRegion> region_;
+  std::span<RowChoice> out_;
+};
+
+TEST_F(CudaSamplingTest, ChoosesAsHostsDo) {
+  EmulateSampling(kRows);
+  ASSERT_OK(backend_->Sample(buffer_->view(), plan_.view(), out_));
+  ASSERT_OK(backend_->Synchronize());
+  std::vector<RowChoice> expected(kRows);
+  ASSERT_OK(RowSampler().Sample({logits_.data(), kRows, kVocab, kVocab}, plan_.view(), expected));
+  for (size_t r = 0; r < kRows; ++r) {
+    EXPECT_EQ(testing::Difference(plan_.rows[r], out_[r], expected[r]), "") << r;
+  }
+}
+
+TEST_F(CudaSamplingTest, RefusesWhatDoesNotFit) {
+  std::vector<RowChoice> pageable(kRows);
+  EXPECT_THAT(backend_->Sample(buffer_->view(), plan_.view(), pageable),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("pinned")));
+  EXPECT_THAT(backend_->Sample(buffer_->view().Rows(0, 3), plan_.view(), out_),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  plan_.adjustments[0].token = kVocab;
+  EXPECT_THAT(backend_->Sample(buffer_->view(), plan_.view(), out_),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_OK(backend_->Sample(buffer_->view().Rows(0, 0), {}, {}));
+  EXPECT_THAT(fake::Launches("SampleRows"), ::testing::IsEmpty());
+}
+
 // One layer of a model, as a model calls it.
 class CudaStepTest : public CudaBackendTest {
  protected:
@@ -177,6 +261,7 @@ class CudaStepTest : public CudaBackendTest {
     projected_ = Make(kRows, 4 * 64, BufferUse::kOperand);
     last_ = Make(kRows, kHidden, BufferUse::kOperand);
     logits_ = Make(kRows, kVocabulary, BufferUse::kExact);
+    region_ = *backend_->memory().AllocateHost(kRows * sizeof(RowChoice));
     angles_ =
         *backend_->MakeRopeTable({.inv_freq = std::vector<double>(32, 0.1), .max_positions = 1024});
     arena_.shape = {.layers = 1, .kv_heads = 1, .head_dim = 64, .block_tokens = 16};
@@ -187,6 +272,7 @@ class CudaStepTest : public CudaBackendTest {
     for (auto* matrix : {&table_, &qkv_, &out_}) matrix->reset();
     for (auto* buffer : {&x_, &norm_, &operand_, &projected_, &last_, &logits_}) buffer->reset();
     angles_.reset();
+    region_.reset();
     CudaBackendTest::TearDown();
   }
   // A step of sequences of one length each.
@@ -207,6 +293,7 @@ class CudaStepTest : public CudaBackendTest {
             .positions = positions_,
             .sequences = sequences_,
             .logit_rows = logit_rows_,
+            .sampling = plan_.view(),
             .kv = &arena_,
             .q_heads = 2};
   }
@@ -233,7 +320,18 @@ class CudaStepTest : public CudaBackendTest {
     RETURN_IF_ERROR(backend_->AddRmsNorm(x, qkv.Cols(0, kHidden), norm_->view(), 1e-5F, operand));
     RETURN_IF_ERROR(backend_->GatherRows(
         operand, foreign_rows_.empty() ? logit_rows_ : foreign_rows_, last_->view().Rows(0, l)));
-    return Multiply(last_->view().Rows(0, l), *table_, logits_->view().Rows(0, l));
+    RETURN_IF_ERROR(Multiply(last_->view().Rows(0, l), *table_, logits_->view().Rows(0, l)));
+    if (plan_.rows.empty()) return absl::OkStatus();
+    return backend_->Sample(
+        logits_->view().Rows(0, l),
+        foreign_plan_.rows.empty() ? plan_.view() : foreign_plan_.view(),
+        {reinterpret_cast<RowChoice*>(region_->data()), static_cast<size_t>(l)});
+  }
+  // From now on steps of so many logit rows sample.
+  void SampleIn(size_t rows) {
+    plan_.rows.resize(rows);
+    plan_.adjustments.resize(1);
+    plan_.rows[0].adjustments = 1;
   }
   absl::Status Multiply(TensorView x, const Matrix& weight, TensorView out) {
     const Matrix* const weights[] = {&weight};
@@ -256,7 +354,9 @@ class CudaStepTest : public CudaBackendTest {
   std::vector<AttentionSequence> sequences_;
   std::vector<common::TokenId> tokens_;
   std::vector<int32_t> positions_, logit_rows_;
-  std::vector<int32_t> foreign_rows_;  // not empty: an op of the step uses these
+  std::vector<int32_t> foreign_rows_;              // not empty: an op of the step uses these
+  SamplingPlan plan_, foreign_plan_;               // of the step; not empty: used in place of it
+  std::unique_ptr<kvstore::MemoryRegion> region_;  // of the choices
   int calls_ = 0;
 };
 
@@ -324,6 +424,32 @@ TEST_F(CudaStepTest, RecordingsAreForgottenWhenALargerMatrixIsLoaded) {
   EXPECT_EQ(fake::alive().graph_execs, 0u);
   for (int i = 0; i < 3; ++i) ASSERT_OK(Step(1, 1, 100));
   EXPECT_EQ(calls_, 4);
+}
+
+TEST_F(CudaStepTest, SamplingIsPartOfTheRecording) {
+  SampleIn(2);
+  ASSERT_OK(Step(2, 1, 100));
+  EXPECT_THAT(Kernels().back(), HasSubstr("SampleRows"));
+  ASSERT_OK(Step(2, 1, 101));
+  Take();
+  const size_t launches = fake::calls("cudaLaunchKernel");
+  // More to send, of another kind, for as many rows.
+  plan_.adjustments.resize(5);
+  plan_.rows[1] = {.inverse_temperature = 1, .top_k = 3, .first_adjustment = 1, .adjustments = 4};
+  ASSERT_OK(Step(2, 1, 102));
+  EXPECT_EQ(fake::graph_launches(), 2u);
+  EXPECT_THAT(Kernels().back(), HasSubstr("SampleRows"));
+  EXPECT_EQ(fake::calls("cudaLaunchKernel"), launches + 1) << "the copy of its tables alone";
+  plan_.Clear();
+  ASSERT_OK(Step(2, 1, 103));
+  EXPECT_EQ(fake::graph_launches(), 2u) << "a step that gives its logits has another shape";
+}
+
+TEST_F(CudaStepTest, AStepThatSamplesForeignRowsIsNotRecorded) {
+  SampleIn(2);
+  foreign_plan_ = plan_;
+  for (int i = 0; i < 3; ++i) ASSERT_OK(Step(2, 1, 100));
+  EXPECT_EQ(fake::graph_launches(), 0u);
 }
 
 TEST_F(CudaStepTest, AStepThatUsesForeignIndicesIsNotRecorded) {

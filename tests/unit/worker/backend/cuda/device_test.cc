@@ -48,6 +48,16 @@ TEST_F(DeviceTest, ADeviceThatIsTooOldIsRefused) {
   EXPECT_EQ(Device::Open(0)->compute_capability(), 80);
 }
 
+TEST_F(DeviceTest, ADeviceThatRunsNoneOfOurCodeIsRefused) {
+  fake::FailCall("cudaLaunchKernel", 1, cudaErrorNoKernelImageForDevice);
+  EXPECT_THAT(Device::Open(0).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("no code for Pretended H100"), HasSubstr("9.0"))));
+  EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
+  EXPECT_OK(Device::Open(0).status());
+  EXPECT_EQ(fake::Launches("Probe").size(), 1u);
+}
+
 TEST_F(DeviceTest, ErrorsOfTheRuntimeAreTold) {
   fake::FailCall("cudaGetDeviceProperties", 1, cudaErrorIllegalAddress);
   EXPECT_EQ(Device::Open(0).status().code(), absl::StatusCode::kInternal);

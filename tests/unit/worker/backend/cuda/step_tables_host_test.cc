@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::worker::cuda {
@@ -70,6 +72,34 @@ TEST_F(StepTablesTest, ShapeAloneDecidesWhereTablesLie) {
                              tables.layout().blocks, tables.layout().first_block}) {
     EXPECT_EQ(table % 4, 0U);  // 16-byte addresses
   }
+}
+
+TEST_F(StepTablesTest, SampledRowsSayWhereTheirAdjustmentsAre) {
+  const std::vector<RowSampling> rows = {{.draw = 7, .first_adjustment = 0, .adjustments = 1},
+                                         {.draw = 9, .first_adjustment = 1, .adjustments = 2}};
+  const std::vector<TokenAdjustment> adjustments = {
+      {.token = 3, .bias = 1}, {.token = 4, .repetition = 2}, {.token = 5, .penalty = 3}};
+  StepInputs inputs = Inputs();
+  inputs.sampling = {rows, adjustments};
+  StepTables tables;
+  ASSERT_OK(tables.Build(inputs, {}));
+  EXPECT_EQ(tables.layout(), LayoutOf(4, 2, 3, 0, 2));
+  EXPECT_THAT(Words(tables, tables.layout().blocks, 4), ElementsAre(5, 9, 1, 3));
+  const auto* const base = reinterpret_cast<const std::byte*>(tables.words().data());
+  const auto* const sent =
+      reinterpret_cast<const RowSampling*>(base + 4 * tables.layout().sampling);
+  const auto* const all = reinterpret_cast<const TokenAdjustment*>(base);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    EXPECT_EQ(sent[r].draw, rows[r].draw);
+    EXPECT_EQ(sent[r].adjustments, rows[r].adjustments);
+    for (uint32_t i = 0; i < rows[r].adjustments; ++i) {
+      EXPECT_EQ(std::memcmp(&all[sent[r].first_adjustment + i],
+                            &adjustments[rows[r].first_adjustment + i], sizeof(TokenAdjustment)),
+                0);
+    }
+  }
+  EXPECT_EQ(tables.words().size() * 4, (sent[1].first_adjustment + 2) * sizeof(TokenAdjustment))
+      << "and nothing behind them";
 }
 
 TEST_F(StepTablesTest, RefusesWhatDoesNotFit) {

@@ -111,18 +111,18 @@ class Case {
     return out;
   }
 
-  // By ranges of `range` splits, the last range first.
-  std::vector<float> InSplits(int64_t range) const {
+  // By ranges of `range` parts, the last range first.
+  std::vector<float> InParts(int64_t range) const {
     std::vector<float> out = Empty();
     std::vector<float> scratch(ScratchFloats(rows_ * group_, dim_));
     const AttentionItem item = Item(0, rows_, out);
-    const int64_t splits = SplitCount(item);
-    std::vector<float> partials(static_cast<size_t>(splits) * PartialFloats(item), NAN);
-    for (int64_t s = (splits - 1) / range * range; s >= 0; s -= range) {
-      AttendSplits(isa_, item, s, std::min(splits, s + range), scratch.data(),
-                   partials.data() + static_cast<size_t>(s) * PartialFloats(item));
+    const int64_t parts = PartCount(item);
+    std::vector<float> partials(static_cast<size_t>(parts) * PartialFloats(item), NAN);
+    for (int64_t s = (parts - 1) / range * range; s >= 0; s -= range) {
+      AttendParts(isa_, item, s, std::min(parts, s + range), scratch.data(),
+                  partials.data() + static_cast<size_t>(s) * PartialFloats(item));
     }
-    MergeSplits(isa_, item, partials.data(), scratch.data());
+    MergeParts(isa_, item, partials.data(), scratch.data());
     return out;
   }
 
@@ -179,7 +179,7 @@ void ExpectOneResult(const Case& c, double tolerance) {
     EXPECT_TRUE(SameBits(tiled, c.InTiles(tile))) << "tile " << tile;
   }
   EXPECT_TRUE(SameBits(tiled, c.HeadByHead()));
-  for (const int64_t range : {1, 2}) EXPECT_TRUE(SameBits(tiled, c.InSplits(range)));
+  for (const int64_t range : {1, 2}) EXPECT_TRUE(SameBits(tiled, c.InParts(range)));
 }
 
 class AttentionTest : public ::testing::TestWithParam<AttentionIsa> {};
@@ -219,6 +219,23 @@ TEST_P(AttentionTest, HoldsAtTheBordersOfChunksAndSplits) {
       ExpectOneResult(Case(GetParam(), Shape(64, 32, dtype), tokens, rows, 3, uint32_t(tokens)),
                       5e-6);
     }
+  }
+}
+
+// Parts of few rows are splits, of many rows groups of splits.
+TEST_P(AttentionTest, HoldsAtTheBordersOfGroups) {
+  for (const int64_t rows : {3, 20}) {
+    for (const int64_t tokens : {2047, 2048, 2049, 4097, 5000}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows, " << tokens << " tokens");
+      ExpectOneResult(
+          Case(GetParam(), Shape(24, 32, kStored[tokens % 2]), tokens, rows, 3, uint32_t(tokens)),
+          5e-6);
+    }
+    Reads lines;
+    lines.dense = false;
+    for (int32_t j = 0; j < 5000; j += 2) lines.listed.push_back(j);
+    for (int32_t d = 0; d < 2600; ++d) lines.slashes.push_back(d);
+    ExpectOneResult(Case(GetParam(), Shape(24, 32, KvDtype::kF32), 5000, rows, 3, 27, lines), 5e-6);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "worker/engine/score_scan.h"
+#include "worker/backend/score_scan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,6 +7,7 @@
 #include <random>
 
 #include "gtest/gtest.h"
+#include "worker/backend/sampling_math.h"
 
 namespace loopserve::worker {
 namespace {
@@ -53,16 +54,16 @@ TEST(ScoreScan, WhatIsNoNumberIsNeverTheBest) {
     scan.Read(scores);
     EXPECT_EQ(scan.best(), 0);
     EXPECT_EQ(scan.top(), -kInf);
-    EXPECT_EQ(scan.TotalWeight(1), 0);
+    EXPECT_EQ(scan.TotalWeight(1), 0u);
     scores[at] = -7;
     scan.Read(scores);
     EXPECT_EQ(scan.best(), static_cast<TokenId>(at));
-    EXPECT_NEAR(scan.TotalWeight(1), 1, 1e-6);
-    EXPECT_EQ(scan.Draw(0.5), static_cast<TokenId>(at));
+    EXPECT_EQ(scan.TotalWeight(1), kFullWeight);
+    EXPECT_EQ(scan.Draw(kFullWeight / 2), static_cast<TokenId>(at));
     scores[(at + 1) % 100] = kInf;
     scan.Read(scores);
     EXPECT_EQ(scan.best(), static_cast<TokenId>((at + 1) % 100));
-    EXPECT_NEAR(scan.TotalWeight(1), 1, 1e-6);
+    EXPECT_EQ(scan.TotalWeight(1), kFullWeight);
   }
 }
 
@@ -100,7 +101,7 @@ TEST(Gather, TakesEverybodyWhereAllAreEqual) {
 
 TEST(TotalWeight, IsTheSumOfExponentials) {
   ScoreScan scan;
-  for (double temperature : {0.1, 0.7, 1.0, 2.0}) {
+  for (const double temperature : {0.1, 0.7, 1.0, 2.0}) {
     for (uint32_t seed = 0; seed < 5; ++seed) {
       const std::vector<float> scores = Scores(5000 + seed, seed);
       scan.Read(scores);
@@ -108,7 +109,22 @@ TEST(TotalWeight, IsTheSumOfExponentials) {
       for (const float score : scores) {
         expected += std::exp((static_cast<double>(score) - scan.top()) / temperature);
       }
-      EXPECT_NEAR(scan.TotalWeight(temperature), expected, 2e-6 * expected);
+      const auto total = static_cast<double>(scan.TotalWeight(static_cast<float>(1 / temperature)));
+      EXPECT_NEAR(total / static_cast<double>(kFullWeight), expected, 2e-6 * expected);
+    }
+  }
+}
+
+TEST(TotalWeight, IsBitByBitTheSumOfTheWeights) {
+  ScoreScan scan;
+  for (const float inverse : {0.5F, 1.0F, 1.0F / 0.7F, 100.0F, std::numeric_limits<float>::max()}) {
+    for (const size_t size : {1u, 31u, 64u, 1000u}) {
+      std::vector<float> scores = Scores(size, static_cast<uint32_t>(size), 9);
+      if (size > 40) scores[7] = kNan, scores[33] = -kInf, scores[40] = kInf;
+      scan.Read(scores);
+      uint64_t expected = 0;
+      for (const float score : scores) expected += WeightOf(score, scan.top(), inverse);
+      EXPECT_EQ(scan.TotalWeight(inverse), expected) << size << " at " << inverse;
     }
   }
 }
@@ -117,14 +133,15 @@ TEST(Draw, PassesEveryTokenByItsWeight) {
   ScoreScan scan;
   const std::vector<float> scores = Scores(300, 9, 1);
   scan.Read(scores);
-  const double total = scan.TotalWeight(1);
-  double before = 0;
+  const uint64_t total = scan.TotalWeight(1);
+  uint64_t before = 0;
   for (size_t id = 0; id < scores.size(); ++id) {
-    const double weight = std::exp(static_cast<double>(scores[id]) - scan.top());
-    EXPECT_EQ(scan.Draw((before + weight / 2) / total), static_cast<TokenId>(id));
+    const uint64_t weight = WeightOf(scores[id], scan.top(), 1);
+    EXPECT_EQ(scan.Draw(before), static_cast<TokenId>(id));
+    EXPECT_EQ(scan.Draw(before + weight - 1), static_cast<TokenId>(id));
     before += weight;
   }
-  EXPECT_EQ(scan.Draw(0), 0);
+  EXPECT_EQ(before, total);
 }
 
 }  // namespace

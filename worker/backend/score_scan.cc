@@ -1,4 +1,4 @@
-#include "worker/engine/score_scan.h"
+#include "worker/backend/score_scan.h"
 
 #include <algorithm>
 #include <array>
@@ -7,6 +7,9 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
+
+#include "worker/backend/sampling_math.h"
 
 namespace loopserve::worker {
 namespace {
@@ -14,8 +17,6 @@ namespace {
 using common::TokenId;
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr float kMost = std::numeric_limits<float>::max();
-constexpr float kNoWeight = -87;  // exp of less is not a normal float
 
 // The compiler's own vectors: every instruction set has these operations.
 constexpr size_t kLanes = 4;
@@ -28,18 +29,18 @@ Floats Load(const float* from) {
   return lanes;
 }
 
-// exp of what is at most 0, to 2e-7 of its value: 2^n * 2^f with |f| <= 1/2.
-Floats ExpOfNegative(Floats x) {
+// WeightOf, before it is rounded down, of four differences from the best score.
+Floats WeightsOf(Floats below, float inverse_temperature) {
   const Floats none = Floats{} + kNoWeight;
+  const Floats x = below * inverse_temperature;
   const Floats bounded = x > none ? x : none;
-  const Floats y = bounded * 1.44269504f;
-  const Ints n = __builtin_convertvector(y - 0.5f, Ints);
-  const Floats f = (y - __builtin_convertvector(n, Floats)) * 0.693147181f;
-  const Floats power =
-      1.0f +
-      f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f +
-                                                                            f * 0.00138888889f)))));
-  const Ints bits = (n + 127) << 23;
+  const Floats y = bounded * kLog2OfE;
+  const Ints n = __builtin_convertvector(y - 0.5F, Ints);
+  const Floats f = (y - __builtin_convertvector(n, Floats)) * kLogOf2;
+  constexpr ExpSeries kExp;
+  Floats power = Floats{} + kExp.factors[ExpSeries::kTerms - 1];
+  for (int i = ExpSeries::kTerms - 2; i >= 0; --i) power = kExp.factors[i] + f * power;
+  const Ints bits = (n + 127 + kWeightBits) << 23;
   Floats scale;
   std::memcpy(&scale, &bits, sizeof(scale));
   return x > none ? power * scale : Floats{};  // NaN has no weight either
@@ -83,7 +84,7 @@ void ScoreScan::Read(std::span<const float> scores) {
     const auto from = scores.begin() + static_cast<std::ptrdiff_t>(block);
     best_ = static_cast<TokenId>(std::find(from, scores.end(), top_) - scores.begin());
   }
-  top_ = std::min(top_, kMost);
+  top_ = FiniteOf(top_);
 }
 
 void ScoreScan::Gather(size_t count, std::vector<TokenId>& out) {
@@ -109,7 +110,7 @@ void ScoreScan::GatherFrom(float least, std::vector<TokenId>& out) const {
   }
 }
 
-void ScoreScan::WeighBlock(size_t block, std::span<float, kBlock> weights) const {
+void ScoreScan::WeighBlock(size_t block, std::span<uint64_t, kBlock> weights) const {
   const size_t begin = block * kBlock;
   std::array<float, kBlock> padded;
   const float* scores = scores_.data() + begin;
@@ -120,47 +121,44 @@ void ScoreScan::WeighBlock(size_t block, std::span<float, kBlock> weights) const
   }
   for (size_t i = 0; i < kBlock; i += kLanes) {
     const Floats score = Load(scores + i);
-    const Floats most = Floats{} + kMost;
+    const Floats most = Floats{} + std::numeric_limits<float>::max();
     const Floats finite = score > most ? most : score;
-    const Floats weight = ExpOfNegative((finite - top_) * inverse_temperature_);
-    std::memcpy(&weights[i], &weight, sizeof(weight));
+    const Floats exact = WeightsOf(finite - top_, inverse_temperature_);
+    for (size_t j = 0; j < kLanes; ++j) {
+      weights[i + j] = static_cast<uint64_t>(static_cast<int64_t>(exact[j]));
+    }
   }
 }
 
-double ScoreScan::TotalWeight(double temperature) {
-  inverse_temperature_ = static_cast<float>(std::min(1 / temperature, double{kMost}));
-  weights_.resize(maxima_.size());
-  total_ = 0;
-  if (top_ == kNever) return total_;
+uint64_t ScoreScan::TotalWeight(float inverse_temperature) {
+  inverse_temperature_ = inverse_temperature;
+  weights_.assign(maxima_.size(), 0);
+  uint64_t total = 0;
+  if (top_ == kNever) return total;
   for (size_t i = 0; i < weights_.size(); ++i) {
-    weights_[i] = 0;
-    // Most of a vocabulary is far below the best.
-    if (!((std::min(maxima_[i], kMost) - top_) * inverse_temperature_ > kNoWeight)) continue;
-    std::array<float, kBlock> weights;
+    // Many a block of a vocabulary is far below the best.
+    if (!((FiniteOf(maxima_[i]) - top_) * inverse_temperature_ > kNoWeight)) continue;
+    std::array<uint64_t, kBlock> weights;
     WeighBlock(i, weights);
-    std::array<float, 4> sums{};
-    for (size_t j = 0; j < kBlock; ++j) sums[j % 4] += weights[j];
-    weights_[i] = static_cast<double>(sums[0]) + sums[1] + sums[2] + sums[3];
-    total_ += weights_[i];
+    weights_[i] = std::accumulate(weights.begin(), weights.end(), uint64_t{0});
+    total += weights_[i];
   }
-  return total_;
+  return total;
 }
 
-TokenId ScoreScan::Draw(double share) const {
-  double left = share * total_;
+TokenId ScoreScan::Draw(uint64_t part) const {
   for (size_t i = 0; i < weights_.size(); ++i) {
-    if (left >= weights_[i]) {
-      left -= weights_[i];
+    if (part >= weights_[i]) {
+      part -= weights_[i];
       continue;
     }
-    std::array<float, kBlock> weights;
+    std::array<uint64_t, kBlock> weights;
     WeighBlock(i, weights);
-    for (size_t j = 0; j < kBlock; ++j) {
-      left -= weights[j];
-      if (left < 0) return static_cast<TokenId>(i * kBlock + j);
-    }
+    size_t at = 0;
+    for (; part >= weights[at]; ++at) part -= weights[at];
+    return static_cast<TokenId>(i * kBlock + at);
   }
-  return best_;  // rounding ate the last share
+  return best_;  // there was no weight to draw from
 }
 
 }  // namespace loopserve::worker
