@@ -49,7 +49,7 @@ struct RankGroupOptions {
   int32_t block_tokens = 32;
   kvstore::KvDtype kv_dtype = kvstore::KvDtype::kBf16;
   uint64_t kv_device_bytes = uint64_t{1} << 30;  // of the pool, on all ranks together
-  uint32_t kv_blocks = 0;  // in place of kv_device_bytes; 0: not used
+  uint32_t kv_blocks = 0;                        // in place of kv_device_bytes; 0: not used
   // The pool's part of the memory that is free once the model is loaded; 0: kv_device_bytes counts.
   double kv_device_share = 0;
   uint64_t kv_host_bytes = 0;  // what the host tier may grow to: part of the predicted need

@@ -222,8 +222,8 @@ absl::StatusOr<uint32_t> BlocksInShare(const RankGroupOptions& options,
 absl::StatusOr<uint32_t> BlocksOf(const RankGroupOptions& options, const kvstore::KvShape& shape) {
   if (options.kv_device_share > 0) return 1;
   if (options.kv_blocks > 0) return options.kv_blocks;
-  return BlocksIn(options.kv_device_bytes, BlockBytesOnRanks(shape, options.tp),
-                  shape.block_tokens, "kv-device-bytes");
+  return BlocksIn(options.kv_device_bytes, BlockBytesOnRanks(shape, options.tp), shape.block_tokens,
+                  "kv-device-bytes");
 }
 
 RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,

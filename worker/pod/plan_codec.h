@@ -1,5 +1,5 @@
-// A step on its way to another process: StepPlan as a message, and back. How tokens are chosen stays
-// behind, since rank 0 does it.
+// A step on its way to another process: StepPlan as a message, and back. How tokens are chosen
+// stays behind, since rank 0 does it.
 //
 // What arrives is held to what a plan of this group can be before anything of it is used. The model
 // checks the rest: that tokens, positions and rows fit each other and the vocabulary.

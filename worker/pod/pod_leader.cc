@@ -168,7 +168,8 @@ absl::Status Leader::Open(const RankTerms& terms) {
   for (int first = options_.ranks_per_pod; first < options_.tp; first += options_.ranks_per_pod) {
     const RankRange ranks{first, options_.ranks_per_pod};
     kvstore::KvShape shard = terms.shape;
-    shard.kv_heads = static_cast<int32_t>(KvHeadsOfRanks(terms.shape.kv_heads, ranks, terms.tp).size());
+    shard.kv_heads =
+        static_cast<int32_t>(KvHeadsOfRanks(terms.shape.kv_heads, ranks, terms.tp).size());
     if (shard.block_bytes() > static_cast<size_t>(kMaxPodMessageBytes) / 2) {
       return absl::InvalidArgumentError(absl::StrCat(
           "a pod's part of a block of KV has ", shard.block_bytes(), " bytes, more than the ",
