@@ -195,11 +195,14 @@ class ThreadRankGroup final : public RankGroup {
     }
     // This thread notices first, and knows better who is missed.
     ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_, exchange));
-    absl::MutexLock lock(&mutex_);
     for (size_t i = 0; i < local_; ++i) {
-      slots_[i].comm = Watched(std::move(comms[i]), watch_, static_cast<int>(i));
+      comms[i] = Watched(std::move(comms[i]), watch_, static_cast<int>(i));
     }
-    return absl::OkStatus();
+    {
+      absl::MutexLock lock(&mutex_);  // others abort them
+      for (size_t i = 0; i < local_; ++i) slots_[i].comm.swap(comms[i]);
+    }
+    return absl::OkStatus();  // the old ones go
   }
 
   void AbortAll(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -382,6 +385,7 @@ class ThreadRankGroup final : public RankGroup {
         failure_ = why;
         slot.up = false;
       }
+      if (slot.remote != nullptr && absl::IsUnavailable(status)) slot.up = false;
       AbortAll(why);
     }
     if (slot.remote != nullptr) return;
