@@ -41,7 +41,7 @@ bool IsForGood(const absl::Status& status) {
   }
 }
 
-// One stream to the leader, from hello to its end.
+// One stream to the leader, from behind the hello to its end.
 class Membership final {
  public:
   // `end` makes the stream end.
@@ -59,8 +59,7 @@ class Membership final {
             [this] { return Beat(); }, kBeat) {}
 
   // Until the leader ends the stream (OK), or something arrives that cannot be.
-  absl::Status Converse(v1::JoinRequest hello) {
-    outbox_.Send(std::move(hello));
+  absl::Status Converse() {
     v1::JoinResponse message;
     while (stream_.Read(&message)) {
       RETURN_IF_ERROR(On(message));
@@ -280,17 +279,12 @@ class Follower final : public PodFollower {
     grpc::ClientContext context;
     if (!SetContext(&context)) return absl::CancelledError("stopping");
     const auto stream = stub->Join(&context);
+    stream->Write(HelloOf(config, ranks));
     absl::Status status;
     {
-      Membership membership(
-          ranks, options_.leader.substr(0, options_.leader.rfind(':')), *stream,
-          [&context] { context.TryCancel(); }, log_);
-      v1::JoinRequest hello;
-      hello.mutable_hello()->set_protocol(kPodProtocol);
-      hello.mutable_hello()->set_model_fingerprint(config.fingerprint);
-      hello.mutable_hello()->set_pod(options_.pod);
-      hello.mutable_hello()->set_held_rank_plus_one(ranks.held_rank_plus_one());
-      status = membership.Converse(std::move(hello));
+      Membership membership(ranks, options_.leader.substr(0, options_.leader.rfind(':')), *stream,
+                            [&context] { context.TryCancel(); }, log_);
+      status = membership.Converse();
       // Ours to end: nobody reads any more.
       if (!status.ok()) context.TryCancel();
       membership.Close();
@@ -299,6 +293,15 @@ class Follower final : public PodFollower {
     const absl::Status answer = common::FromGrpc(stream->Finish());
     if (!status.ok()) return status;
     return answer.ok() ? absl::UnavailableError("the leader has ended the stream") : answer;
+  }
+
+  v1::JoinRequest HelloOf(const ModelConfig& config, const PodRanks& ranks) const {
+    v1::JoinRequest message;
+    message.mutable_hello()->set_protocol(kPodProtocol);
+    message.mutable_hello()->set_model_fingerprint(config.fingerprint);
+    message.mutable_hello()->set_pod(options_.pod);
+    message.mutable_hello()->set_held_rank_plus_one(ranks.held_rank_plus_one());
+    return message;
   }
 
   bool SetContext(grpc::ClientContext* context) {
