@@ -304,9 +304,10 @@ class Follower final : public PodFollower {
     return message;
   }
 
+  // What Stop ends; false when it has been called.
   bool SetContext(grpc::ClientContext* context) {
     absl::MutexLock lock(&mutex_);
-    context_ = context;
+    context_ = stopping_ ? nullptr : context;
     return !stopping_;
   }
 
