@@ -149,6 +149,10 @@ class Backend {
 
   // --- Steps
   // Runs `ops`, the calls that make one step of `inputs`. Spans that an op is given and that are
+  // Whether the first steps of a kind take longer than later ones, because they load, choose or
+  // record what these use: worth a few steps before anybody waits for one.
+  virtual bool warms_up() const { return false; }
+
   // those of `inputs` may have been sent to the device beforehand, at once; ops called outside of
   // a step send their own. A backend that records its work may replay what it recorded for an
   // equal shape instead of running `ops`, so these must depend on nothing but the shape: counts of

@@ -90,6 +90,7 @@ class ThreadRankGroup final : public RankGroup {
   KvBlockPool& pool() override { return *pool_; }
   std::string backend_name() const override { return std::string(slots_[0].parts.backend->name()); }
   int activation_bits() const override { return slots_[0].parts.backend->activation_bits(); }
+  bool warms_up() const override { return slots_[0].parts.backend->warms_up(); }
   size_t resident_bytes() const override {
     size_t bytes = 0;
     for (const Slot& slot : slots_) bytes += slot.parts.model->resident_bytes();

@@ -108,6 +108,7 @@ class CudaBackend final : public Backend {
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
   size_t overhead_bytes() const override { return kOverheadBytes; }
+  bool warms_up() const override { return true; }
 
   absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
       std::span<Backend* const> group, absl::Duration timeout) override;
