@@ -123,6 +123,9 @@ class ThreadRankGroup final : public RankGroup {
     for (const Slot& slot : slots_) backends.push_back(slot.parts.backend.get());
     // This thread notices first, and knows better who is missed.
     ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_));
+    if (const std::string over = comms[0]->transport(); !over.empty()) {
+      log_.Info("ranks joined", {{"ranks", size()}, {"over", over}});
+    }
     for (size_t i = 0; i < slots_.size(); ++i) {
       slots_[i].comm = Watched(std::move(comms[i]), watch_);
     }

@@ -457,7 +457,8 @@ absl::StatusOr<TensorView> LlamaModel::Forward(const StepBatch& batch, const kvs
                                     .sequences = batch.sequences,
                                     .logit_rows = batch.logit_rows,
                                     .kv = &kv,
-                                    .q_heads = static_cast<int32_t>(local_.q_heads)},
+                                    .q_heads = static_cast<int32_t>(local_.q_heads),
+                                    .ranks = &comm},
                                    [&] { return Layers(batch, kv, comm); }));
   RETURN_IF_ERROR(comm.Wait());
   ASSIGN_OR_RETURN(const TensorView logits,
