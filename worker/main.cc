@@ -17,6 +17,7 @@
 #include "worker/config.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/rank_group.h"
+#include "worker/engine/warm_up.h"
 #include "worker/model/gguf.h"
 #include "worker/server.h"
 #include "worker/session/kv_cache.h"
@@ -100,6 +101,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
     log.Warning("no chat turns, only completions", {{"why", loaded.status().ToString()}});
   }
   ASSIGN_OR_RETURN(const auto ranks, LoadRanks(config, *file, log));
+  RETURN_IF_ERROR(WarmUp(*ranks, config.max_step_tokens, log));
 
   kvstore::KvMetrics kv_metrics(*metrics);
   ASSIGN_OR_RETURN(const auto store,

@@ -83,7 +83,6 @@ NO_MIRROR = {
     "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
-    "worker/backend/cuda/nccl_group.cc": "nccl_communicator_test.cc beside it speaks through it",
     "registry.cc": "the conformance suite of its table",
     "worker/backend/cuda/bench/attention_bench.cc": "a program that measures a GPU",
     "worker/backend/cuda/bench/matmul_bench.cc": "a program that measures a GPU",

@@ -91,6 +91,7 @@ class ThreadRankGroup final : public RankGroup {
   KvBlockPool& pool() override { return *pool_; }
   std::string backend_name() const override { return std::string(slots_[0].parts.backend->name()); }
   int activation_bits() const override { return slots_[0].parts.backend->activation_bits(); }
+  bool warms_up() const override { return slots_[0].parts.backend->warms_up(); }
   size_t resident_bytes() const override {
     size_t bytes = 0;
     for (const Slot& slot : slots_) bytes += slot.parts.model->resident_bytes();
@@ -123,6 +124,9 @@ class ThreadRankGroup final : public RankGroup {
     for (const Slot& slot : slots_) backends.push_back(slot.parts.backend.get());
     // This thread notices first, and knows better who is missed.
     ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_));
+    if (const std::string over = comms[0]->transport(); !over.empty()) {
+      log_.Info("ranks joined", {{"ranks", size()}, {"over", over}});
+    }
     for (size_t i = 0; i < slots_.size(); ++i) {
       slots_[i].comm = Watched(std::move(comms[i]), watch_);
     }

@@ -1,5 +1,7 @@
 #include "worker/backend/cuda/nccl_communicator.h"
 
+#include <algorithm>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,13 +35,18 @@ class NcclCommunicator final : public Communicator {
   NcclCommunicator(std::shared_ptr<NcclGroup> group, int rank)
       : group_(std::move(group)), device_(group_->device(rank)), rank_(rank) {}
 
+  // A recording holds on to NCCL's communicator, and there is none to play it for any more.
+  ~NcclCommunicator() override { device_.ForgetRecordings(); }
+
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
+  std::string transport() const override { return group_->transport(); }
 
   absl::Status AllGatherCols(TensorView local, TensorView full) override;
   absl::Status AllReduceSum(TensorView x) override;
   absl::Status Broadcast(TensorView x, int root) override;
   absl::Status Barrier() override;
+  absl::StatusOr<int64_t> Least(int64_t value) override;
   absl::Status Wait() override {
     RETURN_IF_ERROR(device_.Bind());
     return group_->Drain(rank_);
@@ -135,14 +142,14 @@ absl::Status NcclCommunicator::Exchange(const PartColumns& parts, const void* lo
   return group_->Call(rank_, "ncclBroadcast", [&](ncclComm_t comm) {
     ncclResult_t result = nccl.group_start();
     if (result != ncclSuccess) return result;
-    for (int r = 0; r < size() && result == ncclSuccess; ++r) {
+    for (int r = 0; r < size() && (result == ncclSuccess || result == ncclInProgress); ++r) {
       if (count(r) == 0) continue;
       void* const part = Place(all, rows * parts.begin[r], type);
       result = nccl.broadcast(r == rank_ ? local : part, part, count(r), TypeOf(type), r, comm,
                               device_.stream());
     }
     const ncclResult_t ended = nccl.group_end();
-    return result != ncclSuccess ? result : ended;
+    return result != ncclSuccess && result != ncclInProgress ? result : ended;
   });
 }
 
@@ -161,7 +168,11 @@ absl::Status NcclCommunicator::AllReduceSum(TensorView x) {
   RETURN_IF_ERROR(
       Meet({.call = NcclOffer::Call::kSum, .type = x.type, .rows = x.rows, .cols = x.cols})
           .status());
+  PeerSums* const sums = group_->sums();
   return Densely(x, [&](void* values) {
+    if (sums != nullptr && Values(x) * BytesOf(x.type) <= sums->most_bytes()) {
+      return Sure(sums->Sum(rank_, values, static_cast<int64_t>(Values(x)), x.type));
+    }
     return group_->Call(rank_, "ncclAllReduce", [&](ncclComm_t comm) {
       return group_->nccl().all_reduce(values, values, Values(x), TypeOf(x.type), ncclSum, comm,
                                        device_.stream());
@@ -196,6 +207,13 @@ absl::Status NcclCommunicator::Barrier() {
   });
 }
 
+// On the host alone: the meeting is all there is to it.
+absl::StatusOr<int64_t> NcclCommunicator::Least(int64_t value) {
+  ASSIGN_OR_RETURN(const auto offers, Meet({.call = NcclOffer::Call::kLeast, .value = value}));
+  for (const NcclOffer& other : offers) value = std::min(value, other.value);
+  return value;
+}
+
 absl::Status CheckRanks(std::span<const NcclRank> ranks) {
   if (ranks.empty() || ranks.size() > kMaxParts) {
     return absl::InvalidArgumentError(
@@ -219,17 +237,19 @@ absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
   ASSIGN_OR_RETURN(const NcclFunctions* const nccl, LoadNccl());
   std::vector<std::unique_ptr<NcclDevice>> devices;
   for (const NcclRank& rank : ranks) {
-    ASSIGN_OR_RETURN(auto device, CreateNcclDevice(rank.device, rank.stream));
+    ASSIGN_OR_RETURN(auto device, CreateNcclDevice(rank));
     devices.push_back(std::move(device));
   }
-  return ConnectNcclRanks(*nccl, std::move(devices), timeout);
+  return ConnectNcclRanks(*nccl, std::move(devices), CreatePeerSums(ranks), timeout);
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
     const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-    absl::Duration timeout) {
-  auto group = std::make_shared<NcclGroup>(nccl, std::move(devices), timeout);
-  RETURN_IF_ERROR(group->Connect());
+    absl::StatusOr<std::unique_ptr<PeerSums>> sums, absl::Duration timeout) {
+  auto group = std::make_shared<NcclGroup>(nccl, std::move(devices), std::move(sums), timeout);
+  NcclWorld world{.size = group->size()};
+  RETURN_IF_ERROR(nccl.ToStatus(nccl.get_unique_id(&world.id), "ncclGetUniqueId"));
+  RETURN_IF_ERROR(group->Connect(world));
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int r = 0; r < group->size(); ++r) {
     ranks.push_back(std::make_unique<NcclCommunicator>(group, r));
