@@ -160,8 +160,8 @@ class Backend {
   // those of `inputs` may have been sent to the device beforehand, at once; ops called outside of
   // a step send their own. A backend that records its work may replay what it recorded for an
   // equal shape instead of running `ops`, so these must depend on nothing but the shape: counts of
-  // rows, logit rows, sampled rows and sequences, and the views. Ranks record and replay together or
-  // not at all.
+  // rows, logit rows, sampled rows and sequences, and the views. Ranks record and replay together
+  // or not at all.
   virtual absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) {
     static_cast<void>(inputs);
     return ops();
