@@ -21,6 +21,7 @@
 #include "worker/config.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/rank_group.h"
+#include "worker/engine/warm_up.h"
 #include "worker/model/gguf.h"
 #include "worker/pod/pod_follower.h"
 #include "worker/pod/pod_leader.h"
@@ -126,6 +127,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
   }
   ASSIGN_OR_RETURN(const auto pods, ListenForPods(config, log));
   ASSIGN_OR_RETURN(const auto ranks, LoadRanks(config, *file, pods.get(), log));
+  RETURN_IF_ERROR(WarmUp(*ranks, config.max_step_tokens, log));
 
   kvstore::KvMetrics kv_metrics(*metrics);
   ASSIGN_OR_RETURN(const auto store,

@@ -85,7 +85,6 @@ NO_MIRROR = {
     "worker/comm/process_communicator.cc": "tests/conformance/communicator_test.cc",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
-    "worker/backend/cuda/nccl_group.cc": "nccl_communicator_test.cc beside it speaks through it",
     "registry.cc": "the conformance suite of its table",
     "worker/backend/cuda/bench/attention_bench.cc": "a program that measures a GPU",
     "worker/backend/cuda/bench/matmul_bench.cc": "a program that measures a GPU",

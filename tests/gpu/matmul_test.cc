@@ -272,6 +272,28 @@ TEST_F(MatMulTest, MixedFormatsAndMoreWeightsThanALaunchTakes) {
   }
 }
 
+// So many that each warp has outputs of its own, and the last thread block too few for all of them.
+TEST_F(MatMulTest, ManyOutputsAndSomeRows) {
+  Random random(15);
+  constexpr int64_t kCols = 768;  // in tiles, an odd number for each warp
+  for (const WeightType type : {WeightType::kQ4_0, WeightType::kQ5_1, WeightType::kQ8_0,
+                                WeightType::kQ4_K, WeightType::kQ6_K, WeightType::kBF16}) {
+    std::vector<std::unique_ptr<LoadedWeight>> weights;
+    for (const int64_t outputs : {16750, 200}) {
+      weights.push_back(std::make_unique<LoadedWeight>(type, outputs, kCols, random));
+    }
+    for (const int64_t rows : {17, 64}) {
+      const std::vector<float> x =
+          testing::RoundedToBf16(random.Normals(static_cast<size_t>(rows * kCols)));
+      std::vector<std::vector<double>> want;
+      for (const auto& w : weights) want.push_back(Products(x, rows, *w));
+      SCOPED_TRACE(std::string(InfoOf(type).name) + " rows " + std::to_string(rows));
+      Check({kBf16, kF32, 0, 0, {0, 64, 1 << 20}, true}, x, rows, kCols, weights, want);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_F(MatMulTest, RefusesShapesThatDoNotFit) {
   Random random(13);
   const LoadedWeight w(WeightType::kF32, 16, 64, random);

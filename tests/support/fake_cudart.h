@@ -65,6 +65,11 @@ void FailCall(std::string_view function, size_t nth, cudaError_t error);
 // 0: every call that needs a device answers cudaErrorNoDevice.
 void SetDeviceCount(int count);
 void SetDeviceMemory(size_t bytes);
+// How the devices reach each other's memory; not at all after Reset.
+enum class PeerLink { kNone, kPcie, kNvlink };
+void SetPeers(PeerLink link);
+// Pairs of (device, peer) for which that has been enabled since Reset.
+size_t peers_enabled();
 // Compute capability, 9.0 after Reset; the limits of launches stay those of an H100.
 void SetCapability(int major, int minor);
 

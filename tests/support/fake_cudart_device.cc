@@ -9,6 +9,7 @@ namespace loopserve::tests::fake_cuda {
 namespace {
 
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local int current_device = 0;
 
 bool Within(const std::map<const char*, size_t>& ranges, const void* pointer, size_t bytes) {
   const char* begin = static_cast<const char*>(pointer);
@@ -114,6 +115,8 @@ void Reset() {
   r.device_memory = size_t{80} << 30;
   r.capability_major = 9;
   r.capability_minor = 0;
+  r.peers = PeerLink::kNone;
+  r.peers_enabled.clear();
   r.calls.clear();
   r.failures.clear();
   r.emulated.clear();
@@ -121,6 +124,7 @@ void Reset() {
   r.violations.clear();
   r.graph_launches = 0;
   last_error = cudaSuccess;
+  current_device = 0;
 }
 
 void Emulate(std::string_view part, std::function<void(void** arguments)> kernel) {
@@ -183,6 +187,16 @@ void SetDeviceMemory(size_t bytes) {
   runtime().device_memory = bytes;
 }
 
+void SetPeers(PeerLink link) {
+  std::lock_guard lock(runtime().mutex);
+  runtime().peers = link;
+}
+
+size_t peers_enabled() {
+  std::lock_guard lock(runtime().mutex);
+  return runtime().peers_enabled.size();
+}
+
 void SetCapability(int major, int minor) {
   std::lock_guard lock(runtime().mutex);
   runtime().capability_major = major;
@@ -202,6 +216,7 @@ bool IsPinnedMemory(const void* pointer, size_t bytes) {
 }  // namespace loopserve::tests::fake_cuda
 
 using loopserve::tests::fake_cuda::Call;
+using loopserve::tests::fake_cuda::PeerLink;
 using loopserve::tests::fake_cuda::runtime;
 
 extern "C" {
@@ -255,15 +270,16 @@ cudaError_t cudaGetDeviceCount(int* count) {
 
 cudaError_t cudaGetDevice(int* device) {
   Call call("cudaGetDevice");
-  *device = 0;
+  *device = loopserve::tests::fake_cuda::current_device;
   return call.error();
 }
 
 cudaError_t cudaSetDevice(int device) {
   Call call("cudaSetDevice");
   if (call.failed()) return call.error();
-  return call.Return(device >= 0 && device < runtime().device_count ? cudaSuccess
-                                                                    : cudaErrorInvalidDevice);
+  if (device < 0 || device >= runtime().device_count) return call.Return(cudaErrorInvalidDevice);
+  loopserve::tests::fake_cuda::current_device = device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -311,8 +327,24 @@ cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int) {
 
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
   Call call("cudaDeviceCanAccessPeer");
-  *can = 0;
+  *can = runtime().peers != PeerLink::kNone;
   return call.error();
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int* value, cudaDeviceP2PAttr attribute, int, int) {
+  Call call("cudaDeviceGetP2PAttribute");
+  *value = attribute == cudaDevP2PAttrNativeAtomicSupported && runtime().peers == PeerLink::kNvlink;
+  return call.error();
+}
+
+cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int) {
+  Call call("cudaDeviceEnablePeerAccess");
+  if (call.failed()) return call.error();
+  const int device = loopserve::tests::fake_cuda::current_device;
+  if (device == peer || runtime().peers == PeerLink::kNone)
+    return call.Violation("no peer", cudaErrorPeerAccessUnsupported);
+  const bool first = runtime().peers_enabled.emplace(device, peer).second;
+  return call.Return(first ? cudaSuccess : cudaErrorPeerAccessAlreadyEnabled);
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {

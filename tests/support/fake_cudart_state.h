@@ -52,6 +52,8 @@ struct Runtime {
   int device_count = 1;
   size_t device_memory = size_t{80} << 30;
   int capability_major = 9, capability_minor = 0;
+  PeerLink peers = PeerLink::kNone;
+  std::set<std::pair<int, int>> peers_enabled;
   std::map<const void*, Function> functions;  // by the address of the host stub
   std::map<const char*, size_t> device_memory_ranges;
   std::map<const char*, size_t> pinned_ranges;

@@ -27,6 +27,7 @@ class KvPoolFixture {
   }
 
   kvstore::KvBlockPool& pool() { return *pool_; }
+  const kvstore::KvBlockPool& pool() const { return *pool_; }
 
   // The KV that a model would compute for the block of `tokens` after `before`: a function of all
   // tokens up to its end.

@@ -101,6 +101,8 @@ struct StepInputs {
   SamplingView sampling;  // [logit_rows], or empty
   const kvstore::KvArena* kv = nullptr;
   int32_t q_heads = 0;  // of this shard
+  // Of the ranks that run the step together, whose calls are among the ops; null: this one alone.
+  Communicator* ranks = nullptr;
 };
 
 class Backend {
@@ -153,12 +155,17 @@ class Backend {
     return absl::OkStatus();
   }
 
+  // Whether the first steps of a kind take longer than later ones, because they load, choose or
+  // record what these use: worth a few steps before anybody waits for one.
+  virtual bool warms_up() const { return false; }
+
   // --- Steps
   // Runs `ops`, the calls that make one step of `inputs`. Spans that an op is given and that are
   // those of `inputs` may have been sent to the device beforehand, at once; ops called outside of
   // a step send their own. A backend that records its work may replay what it recorded for an
   // equal shape instead of running `ops`, so these must depend on nothing but the shape: counts of
-  // rows, logit rows, sampled rows and sequences, and the views.
+  // rows, logit rows, sampled rows and sequences, and the views. Ranks record and replay together
+  // or not at all.
   virtual absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) {
     static_cast<void>(inputs);
     return ops();

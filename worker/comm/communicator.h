@@ -20,9 +20,11 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "worker/backend/tensor.h"
 
@@ -33,6 +35,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // What the values travel over, for the log; empty where there is nothing to tell.
+  virtual std::string transport() const { return {}; }
   // Columns [offset of rank r, + local.cols) of `full` become rank r's `local`, on every rank.
   // The ranks' widths may differ, even be 0, and add up to full.cols.
   virtual absl::Status AllGatherCols(TensorView local, TensorView full) = 0;
@@ -40,6 +44,12 @@ class Communicator {
   virtual absl::Status AllReduceSum(TensorView x) = 0;
   virtual absl::Status Broadcast(TensorView x, int root) = 0;
   virtual absl::Status Barrier() = 0;
+  // The least of the ranks' values, on all of them: how ranks agree on what they do next. On the
+  // host, at once, and never part of what is recorded. Unimplemented where ranks cannot.
+  virtual absl::StatusOr<int64_t> Least(int64_t value) {
+    if (size() == 1) return value;
+    return absl::UnimplementedError("these ranks do not compare values");
+  }
   // Returns when all this rank's calls and ops so far have taken effect, or with the abort's
   // status, in bounded time: a device whose work does not come to an end is a rank that is missed.
   // Never part of what is recorded. Nothing to wait for on the host.

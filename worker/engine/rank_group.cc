@@ -145,6 +145,7 @@ class ThreadRankGroup final : public RankGroup {
   KvBlockPool& pool() override { return *pool_; }
   std::string backend_name() const override { return std::string(slots_[0].parts.backend->name()); }
   int activation_bits() const override { return slots_[0].parts.backend->activation_bits(); }
+  bool warms_up() const override { return slots_[0].parts.backend->warms_up(); }
   size_t resident_bytes() const override {
     size_t bytes = 0;
     for (const Slot& slot : slots_) {
@@ -195,6 +196,9 @@ class ThreadRankGroup final : public RankGroup {
     }
     // This thread notices first, and knows better who is missed.
     ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_, exchange));
+    if (const std::string over = comms[0]->transport(); !over.empty()) {
+      log_.Info("ranks joined", {{"ranks", comms[0]->size()}, {"over", over}});
+    }
     for (size_t i = 0; i < local_; ++i) {
       comms[i] = Watched(std::move(comms[i]), watch_, static_cast<int>(i));
     }

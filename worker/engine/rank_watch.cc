@@ -1,6 +1,7 @@
 #include "worker/engine/rank_watch.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 namespace loopserve::worker {
@@ -16,6 +17,7 @@ class WatchedCommunicator final : public Communicator {
 
   int rank() const override { return comm_->rank(); }
   int size() const override { return comm_->size(); }
+  std::string transport() const override { return comm_->transport(); }
   absl::Status AllGatherCols(TensorView local, TensorView full) override {
     watch_.Arrive(index_);
     return comm_->AllGatherCols(local, full);
@@ -31,6 +33,10 @@ class WatchedCommunicator final : public Communicator {
   absl::Status Barrier() override {
     watch_.Arrive(index_);
     return comm_->Barrier();
+  }
+  absl::StatusOr<int64_t> Least(int64_t value) override {
+    watch_.Arrive(rank());
+    return comm_->Least(value);
   }
   absl::Status Wait() override {
     watch_.Arrive(index_);

@@ -480,7 +480,8 @@ absl::StatusOr<StepOutput> LlamaModel::Forward(const StepBatch& batch, const kvs
                                     .logit_rows = batch.logit_rows,
                                     .sampling = samples(batch) ? batch.sampling : SamplingView(),
                                     .kv = &kv,
-                                    .q_heads = static_cast<int32_t>(local_.q_heads)},
+                                    .q_heads = static_cast<int32_t>(local_.q_heads),
+                                    .ranks = &comm},
                                    [&] { return Layers(batch, kv, comm); }));
   RETURN_IF_ERROR(comm.Wait());
   StepOutput output;

@@ -112,6 +112,7 @@ class CudaBackend final : public Backend {
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
   size_t overhead_bytes() const override { return kOverheadBytes; }
+  bool warms_up() const override { return true; }
 
   absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectRanks(
       std::span<Backend* const> group, absl::Duration timeout,
@@ -191,7 +192,6 @@ class CudaBackend final : public Backend {
   DeviceStep step_, call_;
   AttentionRunner step_attention_, call_attention_;
   uint64_t generations_ = 0;  // of everything that recordings point to
-  bool records_ = true;
   StepGraphs graphs_;
 };
 
@@ -207,8 +207,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index, int thre
   return backend;
 }
 
-// Recordings of steps with several ranks would have to go before their communicators: such groups
-// run their steps as they are.
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> CudaBackend::ConnectRanks(
     std::span<Backend* const> group, absl::Duration timeout,
     const std::shared_ptr<RankExchange>& exchange) {
@@ -216,8 +214,10 @@ absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> CudaBackend::ConnectR
   std::vector<NcclRank> ranks;
   for (Backend* const member : group) {
     auto& backend = static_cast<CudaBackend&>(*member);
-    backend.records_ = false;
-    ranks.push_back({.device = backend.device_.index(), .stream = backend.stream()});
+    backend.graphs_.Clear();  // they hold on to the communicators there were before
+    ranks.push_back({.device = backend.device_.index(),
+                     .stream = backend.stream(),
+                     .recordings = &backend.graphs_});
   }
   return ConnectNcclRanks(ranks, timeout, exchange);
 }
@@ -308,14 +308,14 @@ absl::Status CudaBackend::RunStep(const StepInputs& inputs, absl::FunctionRef<ab
     generations_ = now;
     graphs_.Clear();
   }
-  bool is_decode = records_ && !inputs.sequences.empty();
+  bool is_decode = !inputs.sequences.empty();
   for (const AttentionSequence& sequence : inputs.sequences) is_decode &= sequence.rows == 1;
   if (!is_decode) return ops();
   StepShape shape = step_attention_.ShapeWords();
   shape.insert(shape.end(),
                {inputs.tokens.size(), inputs.logit_rows.size(), inputs.sampling.rows.size(),
                 reinterpret_cast<uintptr_t>(inputs.kv->base)});
-  return graphs_.Run(shape, stream_, ops);
+  return graphs_.Run(shape, stream_, inputs.ranks, ops);
 }
 
 absl::StatusOr<DeviceStep*> CudaBackend::TablesFor(std::span<const AttentionSequence> sequences,

@@ -1,5 +1,8 @@
 #include "worker/backend/cuda/nccl_communicator.h"
 
+#include <algorithm>
+#include <cstring>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -37,13 +40,18 @@ class NcclCommunicator final : public Communicator {
         index_(index),
         rank_(group_->first() + index) {}
 
+  // A recording holds on to NCCL's communicator, and there is none to play it for any more.
+  ~NcclCommunicator() override { device_.ForgetRecordings(); }
+
   int rank() const override { return rank_; }
   int size() const override { return group_->world_size(); }
+  std::string transport() const override { return group_->transport(); }
 
   absl::Status AllGatherCols(TensorView local, TensorView full) override;
   absl::Status AllReduceSum(TensorView x) override;
   absl::Status Broadcast(TensorView x, int root) override;
   absl::Status Barrier() override;
+  absl::StatusOr<int64_t> Least(int64_t value) override;
   absl::Status Wait() override {
     RETURN_IF_ERROR(device_.Bind());
     return group_->Drain(index_);
@@ -140,14 +148,14 @@ absl::Status NcclCommunicator::Exchange(const PartColumns& parts, const void* lo
   return group_->Call(index_, "ncclBroadcast", [&](ncclComm_t comm) {
     ncclResult_t result = nccl.group_start();
     if (result != ncclSuccess) return result;
-    for (int r = 0; r < size() && result == ncclSuccess; ++r) {
+    for (int r = 0; r < size() && (result == ncclSuccess || result == ncclInProgress); ++r) {
       if (count(r) == 0) continue;
       void* const part = Place(all, rows * parts.begin[r], type);
       result = nccl.broadcast(r == rank_ ? local : part, part, count(r), TypeOf(type), r, comm,
                               device_.stream());
     }
     const ncclResult_t ended = nccl.group_end();
-    return result != ncclSuccess ? result : ended;
+    return result != ncclSuccess && result != ncclInProgress ? result : ended;
   });
 }
 
@@ -166,7 +174,11 @@ absl::Status NcclCommunicator::AllReduceSum(TensorView x) {
   RETURN_IF_ERROR(
       Meet({.call = NcclOffer::Call::kSum, .type = x.type, .rows = x.rows, .cols = x.cols})
           .status());
+  PeerSums* const sums = group_->sums();
   return Densely(x, [&](void* values) {
+    if (sums != nullptr && Values(x) * BytesOf(x.type) <= sums->most_bytes()) {
+      return Sure(sums->Sum(index_, values, static_cast<int64_t>(Values(x)), x.type));
+    }
     return group_->Call(index_, "ncclAllReduce", [&](ncclComm_t comm) {
       return group_->nccl().all_reduce(values, values, Values(x), TypeOf(x.type), ncclSum, comm,
                                        device_.stream());
@@ -201,6 +213,13 @@ absl::Status NcclCommunicator::Barrier() {
   });
 }
 
+// On the host alone: the meeting is all there is to it.
+absl::StatusOr<int64_t> NcclCommunicator::Least(int64_t value) {
+  ASSIGN_OR_RETURN(const auto offers, Meet({.call = NcclOffer::Call::kLeast, .value = value}));
+  for (const NcclOffer& other : offers) value = std::min(value, other.value);
+  return value;
+}
+
 // `all` counts those of other processes, too.
 absl::Status CheckRanks(std::span<const NcclRank> ranks, size_t all) {
   if (ranks.empty() || all > kMaxParts) {
@@ -217,6 +236,22 @@ absl::Status CheckRanks(std::span<const NcclRank> ranks, size_t all) {
   return absl::OkStatus();
 }
 
+// The id is made in the process of rank 0, which shows it to the others.
+absl::StatusOr<NcclWorld> WorldOf(const NcclFunctions& nccl, const NcclGroup& group,
+                                  RankExchange* exchange) {
+  NcclWorld world{.id = {}, .size = group.world_size(), .first = group.first()};
+  absl::Status made;
+  if (world.first == 0) made = nccl.ToStatus(nccl.get_unique_id(&world.id), "ncclGetUniqueId");
+  if (exchange == nullptr) return made.ok() ? absl::StatusOr<NcclWorld>(world) : made;
+  if (!made.ok()) return exchange->Break(made);
+  ASSIGN_OR_RETURN(const auto seen, exchange->MeetForAll(std::as_bytes(std::span(&world.id, 1))));
+  if (seen[0].size() != sizeof world.id) {
+    return exchange->Break(absl::DataLossError("what rank 0 shows is no id of NCCL"));
+  }
+  std::memcpy(&world.id, seen[0].data(), sizeof world.id);
+  return world;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
@@ -227,17 +262,25 @@ absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
   ASSIGN_OR_RETURN(const NcclFunctions* const nccl, LoadNccl());
   std::vector<std::unique_ptr<NcclDevice>> devices;
   for (const NcclRank& rank : ranks) {
-    ASSIGN_OR_RETURN(auto device, CreateNcclDevice(rank.device, rank.stream));
+    ASSIGN_OR_RETURN(auto device, CreateNcclDevice(rank));
     devices.push_back(std::move(device));
   }
-  return ConnectNcclRanks(*nccl, std::move(devices), timeout, exchange);
+  if (exchange == nullptr) {
+    return ConnectNcclRanks(*nccl, std::move(devices), CreatePeerSums(ranks), timeout, nullptr);
+  }
+  return ConnectNcclRanks(*nccl, std::move(devices),
+                          absl::UnavailableError("the ranks are in several processes"), timeout,
+                          exchange);
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
     const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-    absl::Duration timeout, const std::shared_ptr<RankExchange>& exchange) {
-  auto group = std::make_shared<NcclGroup>(nccl, std::move(devices), timeout, exchange);
-  RETURN_IF_ERROR(group->Connect());
+    absl::StatusOr<std::unique_ptr<PeerSums>> sums, absl::Duration timeout,
+    const std::shared_ptr<RankExchange>& exchange) {
+  auto group =
+      std::make_shared<NcclGroup>(nccl, std::move(devices), std::move(sums), timeout, exchange);
+  ASSIGN_OR_RETURN(const NcclWorld world, WorldOf(nccl, *group, exchange.get()));
+  RETURN_IF_ERROR(group->Connect(world));
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int r = 0; r < group->size(); ++r) {
     ranks.push_back(std::make_unique<NcclCommunicator>(group, r));

@@ -7,20 +7,21 @@
 #include "common/status_macros.h"
 #include "worker/backend/cuda/cuda_error.h"
 #include "worker/backend/cuda/handles.h"
+#include "worker/backend/cuda/step_graphs.h"
 
 namespace loopserve::worker::cuda {
 namespace {
 
 class StreamDevice final : public NcclDevice {
  public:
-  StreamDevice(int device, cudaStream_t stream, DeviceRegion count, PinnedRegion seen)
-      : device_(device), stream_(stream), count_(std::move(count)), seen_(std::move(seen)) {}
+  StreamDevice(const NcclRank& rank, DeviceRegion count, PinnedRegion seen)
+      : rank_(rank), count_(std::move(count)), seen_(std::move(seen)) {}
 
   absl::Status Bind() override {
-    CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    CUDA_RETURN_IF_ERROR(cudaSetDevice(rank_.device));
     return absl::OkStatus();
   }
-  cudaStream_t stream() const override { return stream_; }
+  cudaStream_t stream() const override { return rank_.stream; }
 
   absl::StatusOr<std::byte*> Workspace(size_t bytes) override {
     if (regions_.empty() || regions_.back().size() < bytes) {
@@ -33,24 +34,24 @@ class StreamDevice final : public NcclDevice {
   }
 
   absl::Status CopyRows(TensorView from, TensorView to) override {
-    CUDA_RETURN_IF_ERROR(LaunchCopyRows(from, to, stream_));
+    CUDA_RETURN_IF_ERROR(LaunchCopyRows(from, to, rank_.stream));
     return absl::OkStatus();
   }
   absl::Status PlaceParts(const std::byte* from, const PartColumns& parts,
                           TensorView full) override {
-    CUDA_RETURN_IF_ERROR(LaunchPlaceParts(from, parts, full, stream_));
+    CUDA_RETURN_IF_ERROR(LaunchPlaceParts(from, parts, full, rank_.stream));
     return absl::OkStatus();
   }
 
   absl::Status Mark() override {
     CUDA_RETURN_IF_ERROR(
-        LaunchMark(reinterpret_cast<uint64_t*>(count_.data()), SeenValue(), stream_));
+        LaunchMark(reinterpret_cast<uint64_t*>(count_.data()), SeenValue(), rank_.stream));
     return absl::OkStatus();
   }
   uint64_t marks() const override { return *SeenValue(); }
 
   absl::StatusOr<bool> Idle() override {
-    const cudaError_t error = cudaStreamQuery(stream_);
+    const cudaError_t error = cudaStreamQuery(rank_.stream);
     if (error == cudaErrorNotReady) {
       cudaGetLastError();
       return false;
@@ -58,14 +59,16 @@ class StreamDevice final : public NcclDevice {
     CUDA_RETURN_IF_ERROR(error);
     return true;
   }
+  void ForgetRecordings() override {
+    if (rank_.recordings != nullptr) rank_.recordings->Clear();
+  }
 
  private:
   volatile uint64_t* SeenValue() const {
     return reinterpret_cast<volatile uint64_t*>(seen_.data());
   }
 
-  const int device_;
-  const cudaStream_t stream_;
+  const NcclRank rank_;
   DeviceRegion count_;
   mutable PinnedRegion seen_;  // the device writes it
   std::vector<DeviceRegion> regions_;
@@ -73,14 +76,14 @@ class StreamDevice final : public NcclDevice {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<NcclDevice>> CreateNcclDevice(int device, cudaStream_t stream) {
-  ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(device));
+absl::StatusOr<std::unique_ptr<NcclDevice>> CreateNcclDevice(const NcclRank& rank) {
+  ASSIGN_OR_RETURN(const CurrentDevice current, CurrentDevice::Set(rank.device));
   ASSIGN_OR_RETURN(DeviceRegion count, DeviceRegion::Create(sizeof(uint64_t)));
   ASSIGN_OR_RETURN(PinnedRegion seen, PinnedRegion::Create(sizeof(uint64_t)));
   *reinterpret_cast<volatile uint64_t*>(seen.data()) = 0;
   CUDA_RETURN_IF_ERROR(cudaMemset(count.data(), 0, sizeof(uint64_t)));
   CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
-  return std::make_unique<StreamDevice>(device, stream, std::move(count), std::move(seen));
+  return std::make_unique<StreamDevice>(rank, std::move(count), std::move(seen));
 }
 
 }  // namespace loopserve::worker::cuda

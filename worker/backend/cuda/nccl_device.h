@@ -19,6 +19,14 @@
 
 namespace loopserve::worker::cuda {
 
+class StepGraphs;
+
+struct NcclRank {
+  int device = 0;
+  cudaStream_t stream = nullptr;     // of the rank's ops
+  StepGraphs* recordings = nullptr;  // of its steps; null: it has none
+};
+
 class NcclDevice {
  public:
   virtual ~NcclDevice() = default;
@@ -39,9 +47,11 @@ class NcclDevice {
   virtual uint64_t marks() const = 0;
   // Whether the stream has run dry; its error if it broke.
   virtual absl::StatusOr<bool> Idle() = 0;
+  // The rank's recorded steps are gone.
+  virtual void ForgetRecordings() = 0;
 };
 
-// On GPU `device` of this process; the stream must outlive it.
-absl::StatusOr<std::unique_ptr<NcclDevice>> CreateNcclDevice(int device, cudaStream_t stream);
+// On a GPU of this process; the rank's stream must outlive it, its recordings the last call.
+absl::StatusOr<std::unique_ptr<NcclDevice>> CreateNcclDevice(const NcclRank& rank);
 
 }  // namespace loopserve::worker::cuda

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "common/units.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -21,8 +22,14 @@ constexpr absl::Duration kDeviceSilence = absl::Milliseconds(1500);
 // which is what ends a call that waits for a dead peer.
 constexpr absl::Duration kCallGrace = absl::Milliseconds(200);
 
+// How long NCCL may take to join the ranks: seconds for the GPUs of a machine, some tens of them
+// for those of several that have just started.
+constexpr absl::Duration kJoinPatience = absl::Minutes(1);
+
+}  // namespace
+
 // Waits first as one who expects not to wait for long, then without a core of its own.
-class Waiting {
+class NcclGroup::Waiting {
  public:
   void Once() {
     if (now_ - start_ < kAwake) {
@@ -48,12 +55,12 @@ class Waiting {
   absl::Time looked_ = start_;
 };
 
-}  // namespace
-
 NcclGroup::NcclGroup(const NcclFunctions& nccl, std::vector<std::unique_ptr<NcclDevice>> devices,
-                     absl::Duration timeout, std::shared_ptr<RankExchange> exchange)
+                     absl::StatusOr<std::unique_ptr<PeerSums>> sums, absl::Duration timeout,
+                     std::shared_ptr<RankExchange> exchange)
     : nccl_(nccl),
       devices_(std::move(devices)),
+      sums_(std::move(sums)),
       timeout_(timeout),
       exchange_(std::move(exchange)),
       ranks_(devices_.size()) {
@@ -70,44 +77,60 @@ NcclGroup::~NcclGroup() {
 }  // joins
 
 // On a thread of its own, whose current device may change.
-absl::Status NcclGroup::Connect() {
+absl::Status NcclGroup::Connect(const NcclWorld& world) {
   absl::Status status;
   std::thread([&] {
-    status = InitRanks();
+    status = InitRanks(world);
     if (status.ok()) status = ExchangeOnce();
   }).join();
   if (!status.ok() && exchange_ != nullptr) return exchange_->Break(status);
   return status;
 }
 
-absl::StatusOr<ncclUniqueId> NcclGroup::WorldId() {
-  ncclUniqueId id{};
-  if (first() == 0) {
-    RETURN_IF_ERROR(nccl_.ToStatus(nccl_.get_unique_id(&id), "ncclGetUniqueId"));
-  }
-  if (exchange_ == nullptr) return id;
-  ASSIGN_OR_RETURN(const auto seen, exchange_->MeetForAll(std::as_bytes(std::span(&id, 1))));
-  if (seen[0].size() != sizeof id) return absl::DataLossError("what rank 0 shows is no id of NCCL");
-  std::memcpy(&id, seen[0].data(), sizeof id);
-  return id;
-}
-
-absl::Status NcclGroup::InitRanks() {
-  ASSIGN_OR_RETURN(const ncclUniqueId id, WorldId());
-  std::vector<ncclComm_t> comms(ranks_.size());
+absl::Status NcclGroup::InitRanks(const NcclWorld& world) {
+  Waiting waiting;
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
   RETURN_IF_ERROR(nccl_.ToStatus(nccl_.group_start(), "ncclGroupStart"));
   absl::Status status;
   for (int r = 0; r < size() && status.ok(); ++r) {
     status = device(r).Bind();
     if (!status.ok()) break;
-    status = nccl_.ToStatus(
-        nccl_.comm_init_rank(&comms[static_cast<size_t>(r)], world_size(), id, first() + r),
-        "ncclCommInitRank");
+    status =
+        nccl_.ToStatus(nccl_.comm_init_rank_config(&ranks_[static_cast<size_t>(r)].joining,
+                                                   world.size, world.id, world.first + r, &config),
+                       "ncclCommInitRankConfig");
   }
   const absl::Status ended = nccl_.ToStatus(nccl_.group_end(), "ncclGroupEnd");
-  absl::MutexLock lock(&mutex_);
-  for (size_t r = 0; r < ranks_.size(); ++r) ranks_[r].comm = comms[r];
-  return status.ok() ? ended : status;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (Rank& rank : ranks_) rank.comm = rank.joining;
+  }
+  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(ended);
+  return AwaitRanks("joining the ranks", waiting);
+}
+
+absl::Status NcclGroup::AwaitRanks(absl::string_view call, Waiting& waiting) {
+  const absl::Duration patience = std::min(timeout_, kJoinPatience);
+  for (int r = 0; r < size();) {
+    ncclResult_t state = ncclSuccess;
+    RETURN_IF_ERROR(nccl_.ToStatus(
+        nccl_.comm_get_async_error(ranks_[static_cast<size_t>(r)].comm, &state), call));
+    if (state == ncclSuccess) {
+      ++r;
+      continue;
+    }
+    RETURN_IF_ERROR(nccl_.ToStatus(state, absl::StrCat("rank ", first() + r, ": ", call)));
+    if (exchange_ != nullptr) RETURN_IF_ERROR(exchange_->status());
+    if (waiting.passed() > patience) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "NCCL was not done with ", call, " after ", absl::FormatDuration(patience), " (rank ", first() + r,
+          "): a peer did not come or cannot be reached; NCCL_DEBUG=INFO tells more"));
+    }
+    waiting.Once();
+  }
+  return absl::OkStatus();
 }
 
 // So that what NCCL sets up at the first exchange is set up, or fails, now.
@@ -118,19 +141,30 @@ absl::Status NcclGroup::ExchangeOnce() {
     ASSIGN_OR_RETURN(std::byte* const value, device(r).Workspace(sizeof(float)));
     values.push_back(value);
   }
+  Waiting waiting;
   RETURN_IF_ERROR(nccl_.ToStatus(nccl_.group_start(), "ncclGroupStart"));
   absl::Status status;
   for (int r = 0; r < size() && status.ok(); ++r) {
     void* const value = values[static_cast<size_t>(r)];
-    status = Call(r, "ncclAllReduce", [&](ncclComm_t comm) {
-      return nccl_.all_reduce(value, value, 1, ncclFloat32, ncclSum, comm, device(r).stream());
-    });
+    status =
+        nccl_.ToStatus(nccl_.all_reduce(value, value, 1, ncclFloat32, ncclSum,
+                                        ranks_[static_cast<size_t>(r)].comm, device(r).stream()),
+                       absl::StrCat("rank ", r, ": ncclAllReduce"));
   }
   const absl::Status ended = nccl_.ToStatus(nccl_.group_end(), "ncclGroupEnd");
   RETURN_IF_ERROR(status);
   RETURN_IF_ERROR(ended);
+  RETURN_IF_ERROR(AwaitRanks("the first exchange", waiting));
   for (int r = 0; r < size(); ++r) RETURN_IF_ERROR(Drain(r));
   return absl::OkStatus();
+}
+
+std::string NcclGroup::transport() const {
+  if (sums_.ok()) {
+    return absl::StrCat("NCCL, sums of up to ", common::FormatBytes((*sums_)->most_bytes()),
+                        " by a kernel of each rank");
+  }
+  return absl::StrCat("NCCL alone: no kernels that sum, ", sums_.status().message());
 }
 
 absl::StatusOr<std::span<const NcclOffer>> NcclGroup::Meet(int rank, const NcclOffer& offer) {
@@ -196,14 +230,29 @@ absl::Status NcclGroup::Call(int rank, absl::string_view name,
     self.calling = true;
     comm = self.comm;
   }
-  const ncclResult_t result = call(comm);
+  const ncclResult_t result = Finish(comm, call(comm));
   {
     absl::MutexLock lock(&mutex_);
     self.calling = false;
     if (!why_.ok()) return why_;
   }
+  if (result == ncclInProgress) {
+    return Break(absl::DeadlineExceededError(absl::StrCat(
+        "rank ", rank, ": ", name, " was not done after ", absl::FormatDuration(timeout_))));
+  }
   if (result == ncclSuccess) return absl::OkStatus();
   return Break(nccl_.ToStatus(result, absl::StrCat("rank ", first() + rank, ": ", name)));
+}
+
+ncclResult_t NcclGroup::Finish(ncclComm_t comm, ncclResult_t result) {
+  Waiting waiting;
+  while (result == ncclInProgress && waiting.passed() <= timeout_ &&
+         !aborted_.load(std::memory_order_acquire)) {
+    waiting.Once();
+    const ncclResult_t asked = nccl_.comm_get_async_error(comm, &result);
+    if (asked != ncclSuccess) return asked;
+  }
+  return result;
 }
 
 absl::Status NcclGroup::CheckDevice(int rank) {
@@ -262,6 +311,7 @@ std::string NcclGroup::Slowest() {
 
 void NcclGroup::Abort(absl::Status why) {
   if (exchange_ != nullptr) exchange_->Abort(why);
+  if (sums_.ok()) (*sums_)->Abort();
   absl::MutexLock lock(&mutex_);
   if (!why_.ok()) return;
   why_ = std::move(why);

@@ -36,7 +36,7 @@ absl::StatusOr<NcclFunctions> ResolveAll(void* library) {
   RETURN_IF_ERROR(Find(library, "ncclGetVersion", nccl.get_version));
   RETURN_IF_ERROR(Find(library, "ncclGetErrorString", nccl.get_error_string));
   RETURN_IF_ERROR(Find(library, "ncclGetUniqueId", nccl.get_unique_id));
-  RETURN_IF_ERROR(Find(library, "ncclCommInitRank", nccl.comm_init_rank));
+  RETURN_IF_ERROR(Find(library, "ncclCommInitRankConfig", nccl.comm_init_rank_config));
   RETURN_IF_ERROR(Find(library, "ncclCommAbort", nccl.comm_abort));
   RETURN_IF_ERROR(Find(library, "ncclCommGetAsyncError", nccl.comm_get_async_error));
   RETURN_IF_ERROR(Find(library, "ncclAllReduce", nccl.all_reduce));
@@ -59,7 +59,7 @@ absl::Status CheckVersion(const NcclFunctions& nccl) {
 }  // namespace
 
 absl::Status NcclFunctions::ToStatus(ncclResult_t result, absl::string_view call) const {
-  if (result == ncclSuccess) return absl::OkStatus();
+  if (result == ncclSuccess || result == ncclInProgress) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(call, ": ", get_error_string(result)));
 }
 

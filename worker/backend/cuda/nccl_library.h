@@ -19,7 +19,7 @@ struct NcclFunctions {
   decltype(&ncclGetVersion) get_version = nullptr;
   decltype(&ncclGetErrorString) get_error_string = nullptr;
   decltype(&ncclGetUniqueId) get_unique_id = nullptr;
-  decltype(&ncclCommInitRank) comm_init_rank = nullptr;
+  decltype(&ncclCommInitRankConfig) comm_init_rank_config = nullptr;
   decltype(&ncclCommAbort) comm_abort = nullptr;
   decltype(&ncclCommGetAsyncError) comm_get_async_error = nullptr;
   decltype(&ncclAllReduce) all_reduce = nullptr;
@@ -28,7 +28,8 @@ struct NcclFunctions {
   decltype(&ncclGroupStart) group_start = nullptr;
   decltype(&ncclGroupEnd) group_end = nullptr;
 
-  // OK, or Internal with the call's name and NCCL's words for the result.
+  // OK, also for what is still in progress, or Internal with the call's name and NCCL's words for
+  // the result.
   absl::Status ToStatus(ncclResult_t result, absl::string_view call) const;
 };
 

@@ -295,7 +295,8 @@ class CudaStepTest : public CudaBackendTest {
             .logit_rows = logit_rows_,
             .sampling = plan_.view(),
             .kv = &arena_,
-            .q_heads = 2};
+            .q_heads = 2,
+            .ranks = ranks_};
   }
   absl::Status Ops() {
     const auto t = static_cast<int64_t>(tokens_.size());
@@ -357,6 +358,7 @@ class CudaStepTest : public CudaBackendTest {
   std::vector<int32_t> foreign_rows_;              // not empty: an op of the step uses these
   SamplingPlan plan_, foreign_plan_;               // of the step; not empty: used in place of it
   std::unique_ptr<kvstore::MemoryRegion> region_;  // of the choices
+  Communicator* ranks_ = nullptr;
   int calls_ = 0;
 };
 
@@ -385,6 +387,43 @@ TEST_F(CudaStepTest, ADecodeStepIsRecordedTheSecondTimeAndThenReplayed) {
   EXPECT_EQ(calls_, 2);
   EXPECT_EQ(fake::calls("cudaLaunchKernel"), launches + 1) << "the copy of its tables alone";
   EXPECT_EQ(fake::Launches("CopyKernel").size(), copies + 1);
+}
+
+// Ranks whose least is what this one says, or 0.
+class AgreeingRanks final : public Communicator {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  absl::Status AllGatherCols(TensorView, TensorView) override { return absl::OkStatus(); }
+  absl::Status AllReduceSum(TensorView) override { return absl::OkStatus(); }
+  absl::Status Broadcast(TensorView, int) override { return absl::OkStatus(); }
+  absl::Status Barrier() override { return absl::OkStatus(); }
+  absl::StatusOr<int64_t> Least(int64_t value) override { return agree ? value : 0; }
+  void Abort(absl::Status) override {}
+  bool agree = true;
+};
+
+TEST_F(CudaStepTest, StepsOfSeveralRanksAreRecordedWhenAllCan) {
+  AgreeingRanks ranks;
+  ranks_ = &ranks;
+  for (int i = 0; i < 3; ++i) ASSERT_OK(Step(2, 1, 100));
+  EXPECT_EQ(calls_, 2);
+  EXPECT_EQ(fake::graph_launches(), 2u);
+  ranks.agree = false;
+  ASSERT_OK(Step(2, 1, 100));
+  EXPECT_EQ(calls_, 3);
+  EXPECT_EQ(fake::graph_launches(), 2u);
+}
+
+TEST_F(CudaStepTest, RecordingsAreForgottenWhenRanksJoinAnew) {
+  for (int i = 0; i < 2; ++i) ASSERT_OK(Step(1, 1, 100));
+  EXPECT_EQ(fake::alive().graph_execs, 1u);
+  fake::SetDeviceCount(2);
+  ASSERT_OK_AND_ASSIGN(const auto second, CreateCudaBackend({.device = 1, .threads = 1}));
+  Backend* const group[] = {backend_.get(), second.get()};
+  // Whether there is an NCCL to join them is another matter.
+  static_cast<void>(backend_->ConnectRanks(group, absl::Milliseconds(1)));
+  EXPECT_EQ(fake::alive().graph_execs, 0u);
 }
 
 TEST_F(CudaStepTest, AStepOfAnotherShapeIsAnotherRecording) {

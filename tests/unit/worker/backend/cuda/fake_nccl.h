@@ -1,19 +1,23 @@
-// NCCL and devices without either: ranks are threads, device memory is memory, and a call returns
-// when every rank has made it, or when its communicator is aborted.
+// NCCL and devices without either: ranks are threads, device memory is memory. A call is in
+// progress until every rank has made it, or its communicator is aborted, and so is joining until
+// all ranks of the world have come; a world that blocks returns from calls only then.
 #pragma once
 
 #include <nccl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
 #include <set>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
 #include "worker/backend/cuda/nccl_device.h"
 #include "worker/backend/cuda/nccl_library.h"
+#include "worker/backend/cuda/peer_sums.h"
 #include "worker/backend/weight_types.h"
 
 namespace loopserve::worker::cuda {
@@ -49,24 +53,31 @@ struct FakeWorld {
   }
 
   absl::Mutex mutex;
-  std::vector<std::unique_ptr<ncclComm>> comms;  // [rank], kept after their abort
-  std::vector<std::vector<FakeOp>> posted;       // [rank]
-  size_t done = 0;                               // ops that all ranks have posted
-  std::set<int> aborted;                         // ranks
+  std::vector<std::unique_ptr<ncclComm>> comms;  // in the order of their making, kept after abort
+  size_t size = 0;                               // ranks that have to come
+  bool blocks = false;
+  std::atomic<int> recordings = 0;  // that hold on to communicators: an abort waits for them
+  std::vector<std::vector<FakeOp>> posted;  // [rank]
+  size_t done = 0;                          // ops that all ranks have posted
+  std::set<int> aborted;                    // ranks
   int used_after_abort = 0;
-  ncclResult_t init_result = ncclSuccess;  // of the last rank
+  ncclResult_t init_result = ncclSuccess;  // of the last rank's call
+  ncclResult_t join_result = ncclSuccess;  // of all, once all have come
+  int deaf = -1;                           // a rank whose calls nobody hears
   std::atomic<ncclResult_t> call_result = ncclSuccess;
   std::atomic<ncclResult_t> async_error = ncclSuccess;
 
   // Forgets the communicators of a group that is gone.
   void Reset() {
     comms.clear();
+    size = 0;
     posted.clear();
     aborted.clear();
     done = 0;
   }
   void RunReady();
-  ncclResult_t PostAndWait(const std::vector<std::pair<ncclComm*, FakeOp>>& ops);
+  ncclResult_t Post(const std::vector<std::pair<ncclComm*, FakeOp>>& ops);
+  ncclResult_t StateOf(int rank);
 };
 
 inline float FakeValue(const void* values, size_t i, ncclDataType_t type) {
@@ -113,14 +124,15 @@ inline void FakeWorld::RunReady() {
   }
 }
 
-inline ncclResult_t FakeWorld::PostAndWait(const std::vector<std::pair<ncclComm*, FakeOp>>& ops) {
+inline ncclResult_t FakeWorld::Post(const std::vector<std::pair<ncclComm*, FakeOp>>& ops) {
   if (const ncclResult_t result = call_result; result != ncclSuccess) return result;
   absl::MutexLock lock(&mutex);
   for (const auto& [comm, op] : ops) {
     if (aborted.contains(comm->rank)) ++used_after_abort;
-    posted[static_cast<size_t>(comm->rank)].push_back(op);
+    if (comm->rank != deaf) posted[static_cast<size_t>(comm->rank)].push_back(op);
   }
   RunReady();
+  if (!blocks) return ncclInProgress;
   for (const auto& [comm, op] : ops) {
     const auto rank = comm->rank;
     const auto over = [&] {
@@ -130,6 +142,14 @@ inline ncclResult_t FakeWorld::PostAndWait(const std::vector<std::pair<ncclComm*
     if (aborted.contains(rank)) return ncclInternalError;
   }
   return ncclSuccess;
+}
+
+inline ncclResult_t FakeWorld::StateOf(int rank) {
+  absl::MutexLock lock(&mutex);
+  if (aborted.contains(rank)) return ++used_after_abort, ncclInvalidArgument;
+  if (comms.size() < size || posted[static_cast<size_t>(rank)].size() > done) return ncclInProgress;
+  if (join_result != ncclSuccess) return join_result;
+  return async_error;
 }
 
 // --- The functions
@@ -142,7 +162,7 @@ inline ncclResult_t FakeCall(ncclComm_t comm, FakeOp op) {
     fake_group.emplace_back(comm, op);
     return ncclSuccess;
   }
-  return comm->world->PostAndWait({{comm, op}});
+  return comm->world->Post({{comm, op}});
 }
 
 inline ncclResult_t FakeGroupStart() {
@@ -151,21 +171,28 @@ inline ncclResult_t FakeGroupStart() {
 }
 inline ncclResult_t FakeGroupEnd() {
   if (--fake_depth > 0 || fake_group.empty()) return ncclSuccess;
-  return FakeWorld::Now()->PostAndWait(std::exchange(fake_group, {}));
+  return FakeWorld::Now()->Post(std::exchange(fake_group, {}));
 }
-inline ncclResult_t FakeInit(ncclComm_t* comm, int size, ncclUniqueId, int rank) {
+inline ncclResult_t FakeInit(ncclComm_t* comm, int size, ncclUniqueId, int rank,
+                             ncclConfig_t* config) {
   FakeWorld& world = *FakeWorld::Now();
+  if (config->blocking != 0) return ncclInvalidUsage;
   if (rank == size - 1 && world.init_result != ncclSuccess) return world.init_result;
   absl::MutexLock lock(&world.mutex);
-  world.posted.resize(static_cast<size_t>(size));
+  world.size = std::max(world.size, static_cast<size_t>(size));
+  world.posted.resize(world.size);
   world.comms.push_back(std::make_unique<ncclComm>(ncclComm{&world, rank}));
   *comm = world.comms.back().get();
-  return ncclSuccess;
+  return ncclInProgress;
 }
 inline ncclResult_t FakeAbort(ncclComm_t comm) {
-  absl::MutexLock lock(&comm->world->mutex);
-  ++comm->aborts;
-  comm->world->aborted.insert(comm->rank);
+  FakeWorld& world = *comm->world;
+  {
+    absl::MutexLock lock(&world.mutex);
+    ++comm->aborts;
+    world.aborted.insert(comm->rank);
+  }
+  while (world.recordings > 0) std::this_thread::yield();
   return ncclSuccess;
 }
 
@@ -176,10 +203,10 @@ inline NcclFunctions FakeNccl() {
     return result == ncclRemoteError ? "a peer is gone" : "something broke";
   };
   nccl.get_unique_id = [](ncclUniqueId*) { return ncclSuccess; };
-  nccl.comm_init_rank = &FakeInit;
+  nccl.comm_init_rank_config = &FakeInit;
   nccl.comm_abort = &FakeAbort;
   nccl.comm_get_async_error = [](ncclComm_t comm, ncclResult_t* error) {
-    return *error = comm->world->async_error, ncclSuccess;
+    return *error = comm->world->StateOf(comm->rank), ncclSuccess;
   };
   nccl.all_reduce = [](const void* send, void* recv, size_t count, ncclDataType_t type, ncclRedOp_t,
                        ncclComm_t comm, cudaStream_t) {
@@ -234,12 +261,47 @@ class FakeDevice final : public NcclDevice {
     return idle.load();
   }
 
+  void ForgetRecordings() override {
+    if (recordings != nullptr) --*recordings;
+  }
+
+  std::atomic<int>* recordings = nullptr;  // one of which is this device's
   std::atomic<bool> idle = true;
   std::atomic<bool> broken = false;
 
  private:
   std::atomic<uint64_t> marks_ = 0;
   std::vector<std::byte> workspace_;
+};
+
+// --- Sums that bypass NCCL
+
+// Writes down what it is asked for, and sums nothing.
+class FakePeerSums final : public PeerSums {
+ public:
+  FakePeerSums(size_t most_bytes, std::atomic<int>& aborts)
+      : most_bytes_(most_bytes), aborts_(aborts) {}
+  size_t most_bytes() const override { return most_bytes_; }
+  absl::Status Sum(int rank, void* values, int64_t count, ActivationType type) override {
+    absl::MutexLock lock(&mutex_);
+    sums.push_back({rank, values, count, type});
+    return result;
+  }
+  void Abort() override { ++aborts_; }
+
+  struct Asked {
+    int rank;
+    void* values;
+    int64_t count;
+    ActivationType type;
+  };
+  std::vector<Asked> sums;
+  absl::Status result;
+
+ private:
+  const size_t most_bytes_;
+  std::atomic<int>& aborts_;
+  absl::Mutex mutex_;
 };
 
 }  // namespace loopserve::worker::cuda

@@ -2,8 +2,11 @@
 
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <functional>
+#include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -70,16 +73,28 @@ class Values {
 class NcclCommunicatorTest : public ::testing::Test {
  protected:
   absl::Status Connect(absl::Duration timeout = absl::Minutes(1), int size = kSize) {
+    absl::StatusOr<std::unique_ptr<PeerSums>> sums = absl::FailedPreconditionError("too far apart");
+    if (sums_ != nullptr) sums = std::move(sums_);
+    auto ranks = ConnectNcclRanks(nccl_, Devices(size), std::move(sums), timeout, nullptr);
+    if (ranks.ok()) ranks_ = *std::move(ranks);
+    return ranks.status();
+  }
+  std::vector<std::unique_ptr<NcclDevice>> Devices(int count) {
     std::vector<std::unique_ptr<NcclDevice>> devices;
     devices_.clear();
-    for (int r = 0; r < size; ++r) {
+    for (int r = 0; r < count; ++r) {
       auto device = std::make_unique<FakeDevice>();
       devices_.push_back(device.get());
       devices.push_back(std::move(device));
     }
-    auto ranks = ConnectNcclRanks(nccl_, std::move(devices), timeout, nullptr);
-    if (ranks.ok()) ranks_ = *std::move(ranks);
-    return ranks.status();
+    return devices;
+  }
+  // Sums of up to 16 bytes bypass NCCL in the next group.
+  FakePeerSums& BypassNccl() {
+    auto sums = std::make_unique<FakePeerSums>(16, sum_aborts_);
+    FakePeerSums& theirs = *sums;
+    sums_ = std::move(sums);
+    return theirs;
   }
   void OnRanks(const std::function<void(Communicator&)>& body) {
     std::vector<std::thread> threads;
@@ -96,6 +111,8 @@ class NcclCommunicatorTest : public ::testing::Test {
 
   FakeWorld world_;
   const NcclFunctions nccl_ = FakeNccl();
+  std::atomic<int> sum_aborts_ = 0;
+  std::unique_ptr<PeerSums> sums_;
   std::vector<FakeDevice*> devices_;
   std::vector<std::unique_ptr<Communicator>> ranks_;
 };
@@ -223,8 +240,11 @@ TEST_F(NcclCommunicatorTest, AnAbortFreesThoseWhoWaitAndTheFirstOneCounts) {
 }
 
 // A peer that hangs in NCCL: the abort of its communicator is what frees the call.
-TEST_F(NcclCommunicatorTest, AnAbortEndsACallThatHangsInNccl) {
+class HangingNcclTest : public NcclCommunicatorTest, public ::testing::WithParamInterface<bool> {};
+
+TEST_P(HangingNcclTest, AnAbortEndsTheCall) {
   ASSERT_OK(Connect());
+  world_.blocks = GetParam();
   {
     absl::MutexLock lock(&world_.mutex);
     for (int r = 0; r < kSize; ++r) world_.posted[static_cast<size_t>(r)].resize(2 - (r == 2));
@@ -243,6 +263,23 @@ TEST_F(NcclCommunicatorTest, AnAbortEndsACallThatHangsInNccl) {
   });
   breaker.join();
   EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
+  EXPECT_EQ(world_.used_after_abort, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, HangingNcclTest, ::testing::Bool(), [](const auto& info) {
+  return info.param ? "InACallThatBlocks" : "InProgress";
+});
+
+TEST_F(NcclCommunicatorTest, ACallThatNcclDoesNotGetDoneIsGivenUp) {
+  ASSERT_OK(Connect(absl::Milliseconds(50)));
+  world_.deaf = 1;
+  OnRanks([](Communicator& comm) {
+    const absl::Status status = comm.Barrier();
+    if (comm.rank() == 1) return;
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kDeadlineExceeded,
+                                 HasSubstr("ncclAllReduce was not done after 50ms")));
+  });
   EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
 }
 
@@ -321,10 +358,10 @@ class NcclProcessesTest : public NcclCommunicatorTest {
     std::thread other([&] {
       const auto exchange = *RankExchange::Follow("127.0.0.1", listener->port(), "token", {2, 1}, 3,
                                                   deadline, timeout);
-      there = ConnectNcclRanks(nccl_, Devices(1), timeout, exchange);
+      there = ConnectNcclRanks(nccl_, Devices(1), Apart(), timeout, exchange);
     });
     const RankRange others[] = {{2, 1}};
-    here = ConnectNcclRanks(nccl_, Devices(2), timeout,
+    here = ConnectNcclRanks(nccl_, Devices(2), Apart(), timeout,
                             *RankExchange::Lead(*listener, "token", {0, 2}, others, deadline,
                                                 timeout, [] { return absl::OkStatus(); }));
     other.join();
@@ -336,6 +373,7 @@ class NcclProcessesTest : public NcclCommunicatorTest {
   }
 
  private:
+  static absl::Status Apart() { return absl::UnavailableError("in several processes"); }
   static std::vector<std::unique_ptr<NcclDevice>> Devices(int count) {
     std::vector<std::unique_ptr<NcclDevice>> devices;
     for (int i = 0; i < count; ++i) devices.push_back(std::make_unique<FakeDevice>());
@@ -365,6 +403,8 @@ TEST_F(NcclProcessesTest, ExchangeAsThoseOfOneProcessDo) {
     ASSERT_OK(comm.Broadcast(x.view(), 2));
     ASSERT_OK(comm.Barrier());
     ASSERT_OK(comm.Wait());
+    ASSERT_OK_AND_ASSIGN(const int64_t least, comm.Least(7 - comm.rank()));
+    EXPECT_EQ(least, 5);
   });
   EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
 }
@@ -397,6 +437,94 @@ TEST_F(NcclProcessesTest, ARankThatIsMissedThereIsMissedHere) {
     if (comm.rank() == 2) return;
     EXPECT_THAT(comm.Barrier(), StatusIs(absl::StatusCode::kDeadlineExceeded));
   });
+}
+
+// --- Sums that bypass NCCL
+
+TEST_F(NcclCommunicatorTest, SmallSumsAreAKernelOfEachRank) {
+  FakePeerSums& sums = BypassNccl();
+  ASSERT_OK(Connect());
+  EXPECT_THAT(ranks_[0]->transport(), HasSubstr("sums of up to 16 B"));
+  const auto posted = [&] {
+    absl::MutexLock lock(&world_.mutex);
+    return world_.posted[0].size();
+  };
+  const size_t before = posted();
+  OnRanks([&](Communicator& comm) {
+    for (const auto type : {ActivationType::kF32, ActivationType::kBf16}) {
+      Values fits(2, type == ActivationType::kF32 ? 2 : 4, type, 0);
+      ASSERT_OK(comm.AllReduceSum(fits.view()));
+      ASSERT_OK(comm.Barrier());
+    }
+  });
+  EXPECT_EQ(posted(), before + 2) << "the barriers alone";
+  ASSERT_EQ(sums.sums.size(), 6u);
+  std::set<std::pair<int, int64_t>> asked;
+  for (const FakePeerSums::Asked& sum : sums.sums) asked.insert({sum.rank, sum.count});
+  EXPECT_EQ(asked,
+            (std::set<std::pair<int, int64_t>>{{0, 4}, {1, 4}, {2, 4}, {0, 8}, {1, 8}, {2, 8}}));
+  OnRanks([&](Communicator& comm) {
+    Values larger(1, 5, ActivationType::kF32, 0), with_gaps(2, 2, ActivationType::kF32, 1);
+    larger.Fill([&](int64_t, int64_t) { return 1; });
+    with_gaps.Fill([&](int64_t r, int64_t c) { return Mark(comm.rank(), r, c); });
+    ASSERT_OK(comm.AllReduceSum(larger.view()));
+    larger.Expect([](int64_t, int64_t) { return 3; });
+    ASSERT_OK(comm.AllReduceSum(with_gaps.view()));
+    with_gaps.Expect([&](int64_t r, int64_t c) { return Mark(comm.rank(), r, c); });
+    EXPECT_OK(comm.AllReduceSum({}));
+  });
+  EXPECT_EQ(posted(), before + 3);
+  EXPECT_EQ(sums.sums.size(), 9u) << "packed, as for NCCL";
+}
+
+TEST_F(NcclCommunicatorTest, AnAbortEndsThem) {
+  BypassNccl();
+  ASSERT_OK(Connect());
+  ranks_[1]->Abort(absl::CancelledError("over"));
+  EXPECT_GE(sum_aborts_, 1);
+}
+
+TEST_F(NcclCommunicatorTest, ASumThatCannotBeLaunchedAborts) {
+  FakePeerSums& sums = BypassNccl();
+  ASSERT_OK(Connect());
+  sums.result = absl::InternalError("no launch");
+  OnRanks([](Communicator& comm) {
+    Values x(1, 2, ActivationType::kF32, 0);
+    EXPECT_EQ(comm.AllReduceSum(x.view()), absl::InternalError("no launch"));
+    EXPECT_EQ(comm.Barrier(), absl::InternalError("no launch"));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, SaysWhyThereAreNone) {
+  ASSERT_OK(Connect());
+  EXPECT_THAT(ranks_[0]->transport(), HasSubstr("NCCL alone: no kernels that sum, too far apart"));
+}
+
+// --- Agreeing, and recordings
+
+TEST_F(NcclCommunicatorTest, RanksAgreeOnTheLeast) {
+  ASSERT_OK(Connect());
+  OnRanks([](Communicator& comm) {
+    for (const int64_t base : {int64_t{-7}, int64_t{1} << 40}) {
+      const absl::StatusOr<int64_t> least = comm.Least(base + (comm.rank() + 1) % 3);
+      ASSERT_OK(least.status());
+      EXPECT_EQ(*least, base);
+    }
+  });
+}
+
+// NCCL's abort waits for graphs that may start its kernels again.
+TEST_F(NcclCommunicatorTest, CommunicatorsTakeTheRecordingsWithThem) {
+  ASSERT_OK(Connect());
+  world_.recordings = kSize;
+  for (FakeDevice* const device : devices_) device->recordings = &world_.recordings;
+  ranks_[0]->Abort(absl::CancelledError("over"));
+  for (int r = 0; r < kSize; ++r) {
+    EXPECT_EQ(world_.recordings, kSize - r);
+    ranks_.erase(ranks_.begin());
+  }
+  EXPECT_EQ(world_.recordings, 0);
+  EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
 }
 
 TEST(NcclRanks, EachNeedsAGpuOfItsOwn) {

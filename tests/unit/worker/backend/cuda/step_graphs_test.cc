@@ -1,5 +1,10 @@
 #include "worker/backend/cuda/step_graphs.h"
 
+#include <algorithm>
+#include <functional>
+#include <utility>
+#include <vector>
+
 #include "common/status_macros.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/worker/backend/cuda/launch_test.h"
@@ -26,10 +31,11 @@ class StepGraphsTest : public LaunchTest {
     LaunchTest::TearDown();
   }
   absl::Status Run(const StepShape& shape) {
-    return graphs_.Run(shape, own_, [this]() -> absl::Status {
+    return graphs_.Run(shape, own_, ranks_, [this]() -> absl::Status {
       ++calls_;
       CUDA_RETURN_IF_ERROR(LaunchProbe(Memory<int32_t>(), own_.get()));
       if (waits_) RETURN_IF_ERROR(own_.Synchronize());
+      if (abort_) abort_();
       return error_;
     });
   }
@@ -42,8 +48,10 @@ class StepGraphsTest : public LaunchTest {
 
   StepGraphs graphs_;
   Stream own_;
+  Communicator* ranks_ = nullptr;
   int calls_ = 0;
   bool waits_ = false;  // which a recording does not permit
+  std::function<void()> abort_;
   absl::Status error_;
 };
 
@@ -144,6 +152,113 @@ TEST_F(StepGraphsTest, ShapesBeyondTheMostAreNotKept) {
   EXPECT_OK(Run({299}));
   EXPECT_OK(Run({0}));
   EXPECT_EQ(calls_, 601) << "the first ones are still replayed";
+}
+
+// Two ranks, the other of which answers as the test says.
+class OtherRank final : public Communicator {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  absl::Status AllGatherCols(TensorView, TensorView) override { return absl::OkStatus(); }
+  absl::Status AllReduceSum(TensorView) override { return absl::OkStatus(); }
+  absl::Status Broadcast(TensorView, int) override { return absl::OkStatus(); }
+  absl::Status Barrier() override { return absl::OkStatus(); }
+  absl::StatusOr<int64_t> Least(int64_t value) override {
+    if (!compares) return Communicator::Least(value);
+    asked.push_back(value);
+    RETURN_IF_ERROR(aborted);
+    if (answers.empty()) return value;
+    const int64_t answer = answers.front();
+    answers.erase(answers.begin());
+    return std::min(answer, value);
+  }
+  void Abort(absl::Status why) override { aborted = std::move(why); }
+
+  bool compares = true;
+  std::vector<int64_t> asked, answers;
+  absl::Status aborted;
+};
+
+constexpr int64_t kAsItIs = 0, kRecord = 1, kReplay = 2;
+constexpr int64_t kFailed = 0, kRecorded = 1;
+
+class SharedStepTest : public StepGraphsTest {
+ protected:
+  void SetUp() override {
+    StepGraphsTest::SetUp();
+    ranks_ = &other_;
+  }
+  OtherRank other_;
+};
+
+TEST_F(SharedStepTest, RanksRecordAndReplayTogether) {
+  for (int i = 0; i < 4; ++i) EXPECT_OK(Run({1}));
+  EXPECT_EQ(calls_, 2);
+  EXPECT_EQ(fake::graph_launches(), 3u);
+  EXPECT_THAT(other_.asked, ::testing::ElementsAre(kAsItIs, kRecord, kRecorded, kReplay, kReplay));
+}
+
+TEST_F(SharedStepTest, AShapeThatIsNewToAnotherRankIsRunAsItIs) {
+  for (int i = 0; i < 2; ++i) EXPECT_OK(Run({1}));
+  other_.answers = {kAsItIs};
+  EXPECT_OK(Run({1}));
+  EXPECT_EQ(calls_, 3);
+  EXPECT_EQ(fake::graph_launches(), 1u);
+  EXPECT_OK(Run({1}));
+  EXPECT_EQ(fake::graph_launches(), 2u) << "the recording is kept meanwhile";
+}
+
+TEST_F(SharedStepTest, AShapeThatAnotherRankHasNotRecordedIsRecordedAgain) {
+  for (int i = 0; i < 2; ++i) EXPECT_OK(Run({1}));
+  other_.answers = {kRecord, kRecorded};
+  EXPECT_OK(Run({1}));
+  EXPECT_EQ(calls_, 3);
+  EXPECT_EQ(graphs_.recorded(), 1u);
+  EXPECT_EQ(fake::alive().graph_execs, 1u);
+  EXPECT_EQ(fake::graph_launches(), 2u);
+}
+
+TEST_F(SharedStepTest, WhatAnotherRankCannotRecordRunsAsItIsOnAll) {
+  EXPECT_OK(Run({1}));
+  other_.answers = {kRecord, kFailed};
+  EXPECT_OK(Run({1}));
+  EXPECT_EQ(calls_, 3) << "recorded, and run as it is";
+  EXPECT_EQ(fake::graph_launches(), 0u);
+  EXPECT_EQ(fake::alive().graph_execs, 0u);
+  other_.asked.clear();
+  EXPECT_OK(Run({1}));
+  EXPECT_THAT(other_.asked, ::testing::ElementsAre(kAsItIs)) << "it is not tried again";
+}
+
+TEST_F(SharedStepTest, WhatThisRankCannotRecordRunsAsItIsOnAll) {
+  EXPECT_OK(Run({1}));
+  waits_ = true;
+  other_.asked.clear();
+  EXPECT_OK(Run({1}));
+  EXPECT_THAT(other_.asked, ::testing::ElementsAre(kRecord, kFailed));
+  EXPECT_EQ(ran(), 2u);
+}
+
+TEST_F(SharedStepTest, AnAbortEndsTheStepAndAFewEndRecording) {
+  for (int i = 0; i < StepGraphs::kMostAborts; ++i) {
+    graphs_.Clear();
+    other_.aborted = absl::OkStatus();
+    EXPECT_OK(Run({1}));
+    abort_ = [this] { other_.Abort(absl::CancelledError("a rank broke")); };
+    EXPECT_EQ(Run({1}), absl::CancelledError("a rank broke"));
+    abort_ = nullptr;
+    EXPECT_EQ(fake::graph_launches(), 0u);
+  }
+  other_.aborted = absl::OkStatus();
+  for (int i = 0; i < 3; ++i) EXPECT_OK(Run({1}));
+  EXPECT_EQ(fake::graph_launches(), 0u);
+}
+
+TEST_F(SharedStepTest, RanksThatCannotCompareRunAllAsItIs) {
+  other_.compares = false;
+  for (int i = 0; i < 3; ++i) EXPECT_OK(Run({1}));
+  EXPECT_EQ(calls_, 3);
+  EXPECT_EQ(fake::graph_launches(), 0u);
 }
 
 }  // namespace

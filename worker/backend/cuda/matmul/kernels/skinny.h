@@ -38,4 +38,10 @@ cudaError_t LaunchGemvBf16(const SkinnyProduct& product, cudaStream_t stream);
 inline constexpr int kMaxSkinnyRows = 64;
 cudaError_t LaunchSkinnyMma(WeightType type, const SkinnyProduct& product, cudaStream_t stream);
 
+// How many warps of a thread block of LaunchSkinnyMma have outputs of their own: 1, or
+// kSkinnyOutWarps for more than 16 rows and as many outputs as then still give every multiprocessor
+// a block. What the blocks read of x in all, which L1 does not hold, is that many times less.
+inline constexpr int kSkinnyOutWarps = 4;
+int SkinnyOutWarps(const SkinnyProduct& product);
+
 }  // namespace loopserve::worker::cuda

@@ -1,6 +1,17 @@
 #include "worker/backend/cuda/matmul/kernels/skinny_mma_kernel.cuh"
 
 namespace loopserve::worker::cuda {
+namespace {
+
+constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200; an A100 has fewer
+constexpr int64_t kWarpOutputs = 32;       // for more than 16 rows
+
+}  // namespace
+
+int SkinnyOutWarps(const SkinnyProduct& product) {
+  const bool fills = UnitsOf(product, kSkinnyOutWarps * kWarpOutputs) >= kMultiprocessors;
+  return product.x_rows > 16 && fills ? kSkinnyOutWarps : 1;
+}
 
 cudaError_t LaunchSkinnyMma(WeightType type, const SkinnyProduct& product, cudaStream_t stream) {
   if (product.x_rows > kMaxSkinnyRows) return cudaErrorInvalidValue;

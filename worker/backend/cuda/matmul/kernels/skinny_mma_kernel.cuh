@@ -1,9 +1,15 @@
 // The kernel of LaunchSkinnyMma, for any codec.
 //
-// A thread block computes kRowTiles * 16 outputs for up to kColTiles * 8 rows of x. Its warps share
-// out the columns and keep several tiles of weights in flight in registers; nobody waits for
-// anybody until their sums are added at the end. Activations come from L1: the thread blocks of a
-// multiprocessor read the same ones.
+// A warp computes kRowTiles * 16 outputs for up to kColTiles * 8 rows of x, of a part of the
+// columns, and keeps several tiles of weights in flight in registers; what it has unpacked of the
+// weights it multiplies with all rows of x. Of a thread block's warps kOutWarps have outputs of
+// their own, and so many times that share out the columns; nobody waits for anybody until the sums
+// of these are added at the end.
+//
+// Activations come from L1, where the warps of a multiprocessor that are at the same columns find
+// what the first of them has brought from L2. More than some rows of them do not stay there for the
+// next thread block: then every block brings all of x, and the more outputs it has the less that is
+// in all (SkinnyOutWarps).
 #pragma once
 
 #include "worker/backend/cuda/matmul/kernels/codecs.cuh"
@@ -110,12 +116,14 @@ __device__ __forceinline__ void MultiplyTile(const SkinnyProduct& p, int64_t til
   }
 }
 
-// Adds up the sums of all warps and stores them, one tile of x rows after the other.
-template <int kColTiles, int kRowTiles>
+// Adds up the sums of the warps that share outputs and stores them, one tile of x rows after the
+// other.
+template <int kColTiles, int kRowTiles, int kOutWarps>
 __device__ __forceinline__ void ReduceAndStore(const SkinnyProduct& p, const SkinnyWeight& weight,
                                                int64_t first_row,
                                                const float (&sums)[kRowTiles][kColTiles][4]) {
-  __shared__ float parts[kMmaWarps][kRowTiles][4][32];
+  constexpr int kColWarps = kMmaWarps / kOutWarps;
+  __shared__ float parts[kColWarps][kOutWarps * kRowTiles][4][32];
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
@@ -125,18 +133,20 @@ __device__ __forceinline__ void ReduceAndStore(const SkinnyProduct& p, const Ski
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) parts[warp][r][e][lane] = sums[r][c][e];
+      for (int e = 0; e < 4; ++e) {
+        parts[warp / kOutWarps][warp % kOutWarps * kRowTiles + r][e][lane] = sums[r][c][e];
+      }
     }
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kRowTiles * 128; i += kMmaThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kOutWarps * kRowTiles * 128; i += kMmaThreads) {
       const int row = i % 16;
       const int x_row = (i / 16) % 8;
-      const int tile = i / 128;
+      const int tile = i / 128;  // of the thread block
       const int element = (row / 8) * 2 + x_row % 2;
       const int from = (row % 8) * 4 + x_row / 2;
       float sum = 0;
 #pragma unroll
-      for (int w = 0; w < kMmaWarps; ++w) sum += parts[w][tile][element][from];
+      for (int w = 0; w < kColWarps; ++w) sum += parts[w][tile][element][from];
       const int64_t out_row = first_row + tile * kTileRows + row;
       if (out_row < weight.rows && c * 8 + x_row < p.x_rows) {
         StoreOutput(weight, c * 8 + x_row, out_row, sum);
@@ -145,7 +155,7 @@ __device__ __forceinline__ void ReduceAndStore(const SkinnyProduct& p, const Ski
   }
 }
 
-template <class Codec, int kColTiles, int kRowTiles>
+template <class Codec, int kColTiles, int kRowTiles, int kOutWarps>
 __global__ void __launch_bounds__(kMmaThreads, BlocksPerSm(kColTiles))
     SkinnyMma(const __grid_constant__ SkinnyProduct p) {
   using Tile = typename Codec::Tile;
@@ -153,18 +163,20 @@ __global__ void __launch_bounds__(kMmaThreads, BlocksPerSm(kColTiles))
   constexpr int kTileRegisters = static_cast<int>(sizeof(Tile)) / 4 * kRowTiles;
   constexpr int kLeft = kColTiles <= 2 ? 36 : 24;
   constexpr int kDepth = kTileRegisters >= kLeft ? 1 : kLeft / kTileRegisters;
+  constexpr int kColWarps = kMmaWarps / kOutWarps;
   int64_t unit = blockIdx.x;
-  const int index = WeightOfUnit(p, kRowTiles * kTileRows, unit);
+  const int index = WeightOfUnit(p, kOutWarps * kRowTiles * kTileRows, unit);
   if (index < 0) return;
   const SkinnyWeight weight = p.weights[index];
   const int64_t last_row_tile = TilesOf(weight.rows, kTileRows) - 1;
   const int64_t tiles = TilesOf(p.cols, Codec::kGroups * kGroupCols);
   const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
 
   TileRow rows[kRowTiles];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
-    const int64_t row_tile = unit * kRowTiles + r;
+    const int64_t row_tile = (unit * kOutWarps + warp % kOutWarps) * kRowTiles + r;
     rows[r] = Codec::RowOf(weight, row_tile < last_row_tile ? row_tile : last_row_tile, p.cols);
   }
   Tile buffer[kDepth][kRowTiles];
@@ -174,35 +186,42 @@ __global__ void __launch_bounds__(kMmaThreads, BlocksPerSm(kColTiles))
     for (int r = 0; r < kRowTiles; ++r) Codec::Load(rows[r], tile, lane, to[r]);
   };
   float sums[kRowTiles][kColTiles][4] = {};
-  const int64_t first = threadIdx.x / 32;
+  const int64_t first = warp / kOutWarps;
 #pragma unroll
-  for (int d = 0; d < kDepth; ++d) load(buffer[d], first + d * kMmaWarps);
-  for (int64_t tile = first; tile < tiles; tile += kDepth * kMmaWarps) {
+  for (int d = 0; d < kDepth; ++d) load(buffer[d], first + d * kColWarps);
+  for (int64_t tile = first; tile < tiles; tile += kDepth * kColWarps) {
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
-      const int64_t current = tile + d * kMmaWarps;
+      const int64_t current = tile + d * kColWarps;
       if (current >= tiles) break;
       MultiplyTile<Codec, kColTiles, kRowTiles>(p, current, lane, buffer[d], sums);
-      load(buffer[d], current + kDepth * kMmaWarps);
+      load(buffer[d], current + kDepth * kColWarps);
     }
   }
-  ReduceAndStore<kColTiles, kRowTiles>(p, weight, unit * kRowTiles * kTileRows, sums);
+  ReduceAndStore<kColTiles, kRowTiles, kOutWarps>(p, weight,
+                                                  unit * kOutWarps * kRowTiles * kTileRows, sums);
 }
 
-template <class Codec, int kColTiles, int kRowTiles>
+template <class Codec, int kColTiles, int kRowTiles, int kOutWarps>
 cudaError_t LaunchTiles(const SkinnyProduct& product, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(UnitsOf(product, kRowTiles * kTileRows));
-  SkinnyMma<Codec, kColTiles, kRowTiles><<<blocks, kMmaThreads, 0, stream>>>(product);
+  const auto blocks = static_cast<unsigned>(UnitsOf(product, kOutWarps * kRowTiles * kTileRows));
+  SkinnyMma<Codec, kColTiles, kRowTiles, kOutWarps><<<blocks, kMmaThreads, 0, stream>>>(product);
   return cudaGetLastError();
+}
+
+template <class Codec, int kColTiles>
+cudaError_t LaunchManyRows(const SkinnyProduct& product, cudaStream_t stream) {
+  if (SkinnyOutWarps(product) == 1) return LaunchTiles<Codec, kColTiles, 2, 1>(product, stream);
+  return LaunchTiles<Codec, kColTiles, 2, kSkinnyOutWarps>(product, stream);
 }
 
 // For up to kMaxSkinnyRows rows of x, and at least one output.
 template <class Codec>
 cudaError_t LaunchCodec(const SkinnyProduct& product, cudaStream_t stream) {
-  if (product.x_rows <= 8) return LaunchTiles<Codec, 1, 1>(product, stream);
-  if (product.x_rows <= 16) return LaunchTiles<Codec, 2, 1>(product, stream);
-  if (product.x_rows <= 32) return LaunchTiles<Codec, 4, 2>(product, stream);
-  return LaunchTiles<Codec, 8, 2>(product, stream);
+  if (product.x_rows <= 8) return LaunchTiles<Codec, 1, 1, 1>(product, stream);
+  if (product.x_rows <= 16) return LaunchTiles<Codec, 2, 1, 1>(product, stream);
+  if (product.x_rows <= 32) return LaunchManyRows<Codec, 4>(product, stream);
+  return LaunchManyRows<Codec, 8>(product, stream);
 }
 
 // One translation unit each: skinny_mma_*.cu.

@@ -43,6 +43,23 @@ TEST_F(SkinnyTest, MmaHasABlockForEachRowTile) {
   }
 }
 
+TEST_F(SkinnyTest, ManyRowsAndOutputsLeaveEachWarpItsOwnOutputs) {
+  for (const WeightType type : {WeightType::kBF16, WeightType::kQ4_K, WeightType::kQ8_0}) {
+    for (const int32_t rows : {17, 32, 33, 64}) {
+      // 131 + 1 blocks of 128 outputs, no block with outputs of both matrices.
+      EXPECT_EQ(LaunchSkinnyMma(type, Product(rows, {131 * 128 - 5, 3}), stream_), cudaSuccess);
+      const fake::Launch launch = Only(rows <= 32 ? "Li4ELi2ELi4E" : "Li8ELi2ELi4E");
+      EXPECT_EQ(launch.grid.x, 132u);
+      EXPECT_EQ(launch.block.x, 256u);
+      EXPECT_EQ(LaunchSkinnyMma(type, Product(rows, {131 * 128}), stream_), cudaSuccess);
+      EXPECT_EQ(Only(rows <= 32 ? "Li4ELi2ELi1E" : "Li8ELi2ELi1E").grid.x, 131u * 4)
+          << "too few to keep every multiprocessor busy";
+    }
+    EXPECT_EQ(LaunchSkinnyMma(type, Product(16, {1 << 20}), stream_), cudaSuccess);
+    Only("Li2ELi1ELi1E");
+  }
+}
+
 TEST_F(SkinnyTest, RefusesMoreRowsThanItHasRegistersForAndTypesOfFilesOnly) {
   EXPECT_EQ(LaunchSkinnyMma(WeightType::kBF16, Product(kMaxSkinnyRows + 1, {64}), stream_),
             cudaErrorInvalidValue);
