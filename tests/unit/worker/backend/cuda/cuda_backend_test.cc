@@ -422,7 +422,7 @@ TEST_F(CudaStepTest, RecordingsAreForgottenWhenRanksJoinAnew) {
   ASSERT_OK_AND_ASSIGN(const auto second, CreateCudaBackend({.device = 1, .threads = 1}));
   Backend* const group[] = {backend_.get(), second.get()};
   // Whether there is an NCCL to join them is another matter.
-  static_cast<void>(backend_->ConnectRanks(group, absl::Milliseconds(1)));
+  static_cast<void>(backend_->ConnectRanks(group, absl::Milliseconds(1), nullptr));
   EXPECT_EQ(fake::alive().graph_execs, 0u);
 }
 
