@@ -38,7 +38,7 @@ int CountRanks(size_t here, RankPods* pods) {
   return ranks;
 }
 
-class ThreadRankGroup final : public RankGroup {
+class ThreadRankGroup final : public FollowingRanks {
  public:
   ThreadRankGroup(std::vector<Rank> parts, std::unique_ptr<KvBlockPool> pool,
                   absl::Duration step_timeout, absl::Duration stall_timeout, common::Logger& log,
@@ -425,6 +425,22 @@ class ThreadRankGroup final : public RankGroup {
   std::vector<std::jthread> threads_;          // last: they use everything above
 };
 
+absl::StatusOr<std::unique_ptr<ThreadRankGroup>> Started(std::vector<RankGroup::Rank> ranks,
+                                                         std::unique_ptr<KvBlockPool> pool,
+                                                         absl::Duration step_timeout,
+                                                         absl::Duration stall_timeout,
+                                                         common::Logger& log, RankPods* pods) {
+  const size_t holders = ranks.size() + (pods == nullptr ? 0 : pods->others().size());
+  if (ranks.empty() || static_cast<int>(holders) != pool->ranks()) {
+    return absl::InvalidArgumentError(absl::StrCat("the pool has arenas for ", pool->ranks(),
+                                                   " ranks or pods, there are ", holders));
+  }
+  auto group = std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout,
+                                                 stall_timeout, log, pods);
+  RETURN_IF_ERROR(group->Start());
+  return group;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& file,
@@ -438,15 +454,13 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& fil
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Assemble(
     std::vector<Rank> ranks, std::unique_ptr<KvBlockPool> pool, absl::Duration step_timeout,
     common::Logger& log, absl::Duration stall_timeout, RankPods* pods) {
-  const size_t holders = ranks.size() + (pods == nullptr ? 0 : pods->others().size());
-  if (ranks.empty() || static_cast<int>(holders) != pool->ranks()) {
-    return absl::InvalidArgumentError(absl::StrCat("the pool has arenas for ", pool->ranks(),
-                                                   " ranks or pods, there are ", holders));
-  }
-  auto group = std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout,
-                                                 stall_timeout, log, pods);
-  RETURN_IF_ERROR(group->Start());
-  return group;
+  return Started(std::move(ranks), std::move(pool), step_timeout, stall_timeout, log, pods);
+}
+
+absl::StatusOr<std::unique_ptr<FollowingRanks>> FollowingRanks::Assemble(
+    std::vector<Rank> ranks, std::unique_ptr<KvBlockPool> pool, absl::Duration step_timeout,
+    common::Logger& log, absl::Duration stall_timeout, RankPods& pods) {
+  return Started(std::move(ranks), std::move(pool), step_timeout, stall_timeout, log, &pods);
 }
 
 }  // namespace loopserve::worker

@@ -76,8 +76,7 @@ class RankGroup {
                                                            common::Logger& log,
                                                            RankPods* pods = nullptr);
 
-  // The same from given parts: for ranks that fail on purpose, and for a process that follows a
-  // leader. Also what Backend::ConnectRanks
+  // The same from given parts: for ranks that fail on purpose. Also what Backend::ConnectRanks
   // says.
   struct Rank {
     std::unique_ptr<Backend> backend;
@@ -101,14 +100,6 @@ class RankGroup {
   // since the part that a pod held went with it. Run fails when it finds that out itself. The
   // caller of Run.
   virtual uint64_t Refresh() { return 0; }
-  // Ends the step at hand on all ranks, for this reason. Any thread.
-  virtual void Abort(const absl::Status& why) = 0;
-  // Of a process that follows a leader, which alone knows when a group has to be connected anew,
-  // and when a step may follow another: fresh communicators, first ones too; and waits until every
-  // rank has come back from the last step. The caller of Run.
-  virtual absl::Status Reconnect() = 0;
-  virtual void Settle() = 0;
-
   virtual int size() const = 0;  // ranks, those of other processes included
   virtual const ModelConfig& config() const = 0;
   virtual kvstore::KvBlockPool& pool() = 0;
@@ -118,14 +109,32 @@ class RankGroup {
   virtual size_t resident_bytes() const = 0;
   // Whether the rank took part in the last step.
   virtual bool rank_up(int rank) const = 0;
-  // Of each rank here, the calls of its communicator that the step at hand has come to.
-  virtual std::vector<uint64_t> calls() const = 0;
   // OK when all its processes are there; Unavailable, with the reason.
   virtual absl::Status whole() const { return absl::OkStatus(); }
   // A rank's device has failed for good (its context is broken, say), or a rank has not come back
   // from a step for `step_timeout` since that was given up: Run returns Unavailable, and probably
   // only a new process helps.
   virtual bool lost() const { return false; }
+};
+
+// The ranks of a process that follows a leader (rank_pods.h). The leader alone knows when the group
+// has to be connected, at first too, and when a step may follow another.
+class FollowingRanks : public RankGroup {
+ public:
+  // Not connected yet. `pods`, which says how to meet the others, must outlive it.
+  static absl::StatusOr<std::unique_ptr<FollowingRanks>> Assemble(
+      std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,
+      absl::Duration step_timeout, common::Logger& log, absl::Duration stall_timeout,
+      RankPods& pods);
+
+  // Fresh communicators. The caller of Run.
+  virtual absl::Status Reconnect() = 0;
+  // Waits until every rank has come back from the last step. The caller of Run.
+  virtual void Settle() = 0;
+  // Ends the step at hand on all ranks, for this reason. Any thread.
+  virtual void Abort(const absl::Status& why) = 0;
+  // Of each rank, the calls of its communicator that the step at hand has come to. Any thread.
+  virtual std::vector<uint64_t> calls() const = 0;
 };
 
 }  // namespace loopserve::worker

@@ -282,8 +282,9 @@ class Follower final : public PodFollower {
     stream->Write(HelloOf(config, ranks));
     absl::Status status;
     {
-      Membership membership(ranks, options_.leader.substr(0, options_.leader.rfind(':')), *stream,
-                            [&context] { context.TryCancel(); }, log_);
+      Membership membership(
+          ranks, options_.leader.substr(0, options_.leader.rfind(':')), *stream,
+          [&context] { context.TryCancel(); }, log_);
       status = membership.Converse();
       // Ours to end: nobody reads any more.
       if (!status.ok()) context.TryCancel();

@@ -144,9 +144,9 @@ absl::Status PodRanks::Open(uint32_t blocks) {
   ASSIGN_OR_RETURN(auto pool,
                    kvstore::KvBlockPool::Create(loaded_->shape, blocks, loaded_->shards));
   meeting_ = std::make_unique<Meeting>(options_);
-  ASSIGN_OR_RETURN(
-      group_, RankGroup::Assemble(std::move(loaded_->ranks), std::move(pool), options_.step_timeout,
-                                  log_, options_.stall_timeout, meeting_.get()));
+  ASSIGN_OR_RETURN(group_, FollowingRanks::Assemble(std::move(loaded_->ranks), std::move(pool),
+                                                    options_.step_timeout, log_,
+                                                    options_.stall_timeout, *meeting_));
   loaded_.reset();
   return absl::OkStatus();
 }

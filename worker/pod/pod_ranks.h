@@ -59,7 +59,7 @@ class PodRanks final {
   pod::v1::Loaded report_;
   std::optional<LoadedRanks> loaded_;  // until Open
   std::unique_ptr<Meeting> meeting_;   // outlives the group
-  std::unique_ptr<RankGroup> group_;
+  std::unique_ptr<FollowingRanks> group_;
 };
 
 }  // namespace loopserve::worker
