@@ -395,6 +395,12 @@ void Server::FillTiers(v1::GetInfoResponse* out) const {
 
 ServerUnaryReactor* Server::GetInfo(CallbackServerContext* context, const v1::GetInfoRequest*,
                                     v1::GetInfoResponse* response) {
+  ServerUnaryReactor* reactor = context->DefaultReactor();
+  // Routers use who answers: not this worker while some of its ranks are away.
+  if (const absl::Status whole = parts_.ranks.whole(); !whole.ok()) {
+    reactor->Finish(common::ToGrpc(MakeError(Reason::kWorkerLost, whole.message())));
+    return reactor;
+  }
   const EngineLoad load = parts_.engine.load();
   const SessionCache::Counts counts = parts_.sessions.counts();
   response->set_worker_id(options_.worker_id);
@@ -409,7 +415,6 @@ ServerUnaryReactor* Server::GetInfo(CallbackServerContext* context, const v1::Ge
   response->set_tp_size(static_cast<uint32_t>(parts_.ranks.size()));
   response->set_version(common::kVersion);
   response->set_instance_id(instance_id_);
-  ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

@@ -7,7 +7,6 @@ import subprocess
 import time
 
 import pytest
-
 from cluster import fails, patiently, until
 
 TEXT = "the quick brown fox jumps over the lazy dog, again and again "
@@ -86,11 +85,12 @@ def make_pods(bin_dir, tmp_path, four_heads, make_cluster):
 
 
 def converse(cluster):
-    """What is said in two turns, of which the second returns to a parked session."""
+    """What is said in two turns, before and after a restart: the second comes from disk."""
     first = cluster.chat(TEXT, max_tokens=24)
     cluster.park(first.session)
+    cluster.restart()
     again = cluster.chat("go on", session=first.session, max_tokens=24)
-    assert again.restored["host"] + again.restored["disk"] > 0, again.usage
+    assert again.restored["disk"] + again.restored["remote"] > again.usage.computed_tokens, again.usage
     return first.tokens + again.tokens
 
 
@@ -195,9 +195,9 @@ def test_a_pod_that_does_not_fit_is_told_why(make_pods, tiny_model):
 @pytest.mark.parametrize("args, told", [
     (["--join=leader"], "--join"),
     (["--join=leader:1", "--pod-ranks=1"], "its leader's"),
-    (["--tp=4", "--pod-ranks=3", "--pod-listen=:1"], "must divide --tp=4"),
+    (["--tp=4", "--pod-ranks=3", "--pod-listen=localhost:1"], "must divide --tp=4"),
     (["--tp=4", "--pod-ranks=2"], "go together"),
-    (["--pod-listen=:1"], "go together"),
+    (["--pod-listen=localhost:1"], "go together"),
 ])
 def test_flags_that_contradict(bin_dir, tiny_model, args, told):
     run = subprocess.run([bin_dir / "loopserve-worker", f"--model={tiny_model}", *args], capture_output=True,
