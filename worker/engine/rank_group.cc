@@ -192,7 +192,7 @@ class ThreadRankGroup final : public FollowingRanks {
     for (size_t i = 0; i < local_; ++i) backends.push_back(slots_[i].parts.backend.get());
     std::shared_ptr<RankExchange> exchange;
     if (pods_ != nullptr) {
-      ASSIGN_OR_RETURN(exchange, pods_->Meet());
+      ASSIGN_OR_RETURN(exchange, pods_->Meet(joins_));
     }
     // This thread notices first, and knows better who is missed.
     ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_, exchange));

@@ -82,7 +82,9 @@ class RankPods {
   virtual uint64_t joins() const = 0;
   // Takes in the pods that are there, so that steps and copies go to them from now on, and joins
   // all processes to a fresh exchange. No rank is at an older one. The caller's thread waits.
-  virtual absl::StatusOr<std::shared_ptr<RankExchange>> Meet() = 0;
+  // Unavailable when a pod has joined after the first `joins`: the caller does not know yet that
+  // the KV of that seat is gone, so nothing may reach it.
+  virtual absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t joins) = 0;
 };
 
 }  // namespace loopserve::worker

@@ -98,7 +98,7 @@ class Leader final : public PodLeader, public v1::Pods::Service {
   RankRange here() const override { return {0, options_.ranks_per_pod}; }
   absl::Status whole() const override;
   uint64_t joins() const override { return joins_; }
-  absl::StatusOr<std::shared_ptr<RankExchange>> Meet() override;
+  absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t joins) override;
 
   grpc::Status Join(grpc::ServerContext* context, Stream* stream) override {
     return common::ToGrpc(Serve(*context, *stream));
@@ -232,14 +232,14 @@ absl::Status Leader::whole() const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<RankExchange>> Leader::Meet() {
+absl::StatusOr<std::shared_ptr<RankExchange>> Leader::Meet(uint64_t joins) {
   v1::JoinResponse message;
   const std::string token = RandomToken();
   message.mutable_connect()->set_port(static_cast<uint32_t>(frames_->port()));
   message.mutable_connect()->set_token(token);
   std::vector<RankRange> ranks;
   for (const auto& seat : seats_) {
-    ASSIGN_OR_RETURN(const auto pod, seat->Admit());
+    ASSIGN_OR_RETURN(const auto pod, seat->Admit(joins));
     pod->Send(message);
     ranks.push_back(seat->ranks());
   }
@@ -366,8 +366,7 @@ absl::Status Leader::OnOpened(PodSeat& seat, const PodConnection& pod) {
   if (blocks_ == 0 || !seat.loaded() || seat.ready().ok()) {
     return absl::InvalidArgumentError("this pod has opened a pool that nobody asked for");
   }
-  ++joins_;  // before it counts as ready
-  seat.SetReady();
+  seat.SetReady(++joins_);  // counted before it is ready
   log_.Info("pod is ready", {{"pod", pod.pod()}, {"ranks", NamesOf(seat.ranks())}});
   return absl::OkStatus();
 }

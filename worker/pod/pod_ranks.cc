@@ -61,7 +61,7 @@ class PodRanks::Meeting final : public RankPods {
   RankRange here() const override { return *options_.here; }
   absl::Status whole() const override { return absl::OkStatus(); }
   uint64_t joins() const override { return 0; }
-  absl::StatusOr<std::shared_ptr<RankExchange>> Meet() override {
+  absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t) override {
     return RankExchange::Follow(host_, static_cast<int>(connect_.port()), connect_.token(), here(),
                                 options_.tp, absl::Now() + kMeeting, 2 * options_.step_timeout);
   }

@@ -64,8 +64,9 @@ void PodSeat::SetLoaded(const pod::v1::Loaded& loaded) {
   is_loaded_ = true;
 }
 
-void PodSeat::SetReady() {
+void PodSeat::SetReady(uint64_t join) {
   absl::MutexLock lock(&mutex_);
+  join_ = join;
   is_ready_ = true;
 }
 
@@ -81,18 +82,25 @@ uint32_t PodSeat::max_blocks() const {
 
 absl::Status PodSeat::ready() const {
   absl::MutexLock lock(&mutex_);
+  return Ready();
+}
+
+absl::Status PodSeat::Ready() const {
   if (is_ready_) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat(
       NamesOf(ranks_), ": ",
       pod_ == nullptr ? why_empty_.message() : absl::StrCat("pod ", pod_->pod(), " is loading")));
 }
 
-absl::StatusOr<std::shared_ptr<PodConnection>> PodSeat::Admit() {
-  RETURN_IF_ERROR(ready());
+absl::StatusOr<std::shared_ptr<PodConnection>> PodSeat::Admit(uint64_t joins) {
   std::shared_ptr<PodConnection> pod;
   {
     absl::MutexLock lock(&mutex_);
-    if (pod_ == nullptr) return why_empty_;
+    RETURN_IF_ERROR(Ready());
+    if (join_ > joins) {
+      return absl::UnavailableError(
+          absl::StrCat(NamesOf(ranks_), ": pod ", pod_->pod(), " has only just joined"));
+    }
     pod = admitted_ = pod_;
   }
   memory_.Admit(pod);

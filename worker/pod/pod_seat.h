@@ -40,16 +40,19 @@ class PodSeat final : public RemoteRanks {
   // Null: nobody.
   std::shared_ptr<PodConnection> pod() const;
   void SetLoaded(const pod::v1::Loaded& loaded);
-  void SetReady();
+  // The pod is the `join`th that has joined the group.
+  void SetReady(uint64_t join);
   bool loaded() const;
   uint32_t max_blocks() const;
   // OK for a pod that is ready; Unavailable, with what is missing and why.
   absl::Status ready() const;
-  // Who is ready here gets the steps and copies from now on.
-  absl::StatusOr<std::shared_ptr<PodConnection>> Admit();
+  // Who is ready here, unless it joined after the first `joins`, gets the steps and copies from now
+  // on.
+  absl::StatusOr<std::shared_ptr<PodConnection>> Admit(uint64_t joins);
 
  private:
   std::shared_ptr<PodConnection> admitted() const;
+  absl::Status Ready() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const RankRange ranks_;
   PodMemory memory_;
@@ -59,6 +62,7 @@ class PodSeat final : public RemoteRanks {
   pod::v1::Loaded loaded_ ABSL_GUARDED_BY(mutex_);
   bool is_loaded_ ABSL_GUARDED_BY(mutex_) = false;
   bool is_ready_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t join_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status why_empty_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -125,8 +125,8 @@ absl::Status NcclGroup::AwaitRanks(absl::string_view call, Waiting& waiting) {
     if (exchange_ != nullptr) RETURN_IF_ERROR(exchange_->status());
     if (waiting.passed() > patience) {
       return absl::DeadlineExceededError(absl::StrCat(
-          "NCCL was not done with ", call, " after ", absl::FormatDuration(patience), " (rank ", first() + r,
-          "): a peer did not come or cannot be reached; NCCL_DEBUG=INFO tells more"));
+          "NCCL was not done with ", call, " after ", absl::FormatDuration(patience), " (rank ",
+          first() + r, "): a peer did not come or cannot be reached; NCCL_DEBUG=INFO tells more"));
     }
     waiting.Once();
   }

@@ -14,12 +14,12 @@ using ::testing::HasSubstr;
 
 class PodSeatTest : public ::testing::Test {
  protected:
-  void BecomeReady() {
+  void BecomeReady(uint64_t join = 1) {
     pod::v1::Loaded loaded;
     loaded.set_max_blocks(7);
     loaded.set_weights_bytes(100);
     seat_.SetLoaded(loaded);
-    seat_.SetReady();
+    seat_.SetReady(join);
   }
   FakePod pod_, other_;
   PodSeat seat_{{1, 2}, 64};
@@ -31,7 +31,7 @@ TEST_F(PodSeatTest, SaysWhatIsMissing) {
   EXPECT_THAT(seat_.Execute({}), StatusIs(absl::StatusCode::kUnavailable));
   ASSERT_TRUE(seat_.Take(pod_.connection));
   EXPECT_THAT(seat_.ready(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("p1 is loading")));
-  EXPECT_THAT(seat_.Admit(), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(seat_.Admit(1), StatusIs(absl::StatusCode::kUnavailable));
   BecomeReady();
   EXPECT_OK(seat_.ready());
   EXPECT_EQ(seat_.max_blocks(), 7U);
@@ -52,13 +52,16 @@ TEST_F(PodSeatTest, IsForOneAtATime) {
 TEST_F(PodSeatTest, StepsGoToWhoWasAdmitted) {
   ASSERT_TRUE(seat_.Take(pod_.connection));
   BecomeReady();
-  ASSERT_OK(seat_.Admit().status());
+  ASSERT_OK(seat_.Admit(1).status());
   pod_.connection->End(absl::UnavailableError("gone"));
   seat_.Leave(*pod_.connection);
   ASSERT_TRUE(seat_.Take(other_.connection));
-  BecomeReady();
+  BecomeReady(/*join=*/2);
   EXPECT_THAT(seat_.Execute({}), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("gone")));
-  ASSERT_OK(seat_.Admit().status());
+  EXPECT_THAT(seat_.Admit(1), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("just joined")));
+  EXPECT_THAT(seat_.Execute({}), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("gone")))
+      << "nothing reaches a pod whose joining nobody has noticed";
+  ASSERT_OK(seat_.Admit(2).status());
   other_.connection->End(absl::UnavailableError("gone, too"));
   EXPECT_THAT(seat_.Execute({}), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("gone, too")));
 }
