@@ -131,7 +131,7 @@ def test_a_lost_pod_is_missed_and_replaced(make_pods, how):
     expected = cluster.chat("and then?", session=cluster.fork(first.session), max_tokens=16)
     assert lose(pods, first.session, how) < 2
     until(lambda: not pods.whole(), what="the worker's not being ready")
-    assert re.search(r"rank 1: pod p1 has left", cluster.log("w1"))
+    until(lambda: re.search(r"rank 1: pod p1 has left", cluster.log("w1")), what="the reason in the log")
     pods.join()
     until(pods.whole, what="the worker's being ready again")
     for session in (twin, cluster.fork(first.session)):

@@ -84,7 +84,7 @@ TEST_F(PodsTest, SaveAndRestoreAsOneProcessDoes) {
       testing::Signal done;
       fixture->kv->Restore(root, tokens, 0, acquired->blocks, /*prefill_tokens_per_second=*/0,
                            [&](const kvstore::RestoreResult& result) {
-                             EXPECT_EQ(result.restored_tokens, 48);
+                             EXPECT_EQ(result.restored_tokens, 49);
                              done.Notify();
                            });
       done.Wait();
