@@ -30,8 +30,8 @@ class NcclJoinTest : public ::testing::Test {
   }
   // This process has ranks [first, first + count) of the world.
   absl::Status Join(int first, int count, absl::Duration timeout) {
-    groups_.push_back(std::make_unique<NcclGroup>(nccl_, Devices(count),
-                                                  absl::UnimplementedError("none"), timeout));
+    groups_.push_back(std::make_unique<NcclGroup>(
+        nccl_, Devices(count), absl::UnimplementedError("none"), timeout, nullptr));
     return groups_.back()->Connect({.size = kSize, .first = first});
   }
   // How often NCCL was asked to abort each communicator, once the groups are gone.
@@ -65,7 +65,7 @@ TEST_F(NcclJoinTest, APeerMayComeLate) {
     absl::MutexLock lock(&world_.mutex);
     if (world_.comms.size() == 2) break;
   }
-  NcclGroup late(nccl_, Devices(1), absl::UnimplementedError("none"), absl::Minutes(1));
+  NcclGroup late(nccl_, Devices(1), absl::UnimplementedError("none"), absl::Minutes(1), nullptr);
   EXPECT_OK(late.Connect({.size = kSize, .first = 2}));
   early.join();
   EXPECT_OK(others);
