@@ -179,8 +179,10 @@ void Server::Housekeeping(std::stop_token stop) {
        ++second) {
     const bool alive = parts_.engine.alive(kStepLimit);
     const absl::Status whole = parts_.ranks.whole();
-    if (whole.ok() != std::exchange(was_whole, whole.ok())) {
-      parts_.log.Warning(whole.ok() ? "ready again" : "not ready", {{"why", whole.message()}});
+    if (const bool was = std::exchange(was_whole, whole.ok()); was && !whole.ok()) {
+      parts_.log.Warning("not ready", {{"why", whole.message()}});
+    } else if (!was && whole.ok()) {
+      parts_.log.Info("ready again");
     }
     server_->GetHealthCheckService()->SetServingStatus("", alive);
     server_->GetHealthCheckService()->SetServingStatus(kServiceName,
