@@ -19,13 +19,8 @@
 
 #include <cstdint>
 
+#include "worker/backend/host_device.h"
 #include "worker/backend/weight_types.h"
-
-#if defined(__CUDACC__)
-#define LOOPSERVE_HOST_DEVICE __host__ __device__
-#else
-#define LOOPSERVE_HOST_DEVICE
-#endif
 
 namespace loopserve::worker::cuda {
 
