@@ -35,7 +35,7 @@ class WatchedCommunicator final : public Communicator {
     return comm_->Barrier();
   }
   absl::StatusOr<int64_t> Least(int64_t value) override {
-    watch_.Arrive(rank());
+    watch_.Arrive(index_);
     return comm_->Least(value);
   }
   absl::Status Wait() override {
@@ -58,6 +58,8 @@ void RankWatch::Begin(absl::Time now) {
   lead_ = 0;
   arrived_ = calls_.size();
   together_ = now;
+  marked_ = 0;
+  marked_at_ = now;
 }
 
 void RankWatch::Arrive(int rank, absl::Time now) {
@@ -85,6 +87,16 @@ void RankWatch::ArriveAt(uint64_t calls, absl::Time now) {
   if (arrived_ == calls_.size()) together_ = now;
 }
 
+// Ranks of other processes, which are heard of now and then, are seldom known to be where the lead
+// is. Where it was at an earlier look they are found to have come to.
+void RankWatch::Mark(absl::Time now) {
+  if (std::ranges::min(calls_) < marked_) return;
+  together_ = std::max(together_, marked_at_);
+  if (lead_ == marked_) return;
+  marked_ = lead_;
+  marked_at_ = now;
+}
+
 std::vector<uint64_t> RankWatch::calls() const {
   absl::MutexLock lock(&mutex_);
   return calls_;
@@ -92,6 +104,7 @@ std::vector<uint64_t> RankWatch::calls() const {
 
 std::vector<int> RankWatch::Silent(absl::Time now) {
   absl::MutexLock lock(&mutex_);
+  Mark(now);
   std::vector<int> silent;
   if (arrived_ == calls_.size()) return silent;
   missed_ += std::clamp(now - seen_, absl::ZeroDuration(), 2 * tick());

@@ -2,8 +2,8 @@
 //
 // Ranks do equal work between one call of their communicators and the next, so the first to arrive
 // at a call is the measure for the others: a rank is *silent* once it has been missed there for
-// longer than `patience`, and longer than four times what the first one needed since the call
-// before. A step of minutes is then as good as one of milliseconds, and a machine that is too slow
+// longer than `patience`, and longer than four times what the first one needed since all were
+// together (at the call before; ranks that are heard of now and then are found there later). A step of minutes is then as good as one of milliseconds, and a machine that is too slow
 // for everyone makes everyone slow. The end of a step counts as a call. A lone rank has no measure
 // and is never silent.
 //
@@ -50,16 +50,19 @@ class RankWatch final {
 
  private:
   void ArriveAt(uint64_t calls, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Mark(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const absl::Duration patience_;
   mutable absl::Mutex mutex_;
   std::vector<uint64_t> calls_ ABSL_GUARDED_BY(mutex_);  // [rank], in this step
   uint64_t lead_ ABSL_GUARDED_BY(mutex_) = 0;            // calls of the rank that is ahead
   size_t arrived_ ABSL_GUARDED_BY(mutex_) = 0;           // ranks that have come to call lead_
-  absl::Time together_ ABSL_GUARDED_BY(mutex_);          // when all had come to the call before
+  absl::Time together_ ABSL_GUARDED_BY(mutex_);          // when all had come to a call before it
   absl::Duration stretch_ ABSL_GUARDED_BY(mutex_);       // from there to the first one's arrival
   absl::Duration missed_ ABSL_GUARDED_BY(mutex_);        // how long the first one has waited
   absl::Time seen_ ABSL_GUARDED_BY(mutex_);              // up to when that has been counted
+  uint64_t marked_ ABSL_GUARDED_BY(mutex_) = 0;          // the lead as it was ...
+  absl::Time marked_at_ ABSL_GUARDED_BY(mutex_);         // ... found at this look
 };
 
 // `comm`, telling `watch` of every call, as of its rank `index`. The watch must outlive it.

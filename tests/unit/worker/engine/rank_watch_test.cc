@@ -68,6 +68,16 @@ TEST_F(RankWatchTest, WhatIsHeardOfARankCountsAsItsCalls) {
   EXPECT_THAT(SilentAfter(kPatience + absl::Milliseconds(200)), ElementsAre(0, 1));
 }
 
+// However long a step has gone on, with however many calls between two of another's words.
+TEST_F(RankWatchTest, WhoIsHeardOfLateIsMissedAsSoonAsTheOthers) {
+  for (int look = 1; look <= 40; ++look) {
+    for (int call = 0; call < 7; ++call) Arrive({0, 1});
+    if (look % 2 == 0) watch_.Reached(2, 7 * look - 3, now_);  // it lags behind by some
+    EXPECT_THAT(SilentAfter(watch_.tick()), IsEmpty());
+  }
+  EXPECT_THAT(SilentAfter(kPatience + 2 * watch_.tick()), ElementsAre(2));
+}
+
 TEST_F(RankWatchTest, WhatTookTheFirstOneLongMayTakeTheOthersLonger) {
   Pass(absl::Seconds(30));
   Arrive({0});
@@ -110,20 +120,33 @@ TEST_F(RankWatchTest, ALoneRankIsNeverSilent) {
 }
 
 TEST_F(RankWatchTest, EveryCallOfACommunicatorTells) {
-  auto comm = Watched(std::move(CreateThreadCommunicators(1, absl::Seconds(1))[0]), watch_, 0);
+  class Sole final : public Communicator {  // rank 4 of 5, which is rank 0 of the watch
+   public:
+    int rank() const override { return 4; }
+    int size() const override { return 5; }
+    absl::Status AllGatherCols(TensorView, TensorView) override { return why_; }
+    absl::Status AllReduceSum(TensorView) override { return why_; }
+    absl::Status Broadcast(TensorView, int) override { return why_; }
+    absl::Status Barrier() override { return why_; }
+    absl::StatusOr<int64_t> Least(int64_t value) override { return value; }
+    void Abort(absl::Status why) override { why_ = std::move(why); }
+
+   private:
+    absl::Status why_;
+  };
+  auto comm = Watched(std::make_unique<Sole>(), watch_, 0);
   float value = 3;
   const TensorView x{&value, 1, 1, 1};
   const std::function<absl::Status()> calls[] = {
       [&] { return comm->AllGatherCols(x, x); }, [&] { return comm->AllReduceSum(x); },
       [&] { return comm->Broadcast(x, 0); }, [&] { return comm->Barrier(); },
-      [&] { return comm->Wait(); }};
+      [&] { return comm->Least(3).status(); }, [&] { return comm->Wait(); }};
   for (const auto& call : calls) {
     watch_.Begin();
     EXPECT_OK(call());
     now_ = absl::Now();
     EXPECT_THAT(SilentAfter(absl::Minutes(1)), ElementsAre(1, 2));
   }
-  EXPECT_EQ(value, 3);
   comm->Abort(absl::CancelledError("over"));
   EXPECT_THAT(comm->Barrier(), StatusIs(absl::StatusCode::kCancelled));
 }
