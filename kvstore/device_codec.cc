@@ -7,8 +7,10 @@ namespace loopserve::kvstore {
 
 std::unique_ptr<DeviceCodec> DeviceCodec::Create(const Codec& codec, const KvBlockPool& pool,
                                                  common::Logger& log) {
-  std::vector<BlockCoder*> coders;
-  for (int rank = 0; rank < pool.ranks(); ++rank) {
+  std::vector<BlockCoder*> coders(static_cast<size_t>(pool.ranks()));
+  // Backwards: the memory of another process, which has none, comes last, and what a coder takes
+  // would be in vain.
+  for (int rank = pool.ranks() - 1; rank >= 0; --rank) {
     const absl::StatusOr<BlockCoder*> coder =
         pool.memory(rank).PrepareCoder(codec.name(), pool.arena(rank).shape);
     if (!coder.ok()) {
@@ -16,7 +18,7 @@ std::unique_ptr<DeviceCodec> DeviceCodec::Create(const Codec& codec, const KvBlo
       return nullptr;
     }
     if (*coder == nullptr) return nullptr;
-    coders.push_back(*coder);
+    coders[static_cast<size_t>(rank)] = *coder;
   }
   return std::unique_ptr<DeviceCodec>(new DeviceCodec(codec, pool, std::move(coders)));
 }

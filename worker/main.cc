@@ -195,6 +195,10 @@ absl::Status Follow(const WorkerConfig& config, common::Logger& log) {
   common::WaitForStopSignal();
   follower->Stop();
   running.join();
+  if (follower->lost()) {
+    log.Error("a rank hangs in its device; ending", {{"status", status.ToString()}});
+    _exit(1);  // whoever waited for it would hang, too
+  }
   if (status.ok()) log.Info("stopped");
   return status;
 }
@@ -214,6 +218,10 @@ int main(int argc, char** argv) {
       config.log_format == "json" ? common::Logger::Format::kJson : common::Logger::Format::kText);
   const absl::Status status =
       config.follows() ? worker::Follow(config, *log) : worker::Run(config, *log);
+  if (absl::IsCancelled(status) && common::StopRequested()) {  // before it was ready
+    log->Info("stopped");
+    return 0;
+  }
   if (!status.ok()) {
     log->Error(config.follows() ? "cannot follow" : "cannot serve",
                {{"status", status.ToString()}});

@@ -248,7 +248,7 @@ absl::Duration StepLoopEngine::IdleTime() const {
   for (const Owned& sequence : running_) next = std::min(next, sequence->spec.deadline);
   const bool stuck = std::ranges::any_of(running_, [](const Owned& s) { return !s->restoring; });
   if (stuck || blocked_on_blocks_ || parking_blocks_ > 0) return absl::Milliseconds(1);
-  return std::max(absl::Milliseconds(1), next - clock_.Now());
+  return std::clamp(next - clock_.Now(), absl::Milliseconds(1), ranks_.refresh_within());
 }
 
 void StepLoopEngine::Handle(std::vector<Event> events) {

@@ -26,6 +26,8 @@ using kvstore::KvBlockPool;
 
 // How long the others get to notice an abort before they count as stalled too.
 constexpr absl::Duration kAbortGrace = absl::Milliseconds(400);
+// Between two attempts to connect, of which each may take long, and two looks for new pods.
+constexpr absl::Duration kRetry = absl::Seconds(1);
 
 absl::Status WithNames(RankRange ranks, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(NamesOf(ranks), ": ", status.message()));
@@ -42,13 +44,14 @@ class ThreadRankGroup final : public FollowingRanks {
  public:
   ThreadRankGroup(std::vector<Rank> parts, std::unique_ptr<KvBlockPool> pool,
                   absl::Duration step_timeout, absl::Duration stall_timeout, common::Logger& log,
-                  RankPods* pods)
+                  RankMeeting* meeting, RankPods* pods)
       : step_timeout_(step_timeout),
         stall_timeout_(stall_timeout),
         log_(log),
+        meeting_(meeting),
         pods_(pods),
         local_(parts.size()),
-        first_(pods == nullptr ? 0 : pods->here().first),
+        first_(meeting == nullptr ? 0 : meeting->here().first),
         watch_(CountRanks(parts.size(), pods), stall_timeout),
         slots_(parts.size() + (pods == nullptr ? 0 : pods->others().size())),
         pool_(std::move(pool)) {
@@ -65,11 +68,15 @@ class ThreadRankGroup final : public FollowingRanks {
   // Before anything else.
   absl::Status Start() {
     if (pods_ != nullptr) joins_ = pods_->joins();
-    if (first_ == 0) {
-      RETURN_IF_ERROR(Connect());
-    } else {
+    const bool follows = meeting_ != nullptr && pods_ == nullptr;  // Reconnect comes first
+    const absl::Status connected = follows ? absl::OkStatus() : Connect();
+    // A pod that has left by now is no reason to load everything again.
+    const bool may_heal =
+        pods_ != nullptr && (absl::IsUnavailable(connected) || absl::IsDeadlineExceeded(connected));
+    if (!connected.ok() && !may_heal) return connected;
+    {
       absl::MutexLock lock(&mutex_);
-      broken_ = true;  // until Reconnect
+      broken_ = follows || !connected.ok();
     }
     for (size_t i = 0; i < slots_.size(); ++i) {
       threads_.push_back(common::NamedThread(absl::StrCat("rank-", slots_[i].ranks.first),
@@ -131,9 +138,18 @@ class ThreadRankGroup final : public FollowingRanks {
     return Heal();
   }
 
-  void Settle() override {
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(this, &ThreadRankGroup::AllIdle));
+  absl::StatusOr<std::vector<uint64_t>> Settle(absl::Duration patience) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!mutex_.AwaitWithTimeout(absl::Condition(this, &ThreadRankGroup::AllIdle), patience)) {
+        return lost_ = absl::DeadlineExceededError(absl::StrCat(
+                   "rank ", absl::StrJoin(Stalled(), ", "), " has not come back within ",
+                   absl::FormatDuration(patience), " from a step that was given up"));
+      }
+    }
+    std::vector<uint64_t> calls = watch_.calls();
+    watch_.Begin();  // the next step has come to none
+    return calls;
   }
 
   int size() const override {
@@ -161,7 +177,13 @@ class ThreadRankGroup final : public FollowingRanks {
   }
   std::vector<uint64_t> calls() const override { return watch_.calls(); }
   absl::Status whole() const override {
-    return pods_ == nullptr ? absl::OkStatus() : pods_->whole();
+    if (pods_ != nullptr) RETURN_IF_ERROR(pods_->whole());
+    absl::MutexLock lock(&mutex_);
+    return unconnected_;
+  }
+  absl::Duration refresh_within() const override {
+    absl::MutexLock lock(&mutex_);
+    return pods_ != nullptr || !unconnected_.ok() ? kRetry : absl::InfiniteDuration();
   }
   bool lost() const override {
     absl::MutexLock lock(&mutex_);
@@ -191,8 +213,8 @@ class ThreadRankGroup final : public FollowingRanks {
     std::vector<Backend*> backends;
     for (size_t i = 0; i < local_; ++i) backends.push_back(slots_[i].parts.backend.get());
     std::shared_ptr<RankExchange> exchange;
-    if (pods_ != nullptr) {
-      ASSIGN_OR_RETURN(exchange, pods_->Meet(joins_));
+    if (meeting_ != nullptr) {
+      ASSIGN_OR_RETURN(exchange, meeting_->Meet(joins_));
     }
     // This thread notices first, and knows better who is missed.
     ASSIGN_OR_RETURN(auto comms, backends[0]->ConnectRanks(backends, 2 * step_timeout_, exchange));
@@ -229,6 +251,7 @@ class ThreadRankGroup final : public FollowingRanks {
       RETURN_IF_ERROR(lost_);
       if (!broken_ && joins == joins_) return absl::OkStatus();
       broken_ = true;
+      if (joins == joins_ && !unconnected_.ok() && absl::Now() < next_try_) return unconnected_;
       if (!AllIdle()) {
         return absl::UnavailableError(
             absl::StrCat("rank ", absl::StrJoin(Stalled(), ", "),
@@ -239,12 +262,15 @@ class ThreadRankGroup final : public FollowingRanks {
       pool_->VoidBlocks();  // before any copy can reach the new pod
       ++kv_losses_;
     }
-    RETURN_IF_ERROR(Connect());  // no rank is at its communicator
-    for (Slot& slot : slots_) slot.up = true;
+    const absl::Status connected = Connect();  // no rank is at its communicator
     {
       absl::MutexLock lock(&mutex_);
-      broken_ = false;
+      broken_ = !connected.ok();
+      unconnected_ = connected;
+      next_try_ = absl::Now() + kRetry;
     }
+    RETURN_IF_ERROR(connected);
+    for (Slot& slot : slots_) slot.up = true;
     log_.Info("rank group rebuilt", {{"ranks", size()}});
     return absl::OkStatus();
   }
@@ -407,7 +433,8 @@ class ThreadRankGroup final : public FollowingRanks {
   const absl::Duration step_timeout_;
   const absl::Duration stall_timeout_;
   common::Logger& log_;
-  RankPods* const pods_;                     // null: all ranks are here
+  RankMeeting* const meeting_;               // null: all ranks are here
+  RankPods* const pods_;                     // the same, if this process leads; else null
   const size_t local_;                       // slots of ranks here, the first ones
   const int first_;                          // of the ranks here
   RankWatch watch_;                          // by rank, from first_ on
@@ -419,7 +446,9 @@ class ThreadRankGroup final : public FollowingRanks {
   size_t busy_ ABSL_GUARDED_BY(mutex_) = 0;  // slots
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Time broken_at_ ABSL_GUARDED_BY(mutex_);  // when a step was given up last
+  absl::Time broken_at_ ABSL_GUARDED_BY(mutex_);      // when a step was given up last
+  absl::Status unconnected_ ABSL_GUARDED_BY(mutex_);  // why the last attempt to connect failed
+  absl::Time next_try_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   absl::Status lost_ ABSL_GUARDED_BY(mutex_);  // not OK: no step will ever succeed again
   std::vector<std::jthread> threads_;          // last: they use everything above
@@ -429,14 +458,15 @@ absl::StatusOr<std::unique_ptr<ThreadRankGroup>> Started(std::vector<RankGroup::
                                                          std::unique_ptr<KvBlockPool> pool,
                                                          absl::Duration step_timeout,
                                                          absl::Duration stall_timeout,
-                                                         common::Logger& log, RankPods* pods) {
+                                                         common::Logger& log, RankMeeting* meeting,
+                                                         RankPods* pods) {
   const size_t holders = ranks.size() + (pods == nullptr ? 0 : pods->others().size());
   if (ranks.empty() || static_cast<int>(holders) != pool->ranks()) {
     return absl::InvalidArgumentError(absl::StrCat("the pool has arenas for ", pool->ranks(),
                                                    " ranks or pods, there are ", holders));
   }
   auto group = std::make_unique<ThreadRankGroup>(std::move(ranks), std::move(pool), step_timeout,
-                                                 stall_timeout, log, pods);
+                                                 stall_timeout, log, meeting, pods);
   RETURN_IF_ERROR(group->Start());
   return group;
 }
@@ -454,13 +484,14 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Create(const GgufFile& fil
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Assemble(
     std::vector<Rank> ranks, std::unique_ptr<KvBlockPool> pool, absl::Duration step_timeout,
     common::Logger& log, absl::Duration stall_timeout, RankPods* pods) {
-  return Started(std::move(ranks), std::move(pool), step_timeout, stall_timeout, log, pods);
+  return Started(std::move(ranks), std::move(pool), step_timeout, stall_timeout, log, pods, pods);
 }
 
 absl::StatusOr<std::unique_ptr<FollowingRanks>> FollowingRanks::Assemble(
     std::vector<Rank> ranks, std::unique_ptr<KvBlockPool> pool, absl::Duration step_timeout,
-    common::Logger& log, absl::Duration stall_timeout, RankPods& pods) {
-  return Started(std::move(ranks), std::move(pool), step_timeout, stall_timeout, log, &pods);
+    common::Logger& log, absl::Duration stall_timeout, RankMeeting& meeting) {
+  return Started(std::move(ranks), std::move(pool), step_timeout, stall_timeout, log, &meeting,
+                 nullptr);
 }
 
 }  // namespace loopserve::worker

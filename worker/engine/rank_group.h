@@ -34,6 +34,7 @@
 
 namespace loopserve::worker {
 
+class RankMeeting;
 class RankPods;
 
 inline constexpr absl::Duration kStallTimeout = absl::Milliseconds(1250);
@@ -100,6 +101,8 @@ class RankGroup {
   // since the part that a pod held went with it. Run fails when it finds that out itself. The
   // caller of Run.
   virtual uint64_t Refresh() { return 0; }
+  // How soon Refresh wants to be called again when there is no step to run.
+  virtual absl::Duration refresh_within() const { return absl::InfiniteDuration(); }
   virtual int size() const = 0;  // ranks, those of other processes included
   virtual const ModelConfig& config() const = 0;
   virtual kvstore::KvBlockPool& pool() = 0;
@@ -109,7 +112,7 @@ class RankGroup {
   virtual size_t resident_bytes() const = 0;
   // Whether the rank took part in the last step.
   virtual bool rank_up(int rank) const = 0;
-  // OK when all its processes are there; Unavailable, with the reason.
+  // OK when all its processes are there and its ranks are connected; else the reason.
   virtual absl::Status whole() const { return absl::OkStatus(); }
   // A rank's device has failed for good (its context is broken, say), or a rank has not come back
   // from a step for `step_timeout` since that was given up: Run returns Unavailable, and probably
@@ -121,16 +124,18 @@ class RankGroup {
 // has to be connected, at first too, and when a step may follow another.
 class FollowingRanks : public RankGroup {
  public:
-  // Not connected yet. `pods`, which says how to meet the others, must outlive it.
+  // Not connected yet. `meeting` must outlive it.
   static absl::StatusOr<std::unique_ptr<FollowingRanks>> Assemble(
       std::vector<Rank> ranks, std::unique_ptr<kvstore::KvBlockPool> pool,
       absl::Duration step_timeout, common::Logger& log, absl::Duration stall_timeout,
-      RankPods& pods);
+      RankMeeting& meeting);
 
   // Fresh communicators. The caller of Run.
   virtual absl::Status Reconnect() = 0;
-  // Waits until every rank has come back from the last step. The caller of Run.
-  virtual void Settle() = 0;
+  // Waits until every rank has come back from the last step, for `patience` at most: of each rank,
+  // the calls of its communicator that it came to, which `calls` forgets. DeadlineExceeded: the
+  // group is `lost`. The caller of Run.
+  virtual absl::StatusOr<std::vector<uint64_t>> Settle(absl::Duration patience) = 0;
   // Ends the step at hand on all ranks, for this reason. Any thread.
   virtual void Abort(const absl::Status& why) = 0;
   // Of each rank, the calls of its communicator that the step at hand has come to. Any thread.

@@ -231,7 +231,7 @@ RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,
   return {.model_fingerprint = config.fingerprint,
           .tp = options.tp,
           .backend = KindOf(backend),
-          .activation_bits = options.activation_bits,
+          .activation_bits = backend.activation_bits(),  // not what was asked for
           .shape = shape,
           .min_blocks = blocks,
           .kv_device_share = options.kv_device_share,

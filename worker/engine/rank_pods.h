@@ -2,8 +2,8 @@
 //
 // The leader, whose process holds rank 0, sees every other pod as RemoteRanks: something that
 // executes a step like a rank of its own, and whose part of the KV lies in a Memory. A pod sees
-// nobody: to it the interface only says how to meet the others. What speaks on the network is
-// behind it (worker/pod).
+// nobody, and has a RankMeeting alone: how its ranks meet the others. What speaks on the network is
+// behind these (worker/pod).
 //
 // Thread rule: as each call says.
 #pragma once
@@ -41,6 +41,10 @@ struct RankTerms {
   absl::Duration stall_timeout;
 };
 
+// How long the ranks of a pod may take to come back from a step that was given up. Then the pod
+// ends, since a device that hangs so long will do nothing else.
+inline constexpr absl::Duration kComeBack = absl::Seconds(30);
+
 class RemoteRanks {
  public:
   virtual ~RemoteRanks() = default;
@@ -58,11 +62,23 @@ class RemoteRanks {
   virtual uint64_t weights_bytes() const = 0;
 };
 
-class RankPods {
+// How the ranks of one process meet those of the others.
+class RankMeeting {
  public:
-  virtual ~RankPods() = default;
+  virtual ~RankMeeting() = default;
+  // The ranks of this process.
+  virtual RankRange here() const = 0;
+  // Takes in the pods that are there, so that steps and copies go to them from now on, and joins
+  // all processes to a fresh exchange. No rank is at an older one. The caller's thread waits.
+  // Unavailable when a pod has joined after the first `joins` (RankPods): the caller does not know
+  // yet that the KV of that seat is gone, so nothing may reach it.
+  virtual absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t joins) = 0;
+};
 
-  // --- At the start, in this order, by one thread; the leader's alone
+// What only the leader has.
+class RankPods : public RankMeeting {
+ public:
+  // --- At the start, in this order, by one thread
   // From now on pods may join. InvalidArgument for terms that no pod can meet.
   virtual absl::Status Open(const RankTerms& terms) = 0;
   // Waits until all have joined and loaded their shards. The blocks that all of them have room for,
@@ -72,19 +88,12 @@ class RankPods {
   virtual absl::Status OpenPools(uint32_t blocks) = 0;
 
   // --- Later
-  // In the order of their ranks, behind those of this process; none in a pod. Any thread.
+  // In the order of their ranks, behind those of this process. Any thread.
   virtual std::span<RemoteRanks* const> others() = 0;
-  // The ranks of this process.
-  virtual RankRange here() const = 0;
   // OK when all pods are there; Unavailable, with who is missing and why. Any thread.
   virtual absl::Status whole() const = 0;
   // Counts how often a pod has joined, with an empty pool. Any thread.
   virtual uint64_t joins() const = 0;
-  // Takes in the pods that are there, so that steps and copies go to them from now on, and joins
-  // all processes to a fresh exchange. No rank is at an older one. The caller's thread waits.
-  // Unavailable when a pod has joined after the first `joins`: the caller does not know yet that
-  // the KV of that seat is gone, so nothing may reach it.
-  virtual absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t joins) = 0;
 };
 
 }  // namespace loopserve::worker

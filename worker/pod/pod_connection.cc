@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "worker/engine/rank_pods.h"
 #include "worker/pod/plan_codec.h"
 #include "worker/pod/wire_status.h"
 
@@ -109,19 +110,20 @@ uint64_t PodConnection::NextTag() {
 
 void PodConnection::StartCopy(pod::v1::JoinResponse message, uint64_t tag, CopyDone done,
                               bool bulk) {
-  absl::Status ended;
-  {
-    absl::MutexLock lock(&mutex_);
-    ended = ended_;
-    if (ended.ok()) copies_.emplace(tag, std::move(done));
-  }
-  if (!ended.ok()) return done(ended, "");
+  if (const absl::Status ended = Enter(tag, done); !ended.ok()) return done(ended, "");
   Send(std::move(message), bulk);
+}
+
+absl::Status PodConnection::Enter(uint64_t tag, CopyDone& done) {
+  absl::MutexLock lock(&mutex_);
+  if (ended_.ok()) copies_.emplace(tag, std::move(done));
+  return ended_;
 }
 
 absl::Status PodConnection::On(const pod::v1::JoinRequest& message) {
   {
     absl::MutexLock lock(&mutex_);
+    if (!ended_.ok()) return ended_;  // what it answers, nobody waits for any more
     silent_ = absl::ZeroDuration();
   }
   if (message.has_step_done()) return OnStepDone(message.step_done());
@@ -196,13 +198,22 @@ void PodConnection::Watch(absl::Time now) {
   {
     absl::MutexLock lock(&mutex_);
     // While this whole process stood still, nobody was silent.
-    silent_ += std::clamp(now - watched_, absl::ZeroDuration(), kMostPerLook);
+    const absl::Duration passed = std::clamp(now - watched_, absl::ZeroDuration(), kMostPerLook);
     watched_ = now;
     const bool expected = running_ && aborted_;
-    const absl::Duration limit = expected ? kSilenceAfterAbort : kSilence;
-    if (!ended_.ok() || silent_ <= limit) return;
-    why = absl::DeadlineExceededError(
-        absl::StrCat("it has been silent for ", absl::FormatDuration(silent_)));
+    silent_ += passed;
+    expected_ = expected ? expected_ + passed : absl::ZeroDuration();
+    if (!ended_.ok()) return;
+    if (silent_ > (expected ? kSilenceAfterAbort : kSilence)) {
+      why = absl::DeadlineExceededError(
+          absl::StrCat("it has been silent for ", absl::FormatDuration(silent_)));
+    } else if (expected_ > kComeBack) {
+      why = absl::DeadlineExceededError(absl::StrCat("it has not come back within ",
+                                                     absl::FormatDuration(kComeBack),
+                                                     " from a step that was given up"));
+    } else {
+      return;
+    }
   }
   Drop(why);
 }

@@ -69,6 +69,8 @@ class PodConnection final {
 
  private:
   void StartCopy(pod::v1::JoinResponse message, uint64_t tag, CopyDone done, bool bulk);
+  // Takes `done` unless the pod has left.
+  absl::Status Enter(uint64_t tag, CopyDone& done);
   uint64_t NextTag();
   absl::Status OnStepDone(const pod::v1::StepDone& done);
   absl::Status OnAlive(const pod::v1::Alive& alive);
@@ -87,7 +89,8 @@ class PodConnection final {
   absl::Status result_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> calls_ ABSL_GUARDED_BY(mutex_);  // [rank], in the step at hand
   absl::Time watched_ ABSL_GUARDED_BY(mutex_);
-  absl::Duration silent_ ABSL_GUARDED_BY(mutex_);  // since the last sign of life
+  absl::Duration silent_ ABSL_GUARDED_BY(mutex_);    // since the last sign of life
+  absl::Duration expected_ ABSL_GUARDED_BY(mutex_);  // back from an aborted step
   uint64_t tags_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<uint64_t, CopyDone> copies_ ABSL_GUARDED_BY(mutex_);
 };

@@ -11,6 +11,7 @@
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
+#include "common/version.h"
 #include "loopserve/pod/v1/pod.grpc.pb.h"
 #include "worker/pod/outbox.h"
 #include "worker/pod/pod_leader.h"
@@ -23,7 +24,7 @@ namespace {
 namespace v1 = pod::v1;
 using Stream = grpc::ClientReaderWriter<v1::JoinRequest, v1::JoinResponse>;
 
-constexpr absl::Duration kBeat = absl::Milliseconds(100);
+constexpr absl::Duration kBeat = absl::Milliseconds(50);
 constexpr absl::Duration kRetry = absl::Milliseconds(500);
 constexpr int kCopyThreads = 2;
 
@@ -54,6 +55,7 @@ class Membership final {
         log_(log),
         steps_("pod-steps", 1),
         copies_("pod-copies", kCopyThreads),
+        moves_("pod-moves", 1),
         outbox_(
             "pod-out", [this](const v1::JoinRequest& message) { return stream_.Write(message); },
             [this] { return Beat(); }, kBeat) {}
@@ -75,6 +77,7 @@ class Membership final {
     outbox_.Close();
     steps_.Stop();
     copies_.Stop();
+    moves_.Stop();
   }
 
  private:
@@ -146,15 +149,16 @@ class Membership final {
       if (aborted_step_ == step.step()) status = why_;
       running_ = step.step();
     }
-    if (status.ok()) status = ranks_.Execute(step);
-    for (const uint64_t calls : ranks_.calls()) done.add_calls(calls);
+    PodRanks::StepEnd end{.status = status, .calls = ranks_.calls()};
+    if (status.ok()) end = ranks_.Execute(step);
+    for (const uint64_t calls : end.calls) done.add_calls(calls);
     {
       absl::MutexLock lock(&mutex_);
       running_ = 0;
     }
-    if (!status.ok()) StatusToProto(status, done.mutable_status());
+    if (!end.status.ok()) StatusToProto(end.status, done.mutable_status());
     outbox_.Send(std::move(answer));
-    if (ranks_.lost()) EndWith(absl::FailedPreconditionError(status.message()));
+    if (ranks_.lost()) EndWith(absl::FailedPreconditionError(end.status.message()));
   }
 
   void OnAbort(const v1::Abort& abort) {
@@ -170,11 +174,13 @@ class Membership final {
 
   absl::Status OnCopy(v1::JoinResponse message) {
     if (!opened_) return Early();
-    return Queue(copies_, [this, message = std::move(message)] {
+    // A step waits for copies within the pool: they are not behind what goes to and from the tiers.
+    common::ThreadPool& pool = message.has_copy_block() ? moves_ : copies_;
+    return Queue(pool, [this, message = std::move(message)] {
       v1::JoinRequest answer;
       const absl::Status status = Copy(message, *answer.mutable_copy_done());
       if (!status.ok()) StatusToProto(status, answer.mutable_copy_done()->mutable_status());
-      outbox_.Send(std::move(answer), /*bulk=*/true);
+      outbox_.Send(std::move(answer), /*bulk=*/message.has_read_block());
     });
   }
 
@@ -242,6 +248,7 @@ class Membership final {
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   common::ThreadPool steps_;
   common::ThreadPool copies_;
+  common::ThreadPool moves_;
   Outbox<v1::JoinRequest> outbox_;  // last: it uses what is above
 };
 
@@ -252,10 +259,11 @@ class Follower final : public PodFollower {
 
   absl::Status Run() override {
     ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file_));
-    PodRanks ranks(file_, config, options_.local, log_);
+    ranks_ = std::make_unique<PodRanks>(file_, config, options_.local, log_);
     std::string told;
     while (true) {
-      const absl::Status status = Join(config, ranks);
+      const absl::Status status = Join(config, *ranks_);
+      if (lost()) return status;
       if (Stopped(absl::ZeroDuration())) return absl::OkStatus();
       if (IsForGood(status)) return status;
       if (told != status.message()) {
@@ -272,6 +280,8 @@ class Follower final : public PodFollower {
     stopping_ = true;
     if (context_ != nullptr) context_->TryCancel();
   }
+
+  bool lost() const override { return ranks_ != nullptr && ranks_->lost(); }
 
  private:
   absl::Status Join(const ModelConfig& config, PodRanks& ranks) {
@@ -299,6 +309,7 @@ class Follower final : public PodFollower {
   v1::JoinRequest HelloOf(const ModelConfig& config, const PodRanks& ranks) const {
     v1::JoinRequest message;
     message.mutable_hello()->set_protocol(kPodProtocol);
+    message.mutable_hello()->set_release(std::string(common::kVersion));
     message.mutable_hello()->set_model_fingerprint(config.fingerprint);
     message.mutable_hello()->set_pod(options_.pod);
     message.mutable_hello()->set_held_rank_plus_one(ranks.held_rank_plus_one());
@@ -320,6 +331,7 @@ class Follower final : public PodFollower {
   const PodFollowerOptions options_;
   const GgufFile& file_;
   common::Logger& log_;
+  std::unique_ptr<PodRanks> ranks_;
   absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;

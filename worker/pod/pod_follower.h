@@ -36,6 +36,9 @@ class PodFollower {
   // a backend that is not here, too little memory.
   virtual absl::Status Run() = 0;
   virtual void Stop() = 0;
+  // After Run: a rank hangs in its device, and destroying this object would wait for it. The
+  // process has to end without.
+  virtual bool lost() const = 0;
 };
 
 }  // namespace loopserve::worker

@@ -17,6 +17,7 @@
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
+#include "common/version.h"
 #include "loopserve/pod/v1/pod.grpc.pb.h"
 #include "worker/engine/rank_loading.h"
 #include "worker/pod/outbox.h"
@@ -123,13 +124,13 @@ class Leader final : public PodLeader, public v1::Pods::Service {
   int port_ = 0;
   std::unique_ptr<FrameListener> frames_;
   std::atomic<uint64_t> joins_ = 0;
-  mutable absl::Mutex mutex_;
+  absl::Mutex mutex_;
+  uint32_t blocks_ ABSL_GUARDED_BY(mutex_) = 0;  // of the pool; 0: not known yet
   // Written once, before `open_` is set.
   RankTerms terms_;
   std::vector<std::unique_ptr<PodSeat>> seats_;
   std::vector<RemoteRanks*> others_;
   std::atomic<bool> open_ = false;
-  std::atomic<uint32_t> blocks_ = 0;  // of the pool; 0: not known yet
   std::unique_ptr<grpc::Server> server_;
   std::jthread watching_;
 };
@@ -212,10 +213,13 @@ absl::StatusOr<uint32_t> Leader::AwaitLoaded() {
 }
 
 absl::Status Leader::OpenPools(uint32_t blocks) {
-  blocks_ = blocks;
-  for (const auto& seat : seats_) {
-    const auto pod = seat->pod();
-    if (pod != nullptr && seat->loaded()) SendPool(*pod, blocks);
+  {
+    absl::MutexLock lock(&mutex_);
+    blocks_ = blocks;
+    for (const auto& seat : seats_) {
+      const auto pod = seat->pod();
+      if (pod != nullptr && seat->loaded()) SendPool(*pod, blocks);
+    }
   }
   return AwaitSeats("waiting for the pods' pools",
                     [](const PodSeat& seat) { return seat.ready().ok(); });
@@ -264,6 +268,11 @@ absl::Status Leader::CheckHello(const v1::Hello& hello) const {
     return absl::FailedPreconditionError(
         absl::StrCat("this pod speaks version ", hello.protocol(), " of the pods' protocol, the ",
                      "leader version ", kPodProtocol, ": run the same release everywhere"));
+  }
+  if (hello.release() != common::kVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("this pod is of release '", hello.release(),
+                                                      "', the leader of ", common::kVersion,
+                                                      ": run the same release everywhere"));
   }
   if (!open_) return absl::UnavailableError("the leader is still starting");
   if (hello.model_fingerprint() != terms_.model_fingerprint) {
@@ -346,7 +355,8 @@ absl::Status Leader::Converse(Stream& stream, PodSeat& seat, PodConnection& pod)
 }
 
 absl::Status Leader::OnLoaded(PodSeat& seat, PodConnection& pod, const v1::Loaded& loaded) {
-  const uint32_t wanted = blocks_ > 0 ? blocks_.load() : terms_.min_blocks;
+  absl::MutexLock lock(&mutex_);  // so that it is told of the pool here or by OpenPools
+  const uint32_t wanted = blocks_ > 0 ? blocks_ : terms_.min_blocks;
   if (loaded.max_blocks() < wanted) {
     return absl::FailedPreconditionError(absl::StrCat("this pod has room for ", loaded.max_blocks(),
                                                       " blocks of KV, the group needs ", wanted));
@@ -363,6 +373,7 @@ absl::Status Leader::OnLoaded(PodSeat& seat, PodConnection& pod, const v1::Loade
 }
 
 absl::Status Leader::OnOpened(PodSeat& seat, const PodConnection& pod) {
+  absl::MutexLock lock(&mutex_);
   if (blocks_ == 0 || !seat.loaded() || seat.ready().ok()) {
     return absl::InvalidArgumentError("this pod has opened a pool that nobody asked for");
   }

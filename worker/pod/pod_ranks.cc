@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "worker/engine/rank_pods.h"
 #include "worker/pod/plan_codec.h"
 
 namespace loopserve::worker {
@@ -46,7 +47,7 @@ absl::Status CheckAssignment(const pod::v1::Assignment& in) {
 }  // namespace
 
 // How this process's group meets the others: as the leader said last.
-class PodRanks::Meeting final : public RankPods {
+class PodRanks::Meeting final : public RankMeeting {
  public:
   explicit Meeting(const RankGroupOptions& options) : options_(options) {}
   void Set(std::string host, const pod::v1::Connect& connect) {
@@ -54,23 +55,13 @@ class PodRanks::Meeting final : public RankPods {
     connect_ = connect;
   }
 
-  absl::Status Open(const RankTerms&) override { return NotHere(); }
-  absl::StatusOr<uint32_t> AwaitLoaded() override { return NotHere(); }
-  absl::Status OpenPools(uint32_t) override { return NotHere(); }
-  std::span<RemoteRanks* const> others() override { return {}; }
   RankRange here() const override { return *options_.here; }
-  absl::Status whole() const override { return absl::OkStatus(); }
-  uint64_t joins() const override { return 0; }
   absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t) override {
     return RankExchange::Follow(host_, static_cast<int>(connect_.port()), connect_.token(), here(),
                                 options_.tp, absl::Now() + kMeeting, 2 * options_.step_timeout);
   }
 
  private:
-  static absl::Status NotHere() {
-    return absl::FailedPreconditionError("only a leader waits for pods");
-  }
-
   const RankGroupOptions options_;
   std::string host_;
   pod::v1::Connect connect_;
@@ -165,15 +156,22 @@ absl::Status PodRanks::Reconnect(const std::string& host, const pod::v1::Connect
   return group_->Reconnect();
 }
 
-absl::Status PodRanks::Execute(const pod::v1::Step& step) {
-  RETURN_IF_ERROR(CheckOpen());
+PodRanks::StepEnd PodRanks::Execute(const pod::v1::Step& step) {
+  StepEnd end{.status = CheckOpen()};
+  if (!end.status.ok()) return end;
+  end.calls.resize(group_->calls().size());
   auto received = std::make_shared<ReceivedPlan>();
-  RETURN_IF_ERROR(PlanFromProto(step, {options_.model.max_step_tokens, group_->pool().num_blocks()},
-                                *received));
-  const absl::Status status =
-      group_->Run(std::shared_ptr<const StepPlan>(received, &received->plan)).status();
-  group_->Settle();
-  return status;
+  const PlanLimits limits{options_.model.max_step_tokens, group_->pool().num_blocks()};
+  end.status = PlanFromProto(step, limits, *received);
+  if (!end.status.ok()) return end;
+  end.status = group_->Run(std::shared_ptr<const StepPlan>(received, &received->plan)).status();
+  auto calls = group_->Settle(kComeBack);
+  if (calls.ok()) {
+    end.calls = *std::move(calls);
+  } else {
+    end.status = calls.status();
+  }
+  return end;
 }
 
 void PodRanks::Abort(const absl::Status& why) {

@@ -34,12 +34,16 @@ class PodRanks final {
   absl::Status Open(uint32_t blocks);
   // Fresh communicators, by way of the leader's host.
   absl::Status Reconnect(const std::string& host, const pod::v1::Connect& connect);
-  // Returns when every rank has come back.
-  absl::Status Execute(const pod::v1::Step& step);
+  struct StepEnd {
+    absl::Status status;
+    std::vector<uint64_t> calls;  // of each rank's communicator
+  };
+  // Returns when every rank has come back, or is given up (`lost`).
+  StepEnd Execute(const pod::v1::Step& step);
   void Abort(const absl::Status& why);
-  // As RankGroup has it: probably only a new process helps.
+  // As RankGroup has it: only a new process helps, and this object's end may never come.
   bool lost() const;
-  // Of each rank, calls of its communicator in the step at hand.
+  // Of each rank, calls of its communicator in the step at hand; zeros between two steps.
   std::vector<uint64_t> calls() const;
 
   absl::StatusOr<std::string> Read(uint32_t block) const;

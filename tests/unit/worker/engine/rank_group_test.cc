@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -11,9 +12,11 @@
 #include "absl/time/clock.h"
 #include "common/cpus.h"
 #include "common/status_macros.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
+#include "worker/engine/rank_pods.h"
 
 namespace loopserve::worker {
 namespace {
@@ -22,6 +25,7 @@ using kvstore::KvBlockPool;
 using ::loopserve::testing::FindPreset;
 using ::loopserve::testing::StatusIs;
 using ::loopserve::testing::WriteTempModel;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 std::unique_ptr<GgufFile> TinyFile() { return *GgufFile::Open(WriteTempModel(*FindPreset("gqa"))); }
@@ -59,8 +63,12 @@ class FakeModel final : public Model {
   RowChoice choice_{.token = -1};
 };
 
-std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout,
-                                 int cpu = -1, absl::Duration stall_timeout = kStallTimeout) {
+struct Parts {
+  std::vector<RankGroup::Rank> ranks;
+  std::unique_ptr<KvBlockPool> pool;
+};
+
+Parts FakeParts(std::vector<FakeModel::Body> bodies, int cpu = -1) {
   std::vector<RankGroup::Rank> ranks;
   std::vector<KvBlockPool::Shard> shards;
   for (size_t i = 0; i < bodies.size(); ++i) {
@@ -74,8 +82,14 @@ std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Dura
                                .head_dim = 2,
                                .block_tokens = 4};
   auto pool = *KvBlockPool::Create(shape, 4, std::move(shards));
-  return *RankGroup::Assemble(std::move(ranks), std::move(pool), timeout, common::Logger::Null(),
-                              stall_timeout);
+  return {std::move(ranks), std::move(pool)};
+}
+
+std::unique_ptr<RankGroup> Fakes(std::vector<FakeModel::Body> bodies, absl::Duration timeout,
+                                 int cpu = -1, absl::Duration stall_timeout = kStallTimeout) {
+  Parts parts = FakeParts(std::move(bodies), cpu);
+  return *RankGroup::Assemble(std::move(parts.ranks), std::move(parts.pool), timeout,
+                              common::Logger::Null(), stall_timeout);
 }
 
 std::shared_ptr<const StepPlan> EmptyPlan() { return std::make_shared<StepPlan>(); }
@@ -324,6 +338,111 @@ TEST(RankGroup, AnUnknownBackendIsAnError) {
   options.backend = "abacus";
   EXPECT_THAT(RankGroup::Create(*TinyFile(), options, common::Logger::Null()),
               StatusIs(absl::StatusCode::kNotFound));
+}
+
+// --- Ranks of several processes
+
+// The other processes are what the test says; none takes part in an exchange.
+class FakePods final : public RankPods {
+ public:
+  absl::Status Open(const RankTerms&) override { return absl::OkStatus(); }
+  absl::StatusOr<uint32_t> AwaitLoaded() override { return 4; }
+  absl::Status OpenPools(uint32_t) override { return absl::OkStatus(); }
+  std::span<RemoteRanks* const> others() override { return {}; }
+  RankRange here() const override { return {0, 2}; }
+  absl::Status whole() const override { return absl::OkStatus(); }
+  uint64_t joins() const override { return joined; }
+  absl::StatusOr<std::shared_ptr<RankExchange>> Meet(uint64_t joins) override {
+    ++meetings;
+    EXPECT_EQ(joins, joined);
+    if (!trouble.ok()) return trouble;
+    return RankExchange::Lead(*listener_, "token", here(), {}, absl::InfiniteFuture(),
+                              absl::Minutes(1), [] { return absl::OkStatus(); });
+  }
+
+  absl::Status trouble;
+  uint64_t joined = 1;
+  int meetings = 0;
+
+ private:
+  const std::unique_ptr<FrameListener> listener_ = *FrameListener::Listen("127.0.0.1", 0);
+};
+
+TEST(FollowingRanks, TellWhatTheStepAtHandHasComeToAndNothingOfTheLast) {
+  absl::Notification met, go;
+  const auto body = [&](Communicator& comm) {
+    RETURN_IF_ERROR(comm.Barrier());
+    if (comm.rank() == 0) met.Notify();
+    go.WaitForNotification();
+    return comm.Barrier();
+  };
+  FakePods meeting;
+  meeting.joined = 0;
+  Parts parts = FakeParts({body, body});
+  auto ranks =
+      *FollowingRanks::Assemble(std::move(parts.ranks), std::move(parts.pool), absl::Seconds(30),
+                                common::Logger::Null(), absl::Seconds(30), meeting);
+  ASSERT_OK(ranks->Reconnect());
+  std::thread running([&] { EXPECT_OK(ranks->Run(EmptyPlan()).status()); });
+  met.WaitForNotification();
+  EXPECT_EQ(ranks->calls()[0], 1U);
+  go.Notify();
+  running.join();
+  EXPECT_THAT(*ranks->Settle(absl::Seconds(30)), ElementsAre(3, 3)) << "the end is a call, too";
+  EXPECT_THAT(ranks->calls(), ElementsAre(0, 0));
+}
+
+TEST(FollowingRanks, ARankThatNeverComesBackIsGivenUp) {
+  absl::Notification never;
+  const auto body = [&](Communicator& comm) {
+    if (comm.rank() == 1) never.WaitForNotification();
+    return comm.Barrier();
+  };
+  FakePods meeting;
+  meeting.joined = 0;
+  Parts parts = FakeParts({body, body});
+  auto ranks =
+      *FollowingRanks::Assemble(std::move(parts.ranks), std::move(parts.pool), absl::Seconds(30),
+                                common::Logger::Null(), absl::Milliseconds(50), meeting);
+  ASSERT_OK(ranks->Reconnect());
+  EXPECT_FALSE(ranks->Run(EmptyPlan()).ok());
+  EXPECT_FALSE(ranks->lost());
+  EXPECT_THAT(ranks->Settle(absl::Milliseconds(50)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 1 has not come back")));
+  EXPECT_TRUE(ranks->lost());
+  never.Notify();
+}
+
+TEST(RankGroup, PodsThatCannotBeConnectedAreTriedAgainNowAndThen) {
+  const auto body = [](Communicator& comm) { return comm.Barrier(); };
+  FakePods pods;
+  pods.trouble = absl::UnavailableError("no way");
+  Parts parts = FakeParts({body, body});
+  auto group =
+      *RankGroup::Assemble(std::move(parts.ranks), std::move(parts.pool), absl::Seconds(30),
+                           common::Logger::Null(), absl::Seconds(30), &pods);
+  EXPECT_EQ(pods.meetings, 1) << "and that is no reason to load everything again";
+  EXPECT_LT(group->refresh_within(), absl::Minutes(1));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kUnavailable));
+  }
+  EXPECT_EQ(pods.meetings, 2) << "it takes time, and is not done for each step";
+  EXPECT_THAT(group->whole(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no way")));
+  EXPECT_EQ(group->Refresh(), 0U);
+  pods.trouble = absl::OkStatus();
+  pods.joined = 2;  // news: tried at once
+  EXPECT_EQ(group->Refresh(), 1U) << "what the pod before held is gone";
+  EXPECT_OK(group->whole());
+  EXPECT_OK(group->Run(EmptyPlan()).status());
+}
+
+TEST(RankGroup, WhatNoPodWillMendEndsTheStart) {
+  FakePods pods;
+  pods.trouble = absl::FailedPreconditionError("no NCCL");
+  Parts parts = FakeParts({[](Communicator&) { return absl::OkStatus(); }});
+  EXPECT_THAT(RankGroup::Assemble(std::move(parts.ranks), std::move(parts.pool), absl::Seconds(30),
+                                  common::Logger::Null(), absl::Seconds(30), &pods),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no NCCL")));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "tests/unit/worker/pod/fake_pod.h"
+#include "worker/engine/rank_pods.h"
 
 namespace loopserve::worker {
 namespace {
@@ -177,6 +178,30 @@ TEST_F(PodConnectionTest, APodThatIsSlowToComeBackAndSaysSoIsNot) {
     EXPECT_OK(pod_.StepDone(1, absl::DeadlineExceededError("another rank stalled")));
   });
   EXPECT_THAT(calls, StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST_F(PodConnectionTest, APodThatLivesButNeverComesBackIsDropped) {
+  const Calls calls = While([&] {
+    pod_.Take();
+    connection().Abort(absl::DeadlineExceededError("its device hangs"));
+    Watching watch(connection());
+    for (absl::Duration gone; gone < kComeBack; gone += absl::Milliseconds(300)) {
+      EXPECT_OK(pod_.Alive(1, {1, 1}));
+      EXPECT_FALSE(pod_.ended());
+      watch.For(absl::Milliseconds(300));
+    }
+    watch.For(absl::Milliseconds(300));
+  });
+  EXPECT_TRUE(pod_.ended());
+  EXPECT_THAT(calls, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("has not come back")));
+}
+
+// It is a healthy pod that answers what it was asked before it was dropped.
+TEST_F(PodConnectionTest, AnAnswerThatComesTooLateIsNotHeldAgainstThePod) {
+  connection().Read(1, [](const absl::Status&, const std::string&) {});
+  const uint64_t tag = pod_.Take().read_block().tag();
+  connection().Drop(absl::DeadlineExceededError("it has been silent"));
+  EXPECT_THAT(pod_.CopyDone(tag), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("silent")));
 }
 
 }  // namespace

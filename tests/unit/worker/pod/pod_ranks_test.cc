@@ -78,7 +78,7 @@ TEST_F(PodRanksTest, WhatNeedsAPoolIsRefusedBeforeThereIsOne) {
   for (const uint32_t blocks : {0U, 7U}) {
     EXPECT_THAT(ranks_.Open(blocks), StatusIs(absl::StatusCode::kInvalidArgument)) << blocks;
   }
-  EXPECT_THAT(ranks_.Execute({}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(ranks_.Execute({}).status, StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(ranks_.Read(0), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(ranks_.Reconnect("127.0.0.1", {}), StatusIs(absl::StatusCode::kInvalidArgument));
   ranks_.Abort(absl::CancelledError("nothing runs"));
@@ -95,7 +95,7 @@ TEST_F(PodRanksTest, CopiesOfWhatIsNoBlockAreRefused) {
 TEST_F(PodRanksTest, AStepBeforeTheGroupIsConnectedFails) {
   ASSERT_OK(ranks_.Load(Assignment()).status());
   ASSERT_OK(ranks_.Open(6));
-  EXPECT_FALSE(ranks_.Execute({}).ok());
+  EXPECT_FALSE(ranks_.Execute({}).status.ok());
   pod::v1::Connect connect;
   EXPECT_THAT(ranks_.Reconnect("127.0.0.1", connect), StatusIs(absl::StatusCode::kInvalidArgument));
   connect.set_port(1);  // where nobody listens
