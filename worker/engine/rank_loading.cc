@@ -108,7 +108,7 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
     ModelOptions model = options.model;
     if (!model.shard_inputs) model.shard_inputs = backend.prefers_input_sharding();
-    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model);
+    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model, &backend);
     const Need need{.weights = estimate.weights_bytes,
                     .scratch = estimate.scratch_bytes + backend.overhead_bytes(),
                     .kv = blocks * ShardOf(shape, spec).block_bytes()};
@@ -230,6 +230,14 @@ absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptio
                       .kv_heads = static_cast<int32_t>(heads.size())});
   }
   file.ReleasePages();
+  const Backend& first = *loaded.ranks[0].backend;
+  if (options.activation_bits == 8 && first.activation_format() == Backend::kSixteenBits) {
+    log.Warning(
+        "activations keep 16 bits",
+        {{"asked", options.activation_bits},
+         {"backend", first.name()},
+         {"why", "it has no products of 8 bits on this machine with weights of these types"}});
+  }
   if (options.kv_device_share > 0) {
     ASSIGN_OR_RETURN(blocks, BlocksInShare(options, shape, loaded.ranks));
   }
