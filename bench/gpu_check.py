@@ -100,6 +100,7 @@ class Check:
         sides, main = self.sides, Model()
         q4, q8, int8, small = (Model(weights="q4_0"), Model(weights="q8_0"), Model(kv="int8"),
                                Model("1b"))
+        fp8 = Model(weights="fp8")
 
         def decode(model, batch, depth, seconds=6, quick=False, sampling="greedy"):
             name = f"decode {model.id('')}b{batch} d{depth}"
@@ -127,6 +128,7 @@ class Check:
             prefill(main, 32768, seconds=30, rounds=2), prefill(main, 8192, 512),
             decode(main, 32, 0), decode(main, 32, 0, sampling="drawn"),
             decode(main, 32, 0, sampling="logits"), decode(main, 16, 8192, 15),
+            decode(fp8, 1, 0, 20), prefill(fp8, 2048),
             decode(q4, 1, 0, 20, quick=True), decode(q4, 8, 0), prefill(q4, 8192, seconds=6),
             decode(int8, 1, 32768, 25), decode(int8, 16, 8192, 12),
             Step("restore, KV int8", 10, lambda: sides.kv_moves(int8, 256, 2048)),

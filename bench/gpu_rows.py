@@ -2,7 +2,7 @@
 
 Ours is loopserve-gpu-step, the peer gpu_peer.py. Both stay loaded and take turns. A row's limit is the
 share of what the memory's measured copy rate (decoding) or the measured rate of large bf16 products
-(prefill, attention) would allow.
+(prefill, attention; twice that for products of E4M3) would allow.
 """
 
 import dataclasses
@@ -35,8 +35,19 @@ def short(tokens):
 @dataclasses.dataclass(frozen=True)
 class Model:
     shape: str = "8b"
-    weights: str = "bf16"
+    weights: str = "bf16"  # "fp8": a file of bf16, computed with activations of 8 bits
     kv: str = "bf16"
+
+    @property
+    def flags(self):
+        file, bits = ("bf16", 8) if self.weights == "fp8" else (self.weights, 16)
+        return (f"--shape={self.shape}", f"--weights={file}", f"--activation-bits={bits}",
+                f"--kv-dtype={self.kv}")
+
+    @property
+    def speedup(self):
+        """Of its products over those of bf16, at best."""
+        return 2 if self.weights == "fp8" else 1
 
     def id(self, what):
         return f"gpu_{self.shape}_{self.weights}_{what}" + ("_kv_int8" if self.kv == "int8" else "")
@@ -64,7 +75,7 @@ def passed_through(line):
 
 
 MATMUL_ROWS = {("gate_up", rows) for rows in (1, 8, 64, 2048, 8192)} | {("logits", 1), ("qkv", 1)}
-MATMUL_TYPES = ("BF16", "Q4_0", "Q8_0", "Q4_K")
+MATMUL_TYPES = ("BF16", "E4M3", "Q4_0", "Q8_0", "Q4_K")
 
 
 def best_of(lines, key):
@@ -87,10 +98,12 @@ def matmul_rows(lines, limits):
         if (shape, count) not in MATMUL_ROWS or kind not in MATMUL_TYPES:
             continue
         few = count <= 64
+        most = limits.get("copy_gbps" if few else "gemm_tflops")
+        if most and kind == "E4M3" and not few:
+            most *= 2
         rows.append(report.row(f"gpu_matmul_{shape}_{kind.lower()}_{count}_rows",
                                "GB/s" if few else "TFLOP/s",
-                               line["weight_gb_per_s"] if few else line["tflops"],
-                               limit=limits.get("copy_gbps" if few else "gemm_tflops")))
+                               line["weight_gb_per_s"] if few else line["tflops"], limit=most))
     return rows
 
 
@@ -157,8 +170,7 @@ class Sides:
 
     def _start_ours(self, model, step_tokens, kv_tokens):
         command = self.bundle.command(
-            "loopserve-gpu-step", "--serve", f"--shape={model.shape}", f"--weights={model.weights}",
-            f"--kv-dtype={model.kv}", f"--backend={self.options.backend}",
+            "loopserve-gpu-step", "--serve", *model.flags, f"--backend={self.options.backend}",
             f"--step-tokens={step_tokens}", f"--kv-tokens={kv_tokens}")
         side = Answering(command, self.bundle.env, self.options.logs / f"ours_{model.id('')}.log",
                          LOAD_SECONDS)
@@ -267,7 +279,8 @@ class Sides:
         self.details.setdefault("prefill", []).extend([*mine, *others])
         limit = None
         if "gemm_tflops" in self.limits:
-            limit = self.limits["gemm_tflops"] * 1e12 * tokens / mine[0]["flops_per_step"]
+            limit = (self.limits["gemm_tflops"] * model.speedup * 1e12 * tokens
+                     / mine[0]["flops_per_step"])
         words = self.add(model.id(prefill_id(tokens, chunk)), "tokens/s",
                          [a["tokens_per_second"] for a in mine],
                          [a["tokens_per_second"] for a in others], limit)

@@ -88,19 +88,21 @@ struct Options {
 
 // What a step has to do at least.
 struct Costs {
-  double matrix_bytes = 0;  // of all matrices that a step multiplies with
+  double matrix_bytes = 0;  // of all matrices that a step multiplies with, as they are held
   double layer_weights = 0, head_weights = 0;
   double token_bytes = 0;  // of KV
   double pair_flops = 0;   // of one query row and one key, in all layers
 
-  Costs(const ModelShape& shape, const worker::GgufFile& file, const kvstore::KvShape& kv);
+  Costs(const ModelShape& shape, const worker::GgufFile& file, const kvstore::KvShape& kv,
+        absl::string_view activation_format);
   double Flops(double tokens, double depth, double logits) const {
     const double pairs = tokens * depth + tokens * (tokens + 1) / 2;
     return 2 * tokens * layer_weights + 2 * logits * head_weights + pairs * pair_flops;
   }
 };
 
-Costs::Costs(const ModelShape& shape, const worker::GgufFile& file, const kvstore::KvShape& kv)
+Costs::Costs(const ModelShape& shape, const worker::GgufFile& file, const kvstore::KvShape& kv,
+             absl::string_view activation_format)
     : token_bytes(static_cast<double>(kv.token_bytes())),
       pair_flops(4.0 * shape.q_heads * shape.head_dim * shape.layers) {
   for (const worker::GgufFile::Tensor& tensor : file.tensors()) {
@@ -108,8 +110,13 @@ Costs::Costs(const ModelShape& shape, const worker::GgufFile& file, const kvstor
     const bool is_table = tensor.name == "token_embd.weight";
     if (tensor.dims.size() < 2 || (is_table && !shape.tied)) continue;
     const auto weights = static_cast<double>(view.rows) * static_cast<double>(view.cols);
-    matrix_bytes += static_cast<double>(view.row_bytes()) * static_cast<double>(view.rows);
-    (is_table || tensor.name == "output.weight" ? head_weights : layer_weights) += weights;
+    const bool is_head = is_table || tensor.name == "output.weight";
+    const bool is_e4m3 =
+        activation_format == "e4m3" && !is_head && worker::InfoOf(view.type).block_values == 1;
+    matrix_bytes += is_e4m3
+                        ? weights + 4.0 * static_cast<double>(view.rows)
+                        : static_cast<double>(view.row_bytes()) * static_cast<double>(view.rows);
+    (is_head ? head_weights : layer_weights) += weights;
   }
 }
 
@@ -160,7 +167,7 @@ absl::StatusOr<std::unique_ptr<Bench>> Bench::Create(const Options& options) {
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(auto group, worker::RankGroup::Create(file, ranks, common::Logger::Null()));
   bench->load_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
-  bench->costs_ = std::make_unique<Costs>(*shape, file, kv);
+  bench->costs_ = std::make_unique<Costs>(*shape, file, kv, group->activation_format());
   bench->runner_ = std::make_unique<StepRunner>(
       std::move(group), StepRunner::Options{.step_tokens = options.step_tokens,
                                             .max_batch = kMaxBatch,

@@ -75,7 +75,7 @@ struct Machine {
   double weight_peak = 0;  // of products with weights: that of bytes if rows are rounded to these
 
   // The best of all measurements counts.
-  void Measure(int threads, int activation_bits);
+  void Measure(int threads, bool multiplies_bytes);
   double LimitSeconds(Op op, const OpTotals& totals) const {
     const double most = op == Op::kAttention ? peak : weight_peak;
     const double reading = totals.bytes / bandwidth;
@@ -83,7 +83,7 @@ struct Machine {
   }
 };
 
-void Machine::Measure(int threads, int activation_bits) {
+void Machine::Measure(int threads, bool multiplies_bytes) {
   bandwidth = std::max(bandwidth, ReadBandwidth(kBandwidthMebibytes, threads));
   // The first that the machine has instructions for.
   const std::pair<const char*, Arithmetic> kinds[] = {
@@ -96,7 +96,7 @@ void Machine::Measure(int threads, int activation_bits) {
     peak = std::max(peak, found);
     break;
   }
-  const double bytes = activation_bits == 8 ? PeakOperations(Arithmetic::kInt8, threads) : 0;
+  const double bytes = multiplies_bytes ? PeakOperations(Arithmetic::kInt8, threads) : 0;
   weight_peak = std::max({weight_peak, peak, bytes});
 }
 
@@ -242,7 +242,7 @@ Json Document(const worker::RankGroup& ranks, int threads, const Machine& machin
   return {{"bench", "step_profile"},
           {"model", ranks.config().name},
           {"backend", ranks.backend_name()},
-          {"activation_bits", ranks.activation_bits()},
+          {"activation_format", ranks.activation_format()},
           {"threads", threads},
           {"bandwidth", machine.bandwidth},
           {"arithmetic", machine.arithmetic == nullptr ? Json(nullptr) : Json(machine.arithmetic)},
@@ -256,6 +256,7 @@ absl::Status ProfileAll(const Options& options) {
   ASSIGN_OR_RETURN(const auto file, worker::GgufFile::Open(options.model));
   ASSIGN_OR_RETURN(const Profiler profiler, MakeProfiler(*file, options, clock));
   const worker::RankGroup& ranks = profiler.runner->ranks();
+  const bool multiplies_bytes = ranks.activation_format() == "8";
   Machine machine;
   std::vector<std::pair<const Case*, std::vector<Round>>> measured;
   for (const Case& c : kCases) {
@@ -265,12 +266,12 @@ absl::Status ProfileAll(const Options& options) {
       continue;
     }
     std::fprintf(stderr, "loopserve-step-profile: %s\n", c.id);
-    machine.Measure(options.ranks.threads, ranks.activation_bits());
+    machine.Measure(options.ranks.threads, multiplies_bytes);
     ASSIGN_OR_RETURN(auto rounds, Profile(profiler, c, options.rounds));
     measured.emplace_back(&c, std::move(rounds));
   }
   if (measured.empty()) return absl::NotFoundError("no case is left");
-  machine.Measure(options.ranks.threads, ranks.activation_bits());
+  machine.Measure(options.ranks.threads, multiplies_bytes);
   Json cases = Json::array();
   for (auto& [c, rounds] : measured) {
     cases.push_back(CaseJson(*c, Median(rounds), rounds.size(), machine));

@@ -68,13 +68,18 @@ class TimedBackend final : public worker::Backend {
 
   // Not timed.
   absl::string_view name() const override { return inner_->name(); }
-  int activation_bits() const override { return inner_->activation_bits(); }
+  absl::string_view activation_format() const override { return inner_->activation_format(); }
+  size_t MatrixBytes(worker::WeightType type, int64_t rows, int64_t cols,
+                     worker::MatrixUse use) const override {
+    return inner_->MatrixBytes(type, rows, cols, use);
+  }
   kvstore::Memory& memory() override { return inner_->memory(); }
   size_t overhead_bytes() const override { return inner_->overhead_bytes(); }
   bool Supports(worker::WeightType type) const override { return inner_->Supports(type); }
-  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const worker::WeightView& weight,
-                                                     worker::RowRange rows) override {
-    return inner_->LoadMatrix(weight, rows);
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(
+      const worker::WeightView& weight, worker::RowRange rows,
+      worker::MatrixUse use = worker::MatrixUse::kVocabulary) override {
+    return inner_->LoadMatrix(weight, rows, use);
   }
   absl::StatusOr<std::unique_ptr<worker::Buffer>> Allocate(
       int64_t rows, int64_t cols, worker::BufferUse use = worker::BufferUse::kExact) override {

@@ -41,8 +41,9 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
             "set aside for this process, or several NUMA nodes)");
   flags.Add(
       "activation-bits", &activation_bits,
-      "Bits that the CPU backend rounds activations to, at least: 16, or 8 (faster prompts and "
-      "batches, answers that differ more from the exact ones)");
+      "Bits that activations are rounded to, at least: 16, or 8 (faster prompts and batches, "
+      "answers that differ more from the exact ones; GPUs that have E4M3 hold weights of layers in "
+      "it, too, if the file has them in 16 bits or more)");
   flags.AddDuration("stall-timeout", &stall_timeout,
                     "How long one rank may be missed where another is already, before the step "
                     "is given up");

@@ -137,7 +137,7 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
   ASSIGN_OR_RETURN(const auto session_log,
                    kvstore::OpenSessionLog({session_dir, config.kvstore}, log));
   KvCache kv({.model_fingerprint = ranks->config().fingerprint,
-              .policy_tag = KvCache::PolicyTag(ranks->activation_bits()),
+              .policy_tag = KvCache::PolicyTag(ranks->activation_format()),
               .codec = config.StoredCodec()},
              ranks->pool(), store.get(), kv_metrics);
   SessionCache sessions({.model = ranks->config().fingerprint,

@@ -165,6 +165,22 @@ TEST_P(CudaModelTest, MixedSteps) {
   }
 }
 
+// Layers in E4M3: their rounding is some fifteen times that of bf16.
+TEST_P(CudaModelTest, EightBits) {
+  ASSERT_OK_AND_ASSIGN(const auto runner,
+                       ModelRunner::Create(*file_, config_,
+                                           {.backend = "cuda",
+                                            .activation_bits = 8,
+                                            .kv_dtype = kvstore::KvDtype::kBf16,
+                                            .max_positions = static_cast<int64_t>(tokens_.size()),
+                                            .block_tokens = 32}));
+  for (const int64_t chunk : {300, 37, 9}) {
+    runner->Clear(0);
+    ASSERT_OK_AND_ASSIGN(const auto got, runner->AppendAll(0, tokens_, chunk));
+    EXPECT_LT(Error(got, 0, tokens_.size()), 0.25) << "chunks of " << chunk;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaModelTest, ::testing::ValuesIn(Specs()),
                          [](const auto& info) { return info.param.name; });
 

@@ -11,8 +11,15 @@
 #include <string>
 #include <vector>
 
+#include "common/e4m3.h"
 #include "tests/conformance/backend_data.h"
+#include "worker/backend/cuda/device.h"
+#include "worker/backend/cuda/kernels/elementwise.h"
 #include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/kernels/norm.h"
+#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/matmul/kernels/fp8.h"
+#include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 
 namespace loopserve::worker::cuda {
@@ -113,6 +120,56 @@ struct LoadedWeight {
   std::vector<float> values;
 };
 
+// Values [rows, cols] as E4M3 has them, by the scalar definition.
+std::vector<float> RoundedToE4m3(std::vector<float> values, int64_t cols) {
+  for (auto row = values.begin(); row != values.end(); row += cols) {
+    float largest = 0;
+    for (auto v = row; v != row + cols; ++v) largest = std::max(largest, std::fabs(*v));
+    const float scale = std::max(largest / common::kLargestE4m3, 1.17549435e-38f);
+    const float inverse = 1.0f / scale;
+    for (auto v = row; v != row + cols; ++v) {
+      *v = common::E4m3ToFloat(common::FloatToE4m3(*v * inverse)) * scale;
+    }
+  }
+  return values;
+}
+
+// Values that bf16 has, on the device as E4M3, made there.
+struct Fp8Matrix {
+  Fp8Matrix(int64_t rows, int64_t cols, Random& random)
+      : exact(testing::RoundedToBf16(random.Normals(static_cast<size_t>(rows * cols)))),
+        values(RoundedToE4m3(exact, cols)),
+        memory(Fp8Bytes(rows, cols)),
+        weight{WeightType::kBF16, memory.data(), rows, cols,
+               reinterpret_cast<float*>(memory.data() + Fp8ScalesAt(rows, cols))} {
+    DeviceTensor x(rows, cols, 0, cols, ActivationType::kBf16);
+    x.Write(exact);
+    memory.Fill(0xff);
+    EXPECT_EQ(LaunchToE4m3(x.view(), {memory.data(), const_cast<float*>(weight.scales)}, nullptr),
+              cudaSuccess);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  }
+  // What lies on the device, padding included: [rows, Fp8Pitch(cols)].
+  std::vector<float> ReadBack() const {
+    std::vector<uint8_t> bytes(memory.size());
+    EXPECT_EQ(cudaMemcpy(bytes.data(), memory.data(), bytes.size(), cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    const auto pitch = static_cast<size_t>(Fp8Pitch(weight.cols));
+    std::vector<float> all(static_cast<size_t>(weight.rows) * pitch);
+    for (size_t i = 0; i < all.size(); ++i) {
+      float scale = 0;
+      std::memcpy(&scale, &bytes[Fp8ScalesAt(weight.rows, weight.cols) + i / pitch * 4], 4);
+      all[i] = common::E4m3ToFloat(bytes[i]) * scale;
+    }
+    return all;
+  }
+
+  std::vector<float> exact;
+  std::vector<float> values;
+  DeviceBytes memory;
+  DeviceWeight weight;
+};
+
 CublasLt* Library() {
   static const std::unique_ptr<CublasLt> library = []() -> std::unique_ptr<CublasLt> {
     std::vector<std::string> folders;
@@ -124,20 +181,25 @@ CublasLt* Library() {
   return library.get();
 }
 
-std::vector<double> Products(const std::vector<float>& x, int64_t rows, const LoadedWeight& w) {
-  const int64_t cols = w.file.view.cols;
+// w: [outputs, cols]
+std::vector<double> Products(const std::vector<float>& x, int64_t rows, const std::vector<float>& w,
+                             int64_t outputs, int64_t cols) {
   std::vector<double> out;
   for (int64_t t = 0; t < rows; ++t) {
-    for (int64_t n = 0; n < w.file.view.rows; ++n) {
+    for (int64_t n = 0; n < outputs; ++n) {
       double sum = 0;
       for (int64_t k = 0; k < cols; ++k) {
         sum += static_cast<double>(x[static_cast<size_t>(t * cols + k)]) *
-               static_cast<double>(w.values[static_cast<size_t>(n * cols + k)]);
+               static_cast<double>(w[static_cast<size_t>(n * cols + k)]);
       }
       out.push_back(sum);
     }
   }
   return out;
+}
+
+std::vector<double> Products(const std::vector<float>& x, int64_t rows, const LoadedWeight& w) {
+  return Products(x, rows, w.values, w.file.view.rows, w.file.view.cols);
 }
 
 struct Case {
@@ -290,6 +352,111 @@ TEST_F(MatMulTest, ManyOutputsAndSomeRows) {
       SCOPED_TRACE(std::string(InfoOf(type).name) + " rows " + std::to_string(rows));
       Check({kBf16, kF32, 0, 0, {0, 64, 1 << 20}, true}, x, rows, kCols, weights, want);
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_F(MatMulTest, E4m3IsMadeAsItsDefinitionSays) {
+  Random random(18);
+  for (const int64_t cols : {1, 13, 64, 4096, 14336}) {
+    const Fp8Matrix matrix(5, cols, random);
+    const std::vector<float> got = matrix.ReadBack();
+    const int64_t pitch = Fp8Pitch(cols);
+    for (int64_t i = 0; i < 5 * pitch; ++i) {
+      const int64_t col = i % pitch;
+      const float want =
+          col < cols ? matrix.values[static_cast<size_t>(i / pitch * cols + col)] : 0.0f;
+      // Where the device's quotient differs in its last bit, a code may be the neighbour's.
+      ASSERT_NEAR(got[static_cast<size_t>(i)], want, std::fabs(want) / 8) << cols << " " << i;
+    }
+  }
+}
+
+// Whether codes that an op has left are those of what it wrote.
+void ExpectCodesOf(const TensorView& out, const DeviceBytes& left) {
+  DeviceBytes made(left.size());
+  made.Fill(0);
+  const size_t scales_at = Fp8ScalesAt(out.rows, out.cols);
+  ASSERT_EQ(
+      LaunchToE4m3(out, {made.data(), reinterpret_cast<float*>(made.data() + scales_at)}, nullptr),
+      cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  std::vector<std::byte> want(made.size()), got(made.size());
+  ASSERT_EQ(cudaMemcpy(want.data(), made.data(), want.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+  ASSERT_EQ(cudaMemcpy(got.data(), left.data(), got.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+  EXPECT_EQ(got, want);
+}
+
+TEST_F(MatMulTest, NormsAndSiluLeaveTheCodesOfWhatTheyWrite) {
+  Random random(17);
+  for (const int64_t cols : {8, 65, 584, 4096, 14336}) {
+    constexpr int64_t kRows = 19;
+    const auto values = [&] {
+      return testing::RoundedToBf16(random.Normals(static_cast<size_t>(kRows * cols)));
+    };
+    DeviceTensor x(kRows, cols, 0, cols, kBf16), out(kRows, cols, 0, cols, kBf16);
+    DeviceTensor residual(kRows, cols, 0, cols, kF32), weight(1, cols, 0, cols, kF32);
+    DeviceBytes memory(Fp8Bytes(kRows, cols));
+    memory.Fill(0);
+    const Fp8Rows codes{memory.data(),
+                        reinterpret_cast<float*>(memory.data() + Fp8ScalesAt(kRows, cols))};
+    x.Write(values());
+    out.Write(values());
+    residual.Write(values());
+    weight.Write(std::vector<float>(static_cast<size_t>(cols), 1.5f));
+    const float* const factors = weight.view().data;
+    ASSERT_EQ(LaunchSiluMul(out.view(), x.view(), nullptr, codes), cudaSuccess);
+    ExpectCodesOf(out.view(), memory);
+    ASSERT_EQ(LaunchRmsNorm(x.view(), factors, 1e-5f, out.view(), nullptr, codes), cudaSuccess);
+    ExpectCodesOf(out.view(), memory);
+    ASSERT_EQ(
+        LaunchAddRmsNorm(residual.view(), x.view(), factors, 1e-5f, out.view(), nullptr, codes),
+        cudaSuccess);
+    ExpectCodesOf(out.view(), memory);
+  }
+}
+
+// Products of E4M3 operands: those of the rounded operands, but for the order of sums, and within 6
+// % of the exact ones: two roundings by up to a sixteenth, of some 2.6 % on average each.
+TEST_F(MatMulTest, E4m3WeightsOnEveryPath) {
+  const absl::StatusOr<Device> device = Device::Open(0);
+  ASSERT_TRUE(device.ok()) << device.status();
+  if (!device->has_fp8()) GTEST_SKIP() << device->name() << " has no products of E4M3";
+  Random random(16);
+  constexpr int64_t kOutputs = 144;
+  for (const int64_t cols : {13, 72, 584, 4096}) {
+    const Fp8Matrix w(kOutputs, cols, random);
+    for (const int64_t rows : {1, 2, 9, 16, 17, 64, 200}) {
+      const std::vector<float> x =
+          testing::RoundedToBf16(random.Normals(static_cast<size_t>(rows * cols)));
+      const std::vector<double> exact = Products(x, rows, w.exact, kOutputs, cols);
+      for (const bool by_library : {false, true}) {
+        for (const bool scales : {false, true}) {
+          if (scales && !by_library) continue;
+          for (const ActivationType out_type : {kF32, kBf16}) {
+            SCOPED_TRACE("rows " + std::to_string(rows) + " cols " + std::to_string(cols) +
+                         (by_library ? " library" : " few") + (scales ? ", its scales" : ""));
+            DeviceTensor in(rows, cols, 0, cols, kBf16);
+            in.Write(x);
+            DeviceTensor out(rows, kOutputs, 0, kOutputs, out_type);
+            const MatMulLimits limits{.rows = 64, .cols = cols, .fp8 = true};
+            DeviceBytes workspace(MatMulRunner::WorkspaceBytes(limits));
+            workspace.Fill(0xff);
+            MatMulRunner runner(by_library ? Library() : nullptr, limits, workspace.data(),
+                                {.fp8_skinny_rows = 0, .library_scales = scales});
+            const TensorView outs[] = {out.view()};
+            const absl::Status status =
+                runner.Run(in.view(), std::span(&w.weight, 1), outs, nullptr);
+            ASSERT_TRUE(status.ok()) << status;
+            ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+            const std::vector<float> got = out.ReadAll();
+            const std::vector<double> rounded =
+                Products(by_library ? RoundedToE4m3(x, cols) : x, rows, w.values, kOutputs, cols);
+            EXPECT_LT(RelativeError(got, kOutputs, 0, rounded, kOutputs), 1e-2);
+            EXPECT_LT(RelativeError(got, kOutputs, 0, exact, kOutputs), 0.06);
+          }
+        }
+      }
     }
   }
 }

@@ -61,6 +61,12 @@ enum class BufferUse {
   kOperand,  // what products and attention read and write: bf16 where the device prefers it
 };
 
+// What a matrix is for.
+enum class MatrixUse {
+  kLinear,      // of a layer: rounded to 8 bits if need be (activation_format)
+  kVocabulary,  // embedding and output: as precise as the file, whatever activations are
+};
+
 // Owned activations.
 class Buffer {
  public:
@@ -110,12 +116,19 @@ class Backend {
   virtual ~Backend() = default;
   // "cpu/avx512-vnni", "reference": what was chosen on this machine, for logs and reports.
   virtual absl::string_view name() const = 0;
-  // That activations are rounded to before they meet quantised weights; bf16 and floats count
-  // as 16.
-  virtual int activation_bits() const { return 16; }
+  // What activations are rounded to before they meet weights: "16" (bf16, or nothing), "8"
+  // (integers, one scale for each block), "e4m3". Known once the matrices are loaded, whose types
+  // may decide. Keys and values of different formats are not mixed (session/kv_cache.h).
+  static constexpr absl::string_view kSixteenBits = "16";
+  virtual absl::string_view activation_format() const { return kSixteenBits; }
   virtual kvstore::Memory& memory() = 0;
   virtual bool Supports(WeightType type) const = 0;
 
+  // Bytes that a matrix of these rows and columns will take, as the device has it; by default as
+  // the file has it.
+  virtual size_t MatrixBytes(WeightType type, int64_t rows, int64_t cols, MatrixUse /*use*/) const {
+    return static_cast<size_t>(rows) * WeightView{type, rows, cols, {}}.row_bytes();
+  }
   // Bytes of its device that it will take beside weights, buffers and the KV pool: workspaces,
   // libraries.
   virtual size_t overhead_bytes() const { return 0; }
@@ -141,9 +154,10 @@ class Backend {
 
   // --- Weights
   // Takes the rows of `weight` into the backend's packing. The view may be unmapped afterwards
-  // unless Matrix keeps reading it, in which case the backend documents so.
-  virtual absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
-                                                             RowRange rows) = 0;
+  // unless Matrix keeps reading it, in which case the backend documents so. EmbedRows takes
+  // matrices of the vocabulary.
+  virtual absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(
+      const WeightView& weight, RowRange rows, MatrixUse use = MatrixUse::kVocabulary) = 0;
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols,
                                                            BufferUse use = BufferUse::kExact) = 0;
   virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) = 0;
@@ -230,8 +244,9 @@ struct BackendOptions {
   // Instruction set of the cpu backend, to test each one a machine has: "auto", "avx512-vnni",
   // "avx2", "portable", or with activations of 8 bits "avx2-int8", ...
   absl::string_view isa = "auto";
-  // What "auto" may round activations to before quantised weights, at least: 16, or 8 as llama.cpp
-  // does, which is faster. Only the cpu backend has a choice.
+  // What may be rounded to before products, at least: 16, or 8, which is faster. On CPUs
+  // activations that meet quantised weights, as llama.cpp does, with isa "auto"; on GPUs that have
+  // E4M3, activations and those weights of layers that the file has in 16 bits or more.
   int activation_bits = 16;
   // Why backends that "auto" prefers were passed over, a sentence each; null: not told.
   std::vector<std::string>* passed_over = nullptr;

@@ -160,7 +160,9 @@ class ThreadRankGroup final : public FollowingRanks {
   const ModelConfig& config() const override { return slots_[0].parts.model->config(); }
   KvBlockPool& pool() override { return *pool_; }
   std::string backend_name() const override { return std::string(slots_[0].parts.backend->name()); }
-  int activation_bits() const override { return slots_[0].parts.backend->activation_bits(); }
+  std::string activation_format() const override {
+    return std::string(slots_[0].parts.backend->activation_format());
+  }
   bool warms_up() const override { return slots_[0].parts.backend->warms_up(); }
   size_t resident_bytes() const override {
     size_t bytes = 0;

@@ -107,8 +107,8 @@ class RankGroup {
   virtual const ModelConfig& config() const = 0;
   virtual kvstore::KvBlockPool& pool() = 0;
   virtual std::string backend_name() const = 0;
-  virtual int activation_bits() const = 0;  // the backend's
-  virtual bool warms_up() const = 0;        // the backend's
+  virtual std::string activation_format() const = 0;  // the backend's
+  virtual bool warms_up() const = 0;                  // the backend's
   virtual size_t resident_bytes() const = 0;
   // Whether the rank took part in the last step.
   virtual bool rank_up(int rank) const = 0;

@@ -118,7 +118,7 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
     ModelOptions model = options.model;
     if (!model.shard_inputs) model.shard_inputs = backend.prefers_input_sharding();
-    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model);
+    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model, &backend);
     const Need need{.weights = estimate.weights_bytes,
                     .scratch = estimate.scratch_bytes + backend.overhead_bytes(),
                     .kv = blocks * ShardOf(shape, spec).block_bytes()};
@@ -231,7 +231,7 @@ RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,
   return {.model_fingerprint = config.fingerprint,
           .tp = options.tp,
           .backend = KindOf(backend),
-          .activation_bits = backend.activation_bits(),  // not what was asked for
+          .activation_bits = options.activation_bits,
           .shape = shape,
           .min_blocks = blocks,
           .kv_device_share = options.kv_device_share,
@@ -281,6 +281,14 @@ absl::StatusOr<LoadedRanks> LoadShards(const GgufFile& file, const ModelConfig& 
   }
   file.ReleasePages();
   loaded.shape.kv_heads = static_cast<int32_t>(all_here.size());
+  const Backend& first = *loaded.ranks[0].backend;
+  if (options.activation_bits == 8 && first.activation_format() == Backend::kSixteenBits) {
+    log.Warning(
+        "activations keep 16 bits",
+        {{"asked", options.activation_bits},
+         {"backend", first.name()},
+         {"why", "it has no products of 8 bits on this machine with weights of these types"}});
+  }
   if (options.kv_device_share > 0) {
     ASSIGN_OR_RETURN(loaded.blocks, BlocksInShare(options, shape, loaded.ranks));
   }
@@ -293,7 +301,8 @@ absl::StatusOr<LoadedRanks> LoadRanks(const GgufFile& file, const RankGroupOptio
   ASSIGN_OR_RETURN(LoadedRanks loaded, LoadShards(file, config, options, log, pods));
   std::vector<KvBlockPool::Shard> shards = loaded.shards;
   if (pods != nullptr) {
-    ASSIGN_OR_RETURN(const uint32_t room, pods->AwaitLoaded());
+    ASSIGN_OR_RETURN(const uint32_t room,
+                     pods->AwaitLoaded(loaded.ranks[0].backend->activation_format()));
     loaded.blocks = std::min(loaded.blocks, room);
     RETURN_IF_ERROR(pods->OpenPools(loaded.blocks));
     for (RemoteRanks* const pod : pods->others()) {

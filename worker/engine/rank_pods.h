@@ -28,10 +28,10 @@ namespace loopserve::worker {
 struct RankTerms {
   std::string model_fingerprint;
   int tp = 1;
-  std::string backend;  // "cpu", "cuda", "reference"
-  int activation_bits = 16;
-  kvstore::KvShape shape;   // of a logical block
-  uint32_t min_blocks = 1;  // that the pool will have
+  std::string backend;       // "cpu", "cuda", "reference"
+  int activation_bits = 16;  // that were asked for
+  kvstore::KvShape shape;    // of a logical block
+  uint32_t min_blocks = 1;   // that the pool will have
   // In place of it, of what is free once the model is loaded; 0: not used.
   double kv_device_share = 0;
   int64_t max_step_tokens = 0;
@@ -81,9 +81,10 @@ class RankPods : public RankMeeting {
   // --- At the start, in this order, by one thread
   // From now on pods may join. InvalidArgument for terms that no pod can meet.
   virtual absl::Status Open(const RankTerms& terms) = 0;
-  // Waits until all have joined and loaded their shards. The blocks that all of them have room for,
-  // which is no less than the terms ask for. Cancelled when this process is told to stop.
-  virtual absl::StatusOr<uint32_t> AwaitLoaded() = 0;
+  // Waits until all have joined and loaded their shards, with the same activation_format (Backend).
+  // The blocks that all of them have room for, which is no less than the terms ask for. Cancelled
+  // when this process is told to stop.
+  virtual absl::StatusOr<uint32_t> AwaitLoaded(absl::string_view activation_format) = 0;
   // Makes the pods' pools, and waits until they are there.
   virtual absl::Status OpenPools(uint32_t blocks) = 0;
 

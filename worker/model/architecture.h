@@ -27,7 +27,8 @@ class Architecture {
                                                       const ShardSpec& shard, Backend& backend,
                                                       const ModelOptions& options) const = 0;
   virtual MemoryEstimate Estimate(const GgufFile& file, const ModelConfig& config,
-                                  const ShardSpec& shard, const ModelOptions& options) const = 0;
+                                  const ShardSpec& shard, const ModelOptions& options,
+                                  const Backend* backend) const = 0;
 };
 
 // Those of models.def, in its order.

@@ -63,8 +63,14 @@ TensorPlan PlanTensors(const ModelConfig& c, const SharedInputs& shared = {}) {
   const int64_t q = int64_t{c.q_heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
   TensorPlan plan;
-  plan.Add({std::string(kEmbeddingTensor), c.vocab, c.hidden, Evenly(c.vocab)});
-  plan.Add({std::string(kOutputTensor), c.vocab, c.hidden, Evenly(c.vocab), false});
+  for (const absl::string_view name : {kEmbeddingTensor, kOutputTensor}) {
+    plan.Add({.name = std::string(name),
+              .outputs = c.vocab,
+              .inputs = c.hidden,
+              .outputs_of = Evenly(c.vocab),
+              .required = name == kEmbeddingTensor,
+              .use = MatrixUse::kVocabulary});
+  }
   plan.Add({std::string(kOutputNorm), c.hidden});
   plan.Ignore("rope_freqs.weight");  // read with the rotation
   for (int32_t i = 0; i < c.layers; ++i) {
@@ -523,7 +529,7 @@ class LlamaArchitecture final : public Architecture {
   }
 
   MemoryEstimate Estimate(const GgufFile& file, const ModelConfig& config, const ShardSpec& shard,
-                          const ModelOptions& options) const override {
+                          const ModelOptions& options, const Backend* backend) const override {
     const SharedInputs shared = options.shard_inputs.value_or(false) && shard.size > 1
                                     ? SharedInputsOf(file, config, shard)
                                     : SharedInputs{};
@@ -532,7 +538,7 @@ class LlamaArchitecture final : public Architecture {
     for (const Wanted& wanted : ScratchShapes(config, shard, shared, options)) {
       values += static_cast<size_t>(wanted.rows * wanted.cols);
     }
-    return {.weights_bytes = PlanTensors(config, shared).ShardBytes(file, shard),
+    return {.weights_bytes = PlanTensors(config, shared).ShardBytes(file, shard, backend),
             .scratch_bytes = values * sizeof(float)};
   }
 };

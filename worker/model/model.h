@@ -103,13 +103,15 @@ absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const Mod
                                                  const ShardSpec& shard, Backend& backend,
                                                  const ModelOptions& options);
 
-// Bytes that loading will need on one rank, predicted from the metadata before any of it is read.
+// Bytes that loading will need on one rank, predicted from the metadata before any of it is read:
+// weights as `backend` holds them, or, with none, as they lie in the file.
 struct MemoryEstimate {
   size_t weights_bytes = 0;
   size_t scratch_bytes = 0;
   size_t total() const { return weights_bytes + scratch_bytes; }
 };
 MemoryEstimate EstimateMemory(const GgufFile& file, const ModelConfig& config,
-                              const ShardSpec& shard, const ModelOptions& options);
+                              const ShardSpec& shard, const ModelOptions& options,
+                              const Backend* backend = nullptr);
 
 }  // namespace loopserve::worker

@@ -102,17 +102,21 @@ absl::Status TensorPlan::Check(const GgufFile& file) const {
   return absl::OkStatus();
 }
 
-size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard) const {
+size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard,
+                              const Backend* backend) const {
   size_t bytes = 0;
   for (const PlannedTensor& planned : tensors_) {
     const GgufFile::Tensor* const found = file.FindTensor(planned.name);
     if (found == nullptr || planned.outputs == 0) continue;
-    const auto outputs = static_cast<size_t>(worker::RangeOf(planned, shard).size());
+    const int64_t outputs = worker::RangeOf(planned, shard).size();
+    const int64_t inputs = worker::InputRangeOf(planned, shard).size();
     if (planned.inputs == 0) {
-      bytes += outputs * sizeof(float);
+      bytes += static_cast<size_t>(outputs) * sizeof(float);
+    } else if (backend != nullptr) {
+      bytes += backend->MatrixBytes(found->view.type, outputs, inputs, planned.use);
     } else {
-      const auto inputs = static_cast<size_t>(worker::InputRangeOf(planned, shard).size());
-      bytes += outputs * found->view.row_bytes() * inputs / static_cast<size_t>(planned.inputs);
+      bytes += static_cast<size_t>(outputs) * found->view.row_bytes() *
+               static_cast<size_t>(inputs) / static_cast<size_t>(planned.inputs);
     }
   }
   return bytes;
@@ -126,6 +130,11 @@ RowRange TensorPlan::RangeOf(absl::string_view name, const ShardSpec& shard) con
 RowRange TensorPlan::InputRangeOf(absl::string_view name, const ShardSpec& shard) const {
   const auto it = index_.find(name);
   return it == index_.end() ? RowRange{} : worker::InputRangeOf(tensors_[it->second], shard);
+}
+
+MatrixUse TensorPlan::UseOf(absl::string_view name) const {
+  const auto it = index_.find(name);
+  return it == index_.end() ? MatrixUse::kVocabulary : tensors_[it->second].use;
 }
 
 absl::StatusOr<std::unique_ptr<Matrix>> TensorPlan::LoadMatrix(const GgufFile& file,
@@ -142,11 +151,11 @@ absl::StatusOr<std::unique_ptr<Matrix>> TensorPlan::LoadMatrix(const GgufFile& f
   }
   const RowRange inputs = InputRangeOf(name, shard);
   if (inputs.size() == tensor->view.cols) {
-    return backend.LoadMatrix(tensor->view, RangeOf(name, shard));
+    return backend.LoadMatrix(tensor->view, RangeOf(name, shard), UseOf(name));
   }
   const std::vector<std::byte> bytes = CopyColumns(tensor->view, inputs);
   const WeightView part{tensor->view.type, tensor->view.rows, inputs.size(), bytes};
-  return backend.LoadMatrix(part, {0, part.rows});
+  return backend.LoadMatrix(part, {0, part.rows}, UseOf(name));
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> TensorPlan::LoadVector(const GgufFile& file,

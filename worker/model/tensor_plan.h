@@ -27,6 +27,7 @@ struct PlannedTensor {
   bool required = true;
   // The same for the inputs of a matrix: a rank with a part of them computes a part of every sum.
   Sharing inputs_of = nullptr;
+  MatrixUse use = MatrixUse::kLinear;
 };
 
 // Whether ranks can share the inputs of a matrix like this: every rank gets some, each input is on
@@ -46,8 +47,10 @@ class TensorPlan final {
   // InvalidArgument for a tensor that is missing or has another shape, and for one the plan does
   // not know: ignoring it would silently compute another model.
   absl::Status Check(const GgufFile& file) const;
-  // Bytes of the rank's part as they lie in the file; vectors as float32.
-  size_t ShardBytes(const GgufFile& file, const ShardSpec& shard) const;
+  // Bytes of the rank's part as `backend` will hold it, or, with none, as it lies in the file;
+  // vectors as float32.
+  size_t ShardBytes(const GgufFile& file, const ShardSpec& shard,
+                    const Backend* backend = nullptr) const;
   // The rank's range of the tensor's outputs.
   RowRange RangeOf(absl::string_view name, const ShardSpec& shard) const;
   // And of its inputs.
@@ -63,6 +66,8 @@ class TensorPlan final {
                                                      Backend& backend) const;
 
  private:
+  MatrixUse UseOf(absl::string_view name) const;
+
   std::vector<PlannedTensor> tensors_;  // an ignored one has no outputs
   absl::flat_hash_map<std::string, size_t> index_;
 };

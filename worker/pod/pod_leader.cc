@@ -93,7 +93,7 @@ class Leader final : public PodLeader, public v1::Pods::Service {
 
   int port() const override { return port_; }
   absl::Status Open(const RankTerms& terms) override;
-  absl::StatusOr<uint32_t> AwaitLoaded() override;
+  absl::StatusOr<uint32_t> AwaitLoaded(absl::string_view activation_format) override;
   absl::Status OpenPools(uint32_t blocks) override;
   std::span<RemoteRanks* const> others() override { return others_; }
   RankRange here() const override { return {0, options_.ranks_per_pod}; }
@@ -112,6 +112,7 @@ class Leader final : public PodLeader, public v1::Pods::Service {
   absl::StatusOr<PodSeat*> SeatFor(const v1::Hello& hello, const Connect& connect);
   absl::Status Converse(Stream& stream, PodSeat& seat, PodConnection& pod);
   absl::Status OnLoaded(PodSeat& seat, PodConnection& pod, const v1::Loaded& loaded);
+  absl::Status CheckFormat(absl::string_view format) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status OnOpened(PodSeat& seat, const PodConnection& pod);
   v1::JoinResponse AssignmentOf(const PodSeat& seat) const;
   void SendPool(PodConnection& pod, uint32_t blocks) const;
@@ -125,6 +126,7 @@ class Leader final : public PodLeader, public v1::Pods::Service {
   std::unique_ptr<FrameListener> frames_;
   std::atomic<uint64_t> joins_ = 0;
   absl::Mutex mutex_;
+  std::string format_ ABSL_GUARDED_BY(mutex_);   // of activations here; empty: not known yet
   uint32_t blocks_ ABSL_GUARDED_BY(mutex_) = 0;  // of the pool; 0: not known yet
   // Written once, before `open_` is set.
   RankTerms terms_;
@@ -204,7 +206,25 @@ absl::Status Leader::AwaitSeats(absl::string_view what,
   }
 }
 
-absl::StatusOr<uint32_t> Leader::AwaitLoaded() {
+absl::Status Leader::CheckFormat(absl::string_view format) const {
+  if (format_.empty() || format == format_) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("this pod's backend rounds activations to '",
+                                                    format, "', the leader's to '", format_,
+                                                    "': run both on the same kind of device"));
+}
+
+absl::StatusOr<uint32_t> Leader::AwaitLoaded(absl::string_view activation_format) {
+  {
+    absl::MutexLock lock(&mutex_);
+    format_ = std::string(activation_format);
+    for (const auto& seat : seats_) {
+      const auto pod = seat->pod();
+      if (pod == nullptr || !seat->loaded()) continue;
+      // It dials again, and is then told for good.
+      const absl::Status fits = CheckFormat(seat->activation_format());
+      if (!fits.ok()) pod->Drop(fits);
+    }
+  }
   RETURN_IF_ERROR(AwaitSeats("waiting for pods to join and load",
                              [](const PodSeat& seat) { return seat.loaded(); }));
   uint32_t room = std::numeric_limits<uint32_t>::max();
@@ -361,11 +381,7 @@ absl::Status Leader::OnLoaded(PodSeat& seat, PodConnection& pod, const v1::Loade
     return absl::FailedPreconditionError(absl::StrCat("this pod has room for ", loaded.max_blocks(),
                                                       " blocks of KV, the group needs ", wanted));
   }
-  if (static_cast<int>(loaded.activation_bits()) != terms_.activation_bits) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("this pod's backend rounds activations to ", loaded.activation_bits(),
-                     " bits, the leader's to ", terms_.activation_bits));
-  }
+  RETURN_IF_ERROR(CheckFormat(loaded.activation_format()));
   seat.SetLoaded(loaded);
   log_.Info("pod has loaded", {{"pod", pod.pod()}, {"backend", loaded.backend()}});
   if (blocks_ > 0) SendPool(pod, blocks_);

@@ -112,7 +112,7 @@ absl::StatusOr<pod::v1::Loaded> PodRanks::Load(const pod::v1::Assignment& assign
   const Backend& backend = *loaded_->ranks[0].backend;
   report_.Clear();
   report_.set_backend(std::string(backend.name()));
-  report_.set_activation_bits(static_cast<uint32_t>(backend.activation_bits()));
+  report_.set_activation_format(std::string(backend.activation_format()));
   report_.set_max_blocks(loaded_->blocks);
   for (const RankGroup::Rank& rank : loaded_->ranks) {
     report_.set_weights_bytes(report_.weights_bytes() + rank.model->resident_bytes());

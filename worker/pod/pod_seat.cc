@@ -75,6 +75,11 @@ bool PodSeat::loaded() const {
   return is_loaded_;
 }
 
+std::string PodSeat::activation_format() const {
+  absl::MutexLock lock(&mutex_);
+  return loaded_.activation_format();
+}
+
 uint32_t PodSeat::max_blocks() const {
   absl::MutexLock lock(&mutex_);
   return loaded_.max_blocks();

@@ -44,6 +44,7 @@ class PodSeat final : public RemoteRanks {
   void SetReady(uint64_t join);
   bool loaded() const;
   uint32_t max_blocks() const;
+  std::string activation_format() const;
   // OK for a pod that is ready; Unavailable, with what is missing and why.
   absl::Status ready() const;
   // Who is ready here, unless it joined after the first `joins`, gets the steps and copies from now

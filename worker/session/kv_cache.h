@@ -45,10 +45,10 @@ class KvCache final {
     std::string policy_tag = "exact";  // see PolicyTag
     std::string codec = "bf16";        // of the tiers: tells the precision of what is restored
   };
-  // What KV is computed with is part of a cache's root key: blocks of 16 and of 8 bits are not
-  // mixed.
-  static std::string PolicyTag(int activation_bits) {
-    return activation_bits == 16 ? "exact" : absl::StrCat("activations-", activation_bits);
+  // What KV is computed with (Backend::activation_format) is part of a cache's root key: blocks of
+  // 16 bits, of 8 and of E4M3 are not mixed.
+  static std::string PolicyTag(absl::string_view activation_format) {
+    return activation_format == "16" ? "exact" : absl::StrCat("activations-", activation_format);
   }
   // `store` may be null: the device is then the only place. All must outlive the cache.
   KvCache(Options options, kvstore::KvBlockPool& pool, kvstore::KvStore* store,

@@ -202,6 +202,17 @@ def test_prefill_is_compared_with_the_peer_and_the_products(sides):
                                                      "compile_seconds": 25}
 
 
+def test_prefill_in_e4m3_is_compared_with_twice_the_products(sides):
+    model = Model(weights="fp8")
+    assert model.flags == ("--shape=8b", "--weights=bf16", "--activation-bits=8", "--kv-dtype=bf16")
+    assert Model(weights="q4_0").flags[1:3] == ("--weights=q4_0", "--activation-bits=16")
+    sides.model = model
+    sides.ours_side = FakeSide({"tokens_per_second": 32000.0, "flops_per_step": 8192 * 16e9})
+    sides.prefill(model, 8192)
+    row = sides.rows["gpu_8b_fp8_prefill_8k"]
+    assert (row["peer"], row["limit"]) == (None, 0.32)
+
+
 def test_prefill_without_a_peer_is_a_row_all_the_same(sides):
     sides.ours_side = FakeSide({"tokens_per_second": 32000.0, "flops_per_step": 8192 * 16e9})
     sides.peer_failed = "no module named torch"

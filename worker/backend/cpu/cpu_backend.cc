@@ -94,12 +94,14 @@ class CpuBackend final : public Backend {
         attention_(AttentionIsaOf(kernels.name), crew_.threads()) {}
 
   absl::string_view name() const override { return name_; }
-  int activation_bits() const override { return kernels_.activation_bits; }
+  absl::string_view activation_format() const override {
+    return kernels_.activation_bits == 8 ? "8" : kSixteenBits;
+  }
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
 
-  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
-                                                     RowRange rows) override {
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight, RowRange rows,
+                                                     MatrixUse) override {
     return PackedMatrix::Pack(weight, rows, *memory_, crew_);
   }
 

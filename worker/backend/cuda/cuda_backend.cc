@@ -29,7 +29,10 @@
 #include "worker/backend/cuda/kernels/rope.h"
 #include "worker/backend/cuda/kernels/sample_rows.h"
 #include "worker/backend/cuda/matmul/cublas_lt.h"
+#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/matmul/kernels/fp8.h"
 #include "worker/backend/cuda/matmul/matmul.h"
+#include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/backend/cuda/nccl_communicator.h"
 #include "worker/backend/cuda/nccl_library.h"
@@ -43,9 +46,9 @@ namespace {
 
 // Of products at once; more are computed in parts.
 constexpr int64_t kMatMulRows = 2048;
-// Workspaces of products (at most 32 MiB of cuBLASLt's, 256 MiB of decoded weights and activations)
-// and of attention, recorded steps, code, the buffers of NCCL, and those in which KV is coded on
-// its way to the host and back.
+// Workspaces of products (at most 32 MiB of cuBLASLt's, 256 MiB of decoded weights and activations;
+// while E4M3 weights are made, one matrix in bf16) and of attention, recorded steps, code, the
+// buffers of NCCL, and those in which KV is coded on its way to the host and back.
 constexpr size_t kOverheadBytes = (size_t{1} << 30) + Int8BlockCoder::kDeviceBytes;
 
 class DeviceBuffer final : public Buffer {
@@ -106,9 +109,12 @@ std::vector<float> AnglesOf(const RopeSpec& spec) {
 
 class CudaBackend final : public Backend {
  public:
-  static absl::StatusOr<std::unique_ptr<Backend>> Create(int index, int threads);
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const BackendOptions& options);
 
-  absl::string_view name() const override { return name_; }
+  absl::string_view name() const override { return limits_.fp8 ? fp8_name_ : name_; }
+  absl::string_view activation_format() const override {
+    return limits_.fp8 ? "e4m3" : kSixteenBits;
+  }
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
   size_t overhead_bytes() const override { return kOverheadBytes; }
@@ -120,8 +126,11 @@ class CudaBackend final : public Backend {
   absl::Status CanJoinRanks() const override { return LoadNccl().status(); }
   bool prefers_input_sharding() const override { return true; }
 
-  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
-                                                     RowRange rows) override;
+  size_t MatrixBytes(WeightType type, int64_t rows, int64_t cols, MatrixUse use) const override {
+    return IsFp8(type, use) ? Fp8Bytes(rows, cols) : PackedBytes(type, rows, cols);
+  }
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight, RowRange rows,
+                                                     MatrixUse use) override;
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t rows, int64_t cols,
                                                    BufferUse use) override;
   absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeSpec& spec) override;
@@ -152,15 +161,26 @@ class CudaBackend final : public Backend {
   absl::Status Synchronize() override;
 
  private:
-  CudaBackend(Device device, int threads)
+  CudaBackend(Device device, const BackendOptions& options)
       : device_(std::move(device)),
-        packers_(threads > 0 ? threads : static_cast<int>(common::ReadCpus().allowed.size())),
+        fp8_(options.activation_bits == 8 && device_.has_fp8()),
+        packers_(options.threads > 0 ? options.threads
+                                     : static_cast<int>(common::ReadCpus().allowed.size())),
         name_(absl::StrCat("cuda/", device_.name())),
+        fp8_name_(absl::StrCat(name_, ", fp8")),
         step_attention_(device_),
         call_attention_(device_) {}
 
-  // The calling thread's device is this one from here on.
-  absl::Status Enter() { return device_.MakeCurrent(); }
+  // The calling thread's device is this one from here on. Codes that an op before has left for a
+  // product may be of values that this one changes.
+  absl::Status Enter() {
+    if (matmul_ != nullptr) matmul_->ForgetCodes();
+    return device_.MakeCurrent();
+  }
+  // Where an op that writes x leaves codes for the product behind it.
+  Fp8Rows CodesFor(const TensorView& x) {
+    return matmul_ != nullptr ? matmul_->CodesFor(x) : Fp8Rows{};
+  }
   cudaStream_t stream() const { return stream_.get(); }
   // The tables for these sequences: the step's own, or ones sent for this call alone.
   absl::StatusOr<DeviceStep*> TablesFor(std::span<const AttentionSequence> sequences, int64_t rows,
@@ -170,14 +190,23 @@ class CudaBackend final : public Backend {
   absl::StatusOr<const int32_t*> OnDevice(std::span<const int32_t> values);
   absl::Status MakeMatMul();
   absl::StatusOr<DeviceRegion> OnDeviceForGood(std::span<const std::byte> bytes);
+  // Whether such matrices are held as E4M3.
+  bool IsFp8(WeightType type, MatrixUse use) const {
+    return fp8_ && use == MatrixUse::kLinear && DeviceTypeOf(type) == WeightType::kBF16;
+  }
+  // The matrix as E4M3 instead of bf16.
+  absl::StatusOr<std::unique_ptr<DeviceMatrix>> ToFp8(const DeviceWeight& bf16);
+  // Makes the workspaces of products anew if they need more than for the matrices so far.
+  void Provide(const DeviceWeight& weight);
   absl::Status Plan(const StepInputs& inputs, ActivationType activations, DeviceStep& tables,
                     AttentionRunner& attention);
   // The contiguous f32 scratch of the copies between host and bf16 buffers.
   absl::StatusOr<TensorView> CopyScratch(int64_t rows, int64_t cols);
 
   const Device device_;
+  const bool fp8_;     // whether layers are to have products of E4M3
   const int packers_;  // threads that pack weights while a model is loaded
-  const std::string name_;
+  const std::string name_, fp8_name_;
   std::unique_ptr<kvstore::Memory> memory_;
   Stream stream_;
   std::optional<CublasLt> lt_;
@@ -195,10 +224,11 @@ class CudaBackend final : public Backend {
   StepGraphs graphs_;
 };
 
-absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int index, int threads) {
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const BackendOptions& options) {
+  const int index = options.device;
   ASSIGN_OR_RETURN(Device device, Device::Open(index));
   RETURN_IF_ERROR(device.MakeCurrent());
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(device), threads));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(device), options));
   ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
   ASSIGN_OR_RETURN(backend->memory_, CreateCudaMemory(index));
   absl::StatusOr<CublasLt> lt = CublasLt::Load();
@@ -234,8 +264,34 @@ absl::StatusOr<DeviceRegion> CudaBackend::OnDeviceForGood(std::span<const std::b
   return region;
 }
 
+absl::StatusOr<std::unique_ptr<DeviceMatrix>> CudaBackend::ToFp8(const DeviceWeight& bf16) {
+  ASSIGN_OR_RETURN(DeviceRegion region, DeviceRegion::Create(Fp8Bytes(bf16.rows, bf16.cols)));
+  auto* const scales = reinterpret_cast<float*>(region.data() + Fp8ScalesAt(bf16.rows, bf16.cols));
+  const TensorView values{reinterpret_cast<float*>(const_cast<std::byte*>(bf16.data)), bf16.rows,
+                          bf16.cols, Bf16Pitch(bf16.cols), ActivationType::kBf16};
+  CUDA_RETURN_IF_ERROR(LaunchToE4m3(values, {region.data(), scales}, stream()));
+  RETURN_IF_ERROR(stream_.Synchronize());
+  DeviceWeight weight = bf16;
+  weight.data = region.data();
+  weight.scales = scales;
+  return std::make_unique<DeviceMatrix>(std::move(region), weight);
+}
+
+void CudaBackend::Provide(const DeviceWeight& weight) {
+  MatMulLimits limits = limits_;
+  limits.cols = std::max(limits.cols, weight.cols);
+  limits.fp8 |= weight.fp8();
+  if (weight.type != WeightType::kBF16) {
+    limits.quantised_rows = std::max(limits.quantised_rows, weight.rows);
+  }
+  if (limits == limits_) return;
+  limits_ = limits;
+  matmul_.reset();  // to be made anew; whoever loads has waited for what it has put on the stream
+  graphs_.Clear();  // they use its workspace
+}
+
 absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView& weight,
-                                                                RowRange rows) {
+                                                                RowRange rows, MatrixUse use) {
   RETURN_IF_ERROR(Enter());
   RETURN_IF_ERROR(
       Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
@@ -249,17 +305,12 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
                                .data = region.data(),
                                .rows = rows.size(),
                                .cols = weight.cols};
-  MatMulLimits limits = limits_;
-  limits.cols = std::max(limits.cols, weight.cols);
-  if (on_device.type != WeightType::kBF16) {
-    limits.quantised_rows = std::max(limits.quantised_rows, rows.size());
+  auto matrix = std::make_unique<DeviceMatrix>(std::move(region), on_device);
+  if (IsFp8(weight.type, use)) {
+    ASSIGN_OR_RETURN(matrix, ToFp8(on_device));
   }
-  if (limits != limits_) {
-    limits_ = limits;
-    matmul_.reset();  // to be made anew; what it has put on the stream has been waited for above
-    graphs_.Clear();  // they use its workspace
-  }
-  return std::make_unique<DeviceMatrix>(std::move(region), on_device);
+  Provide(matrix->weight());
+  return matrix;
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::Allocate(int64_t rows, int64_t cols,
@@ -365,6 +416,7 @@ absl::Status CudaBackend::EmbedPart(const Matrix& table, common::TokenId first,
                         "EmbedRows"));
   ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(tokens));
   const DeviceWeight& weight = static_cast<const DeviceMatrix&>(table).weight();
+  if (weight.fp8()) return absl::InvalidArgumentError("EmbedRows: no matrix of the vocabulary");
   CUDA_RETURN_IF_ERROR(LaunchEmbedRows({weight.type, weight.data, weight.rows, weight.cols},
                                        on_device, first, out, stream()));
   return absl::OkStatus();
@@ -373,7 +425,7 @@ absl::Status CudaBackend::EmbedPart(const Matrix& table, common::TokenId first,
 absl::Status CudaBackend::RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) {
   RETURN_IF_ERROR(Enter());
   RETURN_IF_ERROR(Shape(SameShape(x, out) && weight.rows == 1 && weight.cols == x.cols, "RmsNorm"));
-  CUDA_RETURN_IF_ERROR(LaunchRmsNorm(x, weight.data, eps, out, stream()));
+  CUDA_RETURN_IF_ERROR(LaunchRmsNorm(x, weight.data, eps, out, stream(), CodesFor(out)));
   return absl::OkStatus();
 }
 
@@ -383,13 +435,14 @@ absl::Status CudaBackend::AddRmsNorm(TensorView residual, TensorView x, TensorVi
   RETURN_IF_ERROR(Shape(SameShape(residual, x) && SameShape(x, out) && weight.rows == 1 &&
                             weight.cols == x.cols && residual.type == ActivationType::kF32,
                         "AddRmsNorm"));
-  CUDA_RETURN_IF_ERROR(LaunchAddRmsNorm(residual, x, weight.data, eps, out, stream()));
+  CUDA_RETURN_IF_ERROR(
+      LaunchAddRmsNorm(residual, x, weight.data, eps, out, stream(), CodesFor(out)));
   return absl::OkStatus();
 }
 
 absl::Status CudaBackend::MatMul(TensorView x, std::span<const Matrix* const> weights,
                                  std::span<const TensorView> outs) {
-  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(device_.MakeCurrent());
   RETURN_IF_ERROR(Shape(weights.size() == outs.size(), "MatMul"));
   absl::InlinedVector<DeviceWeight, 4> on_device;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -460,7 +513,7 @@ absl::Status CudaBackend::Attention(const AttentionArgs& args) {
 absl::Status CudaBackend::SiluMul(TensorView gate, TensorView up) {
   RETURN_IF_ERROR(Enter());
   RETURN_IF_ERROR(Shape(SameShape(gate, up), "SiluMul"));
-  CUDA_RETURN_IF_ERROR(LaunchSiluMul(gate, up, stream()));
+  CUDA_RETURN_IF_ERROR(LaunchSiluMul(gate, up, stream(), CodesFor(gate)));
   return absl::OkStatus();
 }
 
@@ -564,7 +617,7 @@ absl::Status CudaBackend::Synchronize() {
 }  // namespace cuda
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const BackendOptions& options) {
-  return cuda::CudaBackend::Create(options.device, options.threads);
+  return cuda::CudaBackend::Create(options);
 }
 
 }  // namespace loopserve::worker

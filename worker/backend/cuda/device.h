@@ -24,6 +24,7 @@ class Device final {
   const std::string& name() const { return name_; }  // "NVIDIA H100 80GB HBM3"
   int multiprocessors() const { return multiprocessors_; }
   int compute_capability() const { return compute_capability_; }  // 90 is 9.0
+  bool has_fp8() const { return compute_capability_ >= 89; }      // products of E4M3
   // From here on the calling thread's calls are for this device.
   absl::Status MakeCurrent() const;
 

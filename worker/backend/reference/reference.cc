@@ -140,8 +140,8 @@ class ReferenceBackend final : public Backend {
   kvstore::Memory& memory() override { return *memory_; }
   bool Supports(WeightType) const override { return true; }
 
-  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight,
-                                                     RowRange rows) override {
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight, RowRange rows,
+                                                     MatrixUse) override {
     RETURN_IF_ERROR(
         Shape(rows.begin >= 0 && rows.begin <= rows.end && rows.end <= weight.rows, "LoadMatrix"));
     std::vector<float> values(static_cast<size_t>(rows.size() * weight.cols));

@@ -346,7 +346,7 @@ TEST(RankGroup, AnUnknownBackendIsAnError) {
 class FakePods final : public RankPods {
  public:
   absl::Status Open(const RankTerms&) override { return absl::OkStatus(); }
-  absl::StatusOr<uint32_t> AwaitLoaded() override { return 4; }
+  absl::StatusOr<uint32_t> AwaitLoaded(absl::string_view) override { return 4; }
   absl::Status OpenPools(uint32_t) override { return absl::OkStatus(); }
   std::span<RemoteRanks* const> others() override { return {}; }
   RankRange here() const override { return {0, 2}; }

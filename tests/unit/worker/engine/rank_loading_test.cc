@@ -15,6 +15,15 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kMib = uint64_t{1} << 20;
 
+class WarningLog final : public common::Logger {
+ public:
+  void Log(common::LogLevel level, absl::string_view event, Fields) override {
+    if (level == common::LogLevel::kWarning) events.emplace_back(event);
+  }
+  void SetLevel(common::LogLevel) override {}
+  std::vector<std::string> events;
+};
+
 class RankLoadingTest : public ::testing::Test {
  protected:
   RankLoadingTest() : bytes_(testing::MakeTinyModel(*testing::FindPreset("gqa"))) {
@@ -70,6 +79,22 @@ TEST_F(RankLoadingTest, EveryRankNeedsAQueryHead) {
     EXPECT_THAT(Load(), StatusIs(absl::StatusCode::kInvalidArgument)) << tp;
   }
   EXPECT_THAT(Load(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("6 query heads")));
+}
+
+TEST_F(RankLoadingTest, TellsOnceThatThereAreNoEightBits) {
+  options_.kv_device_bytes = kMib;
+  options_.tp = 2;
+  for (const int bits : {16, 8}) {
+    WarningLog log;
+    options_.activation_bits = bits;
+    EXPECT_OK(LoadRanks(*file_, options_, log));
+    EXPECT_THAT(log.events, ::testing::SizeIs(bits == 8 ? 1 : 0));
+  }
+  options_.backend = "cpu";
+  WarningLog log;
+  ASSERT_OK_AND_ASSIGN(const LoadedRanks loaded, LoadRanks(*file_, options_, log));
+  const bool rounds = loaded.ranks[0].backend->activation_format() == "8";
+  EXPECT_THAT(log.events, ::testing::SizeIs(rounds ? 0 : 1));
 }
 
 TEST_F(RankLoadingTest, AShareIsOfWhatIsLeft) {

@@ -50,7 +50,7 @@ class WrittenRanks final : public RankGroup {
   const ModelConfig& config() const override { return config_; }
   KvBlockPool& pool() override { return *pool_; }
   std::string backend_name() const override { return "written"; }
-  int activation_bits() const override { return 16; }
+  std::string activation_format() const override { return "16"; }
   bool warms_up() const override { return warms_up_; }
   size_t resident_bytes() const override { return 0; }
   bool rank_up(int) const override { return true; }

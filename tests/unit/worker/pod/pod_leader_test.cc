@@ -234,13 +234,13 @@ TEST_F(StrangerTest, WhoAnswersWhatWasNotAskedLosesTheSeat) {
   step.mutable_step_done()->set_step(1);
   EXPECT_THAT(Say({Hello(), step}), StatusIs(absl::StatusCode::kInvalidArgument));
   loaded.mutable_loaded()->set_max_blocks(1);
-  loaded.mutable_loaded()->set_activation_bits(16);
+  loaded.mutable_loaded()->set_activation_format("16");
   EXPECT_THAT(Say({Hello(), loaded}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("room for 1 blocks")));
   loaded.mutable_loaded()->set_max_blocks(100);
-  loaded.mutable_loaded()->set_activation_bits(8);
-  EXPECT_THAT(Say({Hello(), loaded}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("8 bits")));
+  loaded.mutable_loaded()->set_activation_format("8");
+  EXPECT_THAT(Say({Hello(), loaded}), StatusIs(absl::StatusCode::kFailedPrecondition,
+                                               HasSubstr("to '8', the leader's to '16'")));
   group_.Join();
   Until([&] { return group_.ranks->whole().ok(); });
 }

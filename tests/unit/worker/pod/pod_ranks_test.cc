@@ -44,7 +44,7 @@ TEST_F(PodRanksTest, LoadsItsRanksAndTheirPartOfThePool) {
   EXPECT_EQ(ranks_.held_rank_plus_one(), 0U);
   ASSERT_OK_AND_ASSIGN(const pod::v1::Loaded loaded, ranks_.Load(Assignment()));
   EXPECT_EQ(loaded.max_blocks(), 6U);
-  EXPECT_EQ(loaded.activation_bits(), 16U);
+  EXPECT_EQ(loaded.activation_format(), "16");
   EXPECT_EQ(loaded.backend(), "reference");
   EXPECT_GT(loaded.weights_bytes(), 0U);
   EXPECT_EQ(ranks_.held_rank_plus_one(), 3U);

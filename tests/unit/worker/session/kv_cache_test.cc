@@ -71,8 +71,8 @@ class KvCacheTest : public ::testing::Test {
     return out;
   }
 
-  BlockKey RootWith(int activation_bits) {
-    return KvCache({.model_fingerprint = "m", .policy_tag = KvCache::PolicyTag(activation_bits)},
+  BlockKey RootWith(absl::string_view activation_format) {
+    return KvCache({.model_fingerprint = "m", .policy_tag = KvCache::PolicyTag(activation_format)},
                    *pool_, store_.get(), *kv_metrics_)
         .Root("tenant/a");
   }
@@ -86,9 +86,11 @@ class KvCacheTest : public ::testing::Test {
   BlockKey root_;
 };
 
-TEST_F(KvCacheTest, KvOfSixteenAndOfEightBitsIsNotMixed) {
-  EXPECT_EQ(RootWith(16), root_);
-  EXPECT_NE(RootWith(8), root_);
+TEST_F(KvCacheTest, KvOfOtherArithmeticIsNotMixed) {
+  EXPECT_EQ(RootWith("16"), root_);
+  EXPECT_NE(RootWith("8"), root_);
+  EXPECT_NE(RootWith("e4m3"), root_);
+  EXPECT_NE(RootWith("e4m3"), RootWith("8"));
 }
 
 TEST_F(KvCacheTest, RootsDifferByNamespaceModelAndPolicy) {

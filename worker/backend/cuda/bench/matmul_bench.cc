@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "worker/backend/cuda/matmul/fp8_layout.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 
@@ -20,9 +21,20 @@ namespace loopserve::worker::cuda {
 namespace {
 
 constexpr size_t kRotatedBytes = size_t{400} << 20;
-constexpr MatMulPaths kFewRowPaths{4, 64, 64};
-constexpr MatMulPaths kTensorCorePaths{0, 64, 64};
-constexpr MatMulPaths kLibraryPaths{0, 0, 0};
+constexpr MatMulPaths kFewRowPaths{4, 64, 64, 64, 64};
+constexpr MatMulPaths kTensorCorePaths{0, 64, 64, 64, 64};
+constexpr MatMulPaths kLibraryPaths{0, 0, 0, 0, 0};
+
+// What a matrix is on the device.
+struct Format {
+  WeightType type = WeightType::kBF16;
+  bool fp8 = false;
+
+  std::string name() const { return fp8 ? "E4M3" : std::string(InfoOf(type).name); }
+  size_t BytesOf(int64_t rows, int64_t cols) const {
+    return fp8 ? Fp8Bytes(rows, cols) : PackedBytes(type, rows, cols);
+  }
+};
 
 struct Shape {
   const char* name;
@@ -72,8 +84,8 @@ void FillRandom(std::byte* to, size_t bytes) {
 
 // The matrices of a shape, several times.
 struct Copies {
-  Copies(const Shape& shape, WeightType type) {
-    for (const int64_t outputs : shape.outputs) bytes += PackedBytes(type, outputs, shape.cols);
+  Copies(const Shape& shape, const Format& format) {
+    for (const int64_t outputs : shape.outputs) bytes += format.BytesOf(outputs, shape.cols);
     const size_t count = kRotatedBytes / bytes + 1;
     memory = std::make_unique<DeviceBytes>(count * (bytes + 256 * shape.outputs.size()));
     FillRandom(memory->data(), count * bytes);
@@ -81,8 +93,10 @@ struct Copies {
     for (size_t c = 0; c < count; ++c) {
       std::vector<DeviceWeight>& copy = weights.emplace_back();
       for (const int64_t outputs : shape.outputs) {
-        copy.push_back({type, at, outputs, shape.cols});
-        at += (PackedBytes(type, outputs, shape.cols) + 255) / 256 * 256;
+        const std::byte* const scales = at + Fp8ScalesAt(outputs, shape.cols);
+        copy.push_back({format.type, at, outputs, shape.cols,
+                        format.fp8 ? reinterpret_cast<const float*>(scales) : nullptr});
+        at += (format.BytesOf(outputs, shape.cols) + 255) / 256 * 256;
       }
     }
   }
@@ -134,14 +148,14 @@ double Time(MatMulRunner& runner, const Copies& copies, TensorView x,
 struct Bench {
   Bench(CublasLt* library, int64_t max_rows)
       : lt(library),
-        limits{max_rows, 14336, 128256},
+        limits{max_rows, 14336, 128256, true},
         workspace(MatMulRunner::WorkspaceBytes(limits)),
         x(static_cast<size_t>(max_rows) * 14336 * 2),
         out(static_cast<size_t>(max_rows) * 128256 * 4) {
     FillRandom(x.data(), static_cast<size_t>(max_rows) * 14336 * 2);
   }
 
-  void Measure(const Shape& shape, const Copies& copies, WeightType type, int64_t rows,
+  void Measure(const Shape& shape, const Copies& copies, const Format& format, int64_t rows,
                const char* path, const MatMulPaths& paths, int calls) {
     MatMulRunner runner(lt, limits, workspace.data(), paths);
     const TensorView view{reinterpret_cast<float*>(x.data()), rows, shape.cols, shape.cols,
@@ -159,8 +173,8 @@ struct Bench {
     std::printf(
         "{\"bench\": \"matmul\", \"shape\": \"%s\", \"type\": \"%s\", \"rows\": %lld, "
         "\"path\": \"%s\", \"us\": %.2f, \"weight_gb_per_s\": %.0f, \"tflops\": %.2f}\n",
-        shape.name, std::string(InfoOf(type).name).c_str(), static_cast<long long>(rows), path,
-        seconds * 1e6, static_cast<double>(copies.bytes) / seconds / 1e9,
+        shape.name, format.name().c_str(), static_cast<long long>(rows), path, seconds * 1e6,
+        static_cast<double>(copies.bytes) / seconds / 1e9,
         2 * outputs * static_cast<double>(shape.cols * rows) / seconds / 1e12);
     std::fflush(stdout);
   }
@@ -174,21 +188,26 @@ struct Bench {
 
 void FewRows(CublasLt* lt) {
   Bench bench(lt, 64);
+  std::vector<Format> formats = {{WeightType::kBF16, true}};
   for (const WeightType type :
        {WeightType::kBF16, WeightType::kQ4_0, WeightType::kQ4_1, WeightType::kQ5_0,
         WeightType::kQ5_1, WeightType::kQ8_0, WeightType::kQ4_K, WeightType::kQ6_K}) {
+    formats.push_back({type});
+  }
+  for (const Format& format : formats) {
+    const WeightType type = format.type;
     for (const Shape& shape : Shapes()) {
       // 576 columns are no whole K blocks.
       if (shape.cols % InfoOf(type).block_values != 0) continue;
-      const Copies copies(shape, type);
+      const Copies copies(shape, format);
       const int calls = static_cast<int>(std::clamp<size_t>(copies.weights.size(), 10, 100));
       for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64}) {
-        bench.Measure(shape, copies, type, rows, "few", kFewRowPaths, calls);
-        if (type == WeightType::kBF16 && rows <= 4) {
-          bench.Measure(shape, copies, type, rows, "tensor_cores", kTensorCorePaths, calls);
+        bench.Measure(shape, copies, format, rows, "few", kFewRowPaths, calls);
+        if (type == WeightType::kBF16 && !format.fp8 && rows <= 4) {
+          bench.Measure(shape, copies, format, rows, "tensor_cores", kTensorCorePaths, calls);
         }
         if (lt != nullptr && (rows >= 8 || type == WeightType::kBF16)) {
-          bench.Measure(shape, copies, type, rows, "library", kLibraryPaths, calls);
+          bench.Measure(shape, copies, format, rows, "library", kLibraryPaths, calls);
         }
       }
     }
@@ -197,12 +216,13 @@ void FewRows(CublasLt* lt) {
 
 void ManyRows(CublasLt* lt) {
   Bench bench(lt, 8192);
-  for (const WeightType type : {WeightType::kBF16, WeightType::kQ4_K, WeightType::kQ8_0}) {
+  for (const Format& format : {Format{}, Format{WeightType::kBF16, true}, Format{WeightType::kQ4_K},
+                               Format{WeightType::kQ8_0}}) {
     for (const Shape& shape : Shapes()) {
-      if (shape.cols % InfoOf(type).block_values != 0 || shape.outputs[0] > 20000) continue;
-      const Copies copies(shape, type);
+      if (shape.cols % InfoOf(format.type).block_values != 0 || shape.outputs[0] > 20000) continue;
+      const Copies copies(shape, format);
       for (const int64_t rows : {512, 2048, 8192}) {
-        bench.Measure(shape, copies, type, rows, "library", kLibraryPaths, 5);
+        bench.Measure(shape, copies, format, rows, "library", kLibraryPaths, 5);
       }
     }
   }

@@ -1,6 +1,8 @@
 #include "worker/backend/cuda/kernels/elementwise.h"
 
+#include "worker/backend/cuda/kernels/fp8_rows.cuh"
 #include "worker/backend/cuda/kernels/values.cuh"
+#include "worker/backend/cuda/matmul/kernels/fp8.h"
 
 namespace loopserve::worker::cuda {
 namespace {
@@ -58,6 +60,35 @@ struct SiluTimes {
   __device__ float operator()(float gate, float up) const { return gate / (1 + expf(-gate)) * up; }
 };
 
+// One block per row, since a row shares a scale; a thread meets the same columns in both passes.
+template <class Gate, class Up>
+__global__ void __launch_bounds__(kThreads)
+    SiluMulRowsKernel(View<Gate> gate, View<Up> up, int64_t cols, Fp8Rows codes) {
+  __shared__ uint32_t scratch[kThreads / kWarp];
+  const int64_t row = blockIdx.x;
+  uint32_t largest = 0;
+  for (int64_t i = int64_t{threadIdx.x} * kVector; i < cols; i += int64_t{kThreads} * kVector) {
+    float a[kVector], b[kVector];
+    Load8(gate.row(row) + i, a);
+    Load8(up.row(row) + i, b);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) a[j] = SiluTimes()(a[j], b[j]);
+    Store8(gate.row(row) + i, a);
+    largest = Larger(largest, a);
+  }
+  WriteCodes<kVector>(gate.row(row), cols, RoundedBits<Gate>(largest), codes, row, scratch);
+}
+
+cudaError_t SiluMulRows(TensorView gate, TensorView up, const Fp8Rows& codes, cudaStream_t stream) {
+  return WithType(gate.type, [&]<class Gate>(Gate*) {
+    return WithType(up.type, [&]<class Up>(Up*) {
+      SiluMulRowsKernel<<<static_cast<unsigned>(gate.rows), kThreads, 0, stream>>>(
+          Typed<Gate>(gate), Typed<Up>(up), gate.cols, codes);
+      return cudaGetLastError();
+    });
+  });
+}
+
 }  // namespace
 
 cudaError_t LaunchAddBias(TensorView x, const float* bias, cudaStream_t stream) {
@@ -65,8 +96,16 @@ cudaError_t LaunchAddBias(TensorView x, const float* bias, cudaStream_t stream) 
   return Zip<true>(row, nullptr, x, Sum(), stream);
 }
 
-cudaError_t LaunchSiluMul(TensorView gate, TensorView up, cudaStream_t stream) {
-  return Zip<true>(up, nullptr, gate, SiluTimes(), stream);
+cudaError_t LaunchSiluMul(TensorView gate, TensorView up, cudaStream_t stream,
+                          const Fp8Rows& codes) {
+  if (codes.codes == nullptr) return Zip<true>(up, nullptr, gate, SiluTimes(), stream);
+  if (gate.rows == 0 || gate.cols == 0) return cudaSuccess;
+  if (CanVectorize(gate) && CanVectorize(up)) return SiluMulRows(gate, up, codes, stream);
+  if (const cudaError_t error = Zip<true>(up, nullptr, gate, SiluTimes(), stream);
+      error != cudaSuccess) {
+    return error;
+  }
+  return LaunchToE4m3(gate, codes, stream);
 }
 
 cudaError_t LaunchAdd(TensorView residual, TensorView x, cudaStream_t stream) {

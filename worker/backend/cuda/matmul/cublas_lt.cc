@@ -2,6 +2,8 @@
 
 #include <cublasLt.h>
 
+#include <array>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -86,6 +88,7 @@ absl::StatusOr<Functions> ResolveAll(void* library) {
 
 LtKey KeyOf(const LtProduct& p) {
   LtKey key;
+  key.operands = p.operands;
   key.rows = RowBucket(p.x.rows);
   key.n = p.n;
   key.k = p.x.cols;
@@ -97,8 +100,9 @@ LtKey KeyOf(const LtProduct& p) {
     return static_cast<uint64_t>(values) * each;
   };
   const auto address = [](const void* at) { return reinterpret_cast<uint64_t>(at); };
-  key.weight_alignment = AlignmentOf(address(p.weight), bytes(p.weight_pitch, 2));
-  key.x_alignment = AlignmentOf(address(p.x.data), bytes(p.x.stride, 2));
+  const size_t operand_bytes = p.operands == LtOperands::kBf16 ? 2 : 1;
+  key.weight_alignment = AlignmentOf(address(p.weight), bytes(p.weight_pitch, operand_bytes));
+  key.x_alignment = AlignmentOf(address(p.x.data), bytes(p.x.stride, operand_bytes));
   key.out_alignment = AlignmentOf(address(p.out.data), bytes(p.out.stride, BytesOf(p.out.type)));
   return key;
 }
@@ -109,7 +113,9 @@ class CublasLt::Impl {
  public:
   explicit Impl(const Functions& functions) : f_(functions) {}
   ~Impl() {
-    if (description_ != nullptr) f_.desc_destroy(description_);
+    for (cublasLtMatmulDesc_t description : descriptions_) {
+      if (description != nullptr) f_.desc_destroy(description);
+    }
     if (preference_ != nullptr) f_.preference_destroy(preference_);
     if (handle_ != nullptr) f_.destroy(handle_);
   }
@@ -143,37 +149,65 @@ class CublasLt::Impl {
     cublasLtMatrixLayout_t out = nullptr;
   };
   absl::Status SetAlignment(const LtKey& key);
+  // What the library takes for such products; nothing if it has nothing.
+  absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> Search(const LtKey& key);
+  // The description of products of such operands, made when it is first asked for.
+  absl::StatusOr<cublasLtMatmulDesc_t> Describe(LtOperands operands);
+  absl::Status SetScales(const LtProduct& product, cublasLtMatmulDesc_t description);
+  template <class Value>
+  absl::Status Set(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t attribute,
+                   const Value& value) {
+    return Check(f_.desc_set(description, attribute, &value, sizeof value), "description");
+  }
 
   const Functions f_;
   cublasLtHandle_t handle_ = nullptr;
-  cublasLtMatmulDesc_t description_ = nullptr;
+  std::array<cublasLtMatmulDesc_t, 3> descriptions_ = {};  // by LtOperands
   cublasLtMatmulPreference_t preference_ = nullptr;
-  absl::flat_hash_map<LtKey, cublasLtMatmulAlgo_t> algorithms_;
+  absl::flat_hash_map<LtKey, std::optional<cublasLtMatmulAlgo_t>> algorithms_;
 };
 
 absl::Status CublasLt::Impl::Layouts::Make(const LtKey& key, int64_t rows) {
   const auto size = [](int64_t value) { return static_cast<uint64_t>(value); };
+  const cudaDataType type = key.operands == LtOperands::kBf16 ? CUDA_R_16BF : CUDA_R_8F_E4M3;
   const cudaDataType out_type = key.out_bf16 ? CUDA_R_16BF : CUDA_R_32F;
-  RETURN_IF_ERROR(Check(
-      f.layout_create(&weight, CUDA_R_16BF, size(key.k), size(key.n), key.weight_pitch), "layout"));
   RETURN_IF_ERROR(
-      Check(f.layout_create(&x, CUDA_R_16BF, size(key.k), size(rows), key.x_stride), "layout"));
+      Check(f.layout_create(&weight, type, size(key.k), size(key.n), key.weight_pitch), "layout"));
+  RETURN_IF_ERROR(
+      Check(f.layout_create(&x, type, size(key.k), size(rows), key.x_stride), "layout"));
   return Check(f.layout_create(&out, out_type, size(key.n), size(rows), key.out_stride), "layout");
 }
 
 absl::Status CublasLt::Impl::Start() {
   RETURN_IF_ERROR(Check(f_.create(&handle_), "cublasLtCreate"));
-  RETURN_IF_ERROR(
-      Check(f_.desc_create(&description_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "description"));
-  const cublasOperation_t transpose = CUBLAS_OP_T;
-  RETURN_IF_ERROR(
-      Check(f_.desc_set(description_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
-            "description"));
+  RETURN_IF_ERROR(Describe(LtOperands::kBf16).status());
   RETURN_IF_ERROR(Check(f_.preference_create(&preference_), "preference"));
   const uint64_t workspace = kWorkspaceBytes;
   return Check(f_.preference_set(preference_, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                  sizeof workspace),
                "preference");
+}
+
+absl::StatusOr<cublasLtMatmulDesc_t> CublasLt::Impl::Describe(LtOperands operands) {
+  cublasLtMatmulDesc_t& description = descriptions_[static_cast<size_t>(operands)];
+  if (description != nullptr) return description;
+  RETURN_IF_ERROR(
+      Check(f_.desc_create(&description, CUBLAS_COMPUTE_32F, CUDA_R_32F), "description"));
+  absl::Status status = Set(description, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+  if (operands == LtOperands::kScaledE4m3) {
+    constexpr int32_t kMode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    status.Update(Set(description, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, kMode));
+    status.Update(Set(description, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, kMode));
+  }
+  if (status.ok()) return description;
+  f_.desc_destroy(std::exchange(description, nullptr));
+  return status;
+}
+
+absl::Status CublasLt::Impl::SetScales(const LtProduct& product, cublasLtMatmulDesc_t description) {
+  if (product.operands != LtOperands::kScaledE4m3) return absl::OkStatus();
+  RETURN_IF_ERROR(Set(description, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product.weight_scales));
+  return Set(description, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, product.x_scales);
 }
 
 absl::Status CublasLt::Impl::SetAlignment(const LtKey& key) {
@@ -189,37 +223,47 @@ absl::Status CublasLt::Impl::SetAlignment(const LtKey& key) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<cublasLtMatmulAlgo_t> CublasLt::Impl::AlgorithmOf(const LtKey& key) {
-  if (const auto found = algorithms_.find(key); found != algorithms_.end()) return found->second;
+absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> CublasLt::Impl::Search(const LtKey& key) {
+  ASSIGN_OR_RETURN(const cublasLtMatmulDesc_t description, Describe(key.operands));
   Layouts layouts(f_);
   RETURN_IF_ERROR(layouts.Make(key, key.rows));
   RETURN_IF_ERROR(SetAlignment(key));
   cublasLtMatmulHeuristicResult_t result = {};
   int found = 0;
-  RETURN_IF_ERROR(Check(f_.heuristic(handle_, description_, layouts.weight, layouts.x, layouts.out,
-                                     layouts.out, preference_, 1, &result, &found),
-                        "the choice of an algorithm"));
-  if (found == 0) {
-    return absl::UnimplementedError(
-        absl::StrCat("cuBLASLt has no algorithm for ", key.rows, " x ", key.n, " x ", key.k));
-  }
+  const cublasStatus_t status =
+      f_.heuristic(handle_, description, layouts.weight, layouts.x, layouts.out, layouts.out,
+                   preference_, 1, &result, &found);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return std::nullopt;
+  RETURN_IF_ERROR(Check(status, "the choice of an algorithm"));
+  if (found == 0) return std::nullopt;
   RETURN_IF_ERROR(Check(result.state, "the choice of an algorithm"));
-  algorithms_.emplace(key, result.algo);
   return result.algo;
+}
+
+absl::StatusOr<cublasLtMatmulAlgo_t> CublasLt::Impl::AlgorithmOf(const LtKey& key) {
+  auto found = algorithms_.find(key);
+  if (found == algorithms_.end()) {
+    ASSIGN_OR_RETURN(const std::optional<cublasLtMatmulAlgo_t> algorithm, Search(key));
+    found = algorithms_.emplace(key, algorithm).first;
+  }
+  if (found->second) return *found->second;
+  return absl::UnimplementedError(
+      absl::StrCat("cuBLASLt has no algorithm for ", key.rows, " x ", key.n, " x ", key.k));
 }
 
 absl::Status CublasLt::Impl::Put(const LtProduct& product, const LtKey& key, void* workspace,
                                  cudaStream_t stream) {
+  ASSIGN_OR_RETURN(const cublasLtMatmulDesc_t description, Describe(key.operands));
+  RETURN_IF_ERROR(SetScales(product, description));
   ASSIGN_OR_RETURN(const cublasLtMatmulAlgo_t algorithm, AlgorithmOf(key));
   Layouts layouts(f_);
   RETURN_IF_ERROR(layouts.Make(key, product.x.rows));
   const float one = 1.0f;
   const float zero = 0.0f;
-  return Check(
-      f_.matmul(handle_, description_, &one, product.weight, layouts.weight, product.x.data,
-                layouts.x, &zero, product.out.data, layouts.out, product.out.data, layouts.out,
-                &algorithm, workspace, kWorkspaceBytes, stream),
-      "cublasLtMatmul");
+  return Check(f_.matmul(handle_, description, &one, product.weight, layouts.weight, product.x.data,
+                         layouts.x, &zero, product.out.data, layouts.out, product.out.data,
+                         layouts.out, &algorithm, workspace, kWorkspaceBytes, stream),
+               "cublasLtMatmul");
 }
 
 absl::Status CublasLt::Impl::Run(const LtProduct& product, void* workspace, cudaStream_t stream) {

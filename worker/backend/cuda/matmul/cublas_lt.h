@@ -18,17 +18,22 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/backend/cuda/matmul/lt_shape.h"
 #include "worker/backend/tensor.h"
 
 namespace loopserve::worker::cuda {
 
-// out[t, n] = sum_k x[t, k] * weight[n, k]; x and weight bf16, sums float32.
+// out[t, n] = sum_k x[t, k] * weight[n, k]; x and weight bf16 or E4M3, sums float32.
 struct LtProduct {
+  LtOperands operands = LtOperands::kBf16;
   const void* weight = nullptr;  // [n, k], rows `weight_pitch` values apart
   int64_t weight_pitch = 0;
   int64_t n = 0;
-  TensorView x;    // [t, k], kBf16
+  TensorView x;    // [t, k]; of codes, whatever its type says, k and the stride are bytes
   TensorView out;  // [t, n]
+  // kScaledE4m3: factors in device memory, on 16 bytes, of the weight's rows [n] and of x's [t].
+  const float* weight_scales = nullptr;
+  const float* x_scales = nullptr;
 };
 
 class CublasLt final {
@@ -43,7 +48,9 @@ class CublasLt final {
   ~CublasLt();
 
   // Puts the product on `stream`. `workspace`: kWorkspaceBytes of device memory, aligned to 256,
-  // which nothing else uses before the product is done.
+  // which nothing else uses before the product is done. Unimplemented, or InvalidArgument, for what
+  // the library cannot: E4M3 needs addresses, rows of all three, k and n on 16 bytes and a device
+  // of compute capability 8.9, kScaledE4m3 one of 9.0.
   absl::Status Run(const LtProduct& product, void* workspace, cudaStream_t stream);
 
  private:

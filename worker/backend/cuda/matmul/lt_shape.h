@@ -25,7 +25,15 @@ inline uint32_t AlignmentOf(uint64_t address, uint64_t row_bytes) {
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
+// What a product multiplies, which decides how the library is asked for it.
+enum class LtOperands : uint8_t {
+  kBf16,
+  kE4m3,        // sums of codes as they are
+  kScaledE4m3,  // sums times a factor of x's row and one of the weight's
+};
+
 struct LtKey {
+  LtOperands operands = LtOperands::kBf16;
   int64_t rows = 0;  // a RowBucket
   int64_t n = 0;
   int64_t k = 0;
@@ -40,9 +48,9 @@ struct LtKey {
   bool operator==(const LtKey&) const = default;
   template <class H>
   friend H AbslHashValue(H h, const LtKey& key) {
-    return H::combine(std::move(h), key.rows, key.n, key.k, key.weight_pitch, key.x_stride,
-                      key.out_stride, key.out_bf16, key.weight_alignment, key.x_alignment,
-                      key.out_alignment);
+    return H::combine(std::move(h), key.operands, key.rows, key.n, key.k, key.weight_pitch,
+                      key.x_stride, key.out_stride, key.out_bf16, key.weight_alignment,
+                      key.x_alignment, key.out_alignment);
   }
 };
 

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/cuda_error.h"
+#include "worker/backend/cuda/matmul/fp8_layout.h"
 #include "worker/backend/cuda/matmul/kernels/convert.h"
+#include "worker/backend/cuda/matmul/kernels/fp8.h"
 #include "worker/backend/cuda/matmul/kernels/skinny.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
@@ -37,6 +40,16 @@ size_t WeightScratchBytes(const MatMulLimits& limits) {
   return RoundUp256(std::max(least, std::min(rows * row_bytes, kMaxWeightScratch)));
 }
 
+size_t Fp8ScratchBytes(const MatMulLimits& limits) {
+  if (!limits.fp8) return 0;
+  return Fp8Bytes(std::max<int64_t>(limits.rows, 1), std::max<int64_t>(limits.cols, 1));
+}
+
+bool SameView(const TensorView& a, const TensorView& b) {
+  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride &&
+         a.type == b.type;
+}
+
 absl::Status CheckShapes(const TensorView& x, std::span<const DeviceWeight> weights,
                          std::span<const TensorView> outs) {
   bool fits = weights.size() == outs.size() && x.stride >= x.cols;
@@ -47,10 +60,16 @@ absl::Status CheckShapes(const TensorView& x, std::span<const DeviceWeight> weig
   return fits ? absl::OkStatus() : absl::InvalidArgumentError("MatMul: the shapes do not fit");
 }
 
+// Whether the library does not take such E4M3 operands; which of both it says is left open.
+bool Refused(const absl::Status& status) {
+  return absl::IsUnimplemented(status) || absl::IsInvalidArgument(status);
+}
+
 }  // namespace
 
 size_t MatMulRunner::WorkspaceBytes(const MatMulLimits& limits) {
-  return CublasLt::kWorkspaceBytes + XScratchBytes(limits) + WeightScratchBytes(limits);
+  return CublasLt::kWorkspaceBytes + XScratchBytes(limits) + WeightScratchBytes(limits) +
+         Fp8ScratchBytes(limits);
 }
 
 MatMulRunner::MatMulRunner(CublasLt* lt, const MatMulLimits& limits, std::byte* workspace,
@@ -61,7 +80,11 @@ MatMulRunner::MatMulRunner(CublasLt* lt, const MatMulLimits& limits, std::byte* 
       x_scratch_(workspace + CublasLt::kWorkspaceBytes),
       x_scratch_bytes_(XScratchBytes(limits)),
       weight_scratch_(x_scratch_ + x_scratch_bytes_),
-      weight_scratch_bytes_(WeightScratchBytes(limits)) {}
+      weight_scratch_bytes_(WeightScratchBytes(limits)),
+      fp8_codes_(weight_scratch_ + weight_scratch_bytes_),
+      fp8_rows_(limits.fp8 ? std::max<int64_t>(limits.rows, 1) : 0),
+      fp8_pitch_(Fp8Pitch(std::max<int64_t>(limits.cols, 1))),
+      fp8_scales_(reinterpret_cast<float*>(fp8_codes_ + Fp8ScalesAt(fp8_rows_, fp8_pitch_))) {}
 
 bool MatMulRunner::Readable(const TensorView& x) const {
   return x.type == ActivationType::kBf16 && x.cols % 8 == 0 && x.stride % 8 == 0 &&
@@ -75,6 +98,7 @@ TensorView MatMulRunner::ScratchX(const TensorView& x) const {
 
 bool MatMulRunner::FewRows(const DeviceWeight& weight, int64_t rows) const {
   if (lt_ == nullptr) return true;
+  if (weight.fp8()) return rows <= paths_.fp8_skinny_rows;
   if (weight.type != WeightType::kBF16) return rows <= paths_.quantised_skinny_rows;
   return rows <= paths_.gemv_rows ||
          (rows <= paths_.skinny_rows && weight.rows <= paths_.skinny_outputs);
@@ -99,7 +123,7 @@ LtProduct MatMulRunner::PartOf(const TensorView& x, const DeviceWeight& weight,
   return product;
 }
 
-absl::Status MatMulRunner::RunSkinny(TensorView x, WeightType type,
+absl::Status MatMulRunner::RunSkinny(TensorView x, WeightType type, bool fp8,
                                      std::span<const DeviceWeight> weights,
                                      std::span<const TensorView> outs, cudaStream_t stream) const {
   SkinnyProduct product;
@@ -112,17 +136,18 @@ absl::Status MatMulRunner::RunSkinny(TensorView x, WeightType type,
     for (size_t i = 0; i < weights.size();) {
       product.count = 0;
       for (; i < weights.size() && product.count < SkinnyProduct::kMaxWeights; ++i) {
-        if (weights[i].type != type || weights[i].rows == 0) continue;
+        if (weights[i].type != type || weights[i].fp8() != fp8 || weights[i].rows == 0) continue;
         const TensorView out = outs[i].Rows(first, count);
-        product.weights[product.count++] = {weights[i].data, weights[i].rows, out.data, out.stride,
-                                            out.type};
+        product.weights[product.count++] = {weights[i].data, weights[i].rows, out.data,
+                                            out.stride,      out.type,        weights[i].scales};
       }
       if (product.count == 0) continue;
       const bool gemv =
           type == WeightType::kBF16 && count <= kMaxGemvRows && count <= paths_.gemv_rows;
-      RETURN_IF_ERROR(
-          ToStatus(gemv ? LaunchGemvBf16(product, stream) : LaunchSkinnyMma(type, product, stream),
-                   "MatMul"));
+      RETURN_IF_ERROR(ToStatus(fp8    ? LaunchSkinnyMmaFp8(product, stream)
+                               : gemv ? LaunchGemvBf16(product, stream)
+                                      : LaunchSkinnyMma(type, product, stream),
+                               "MatMul"));
     }
   }
   return absl::OkStatus();
@@ -146,11 +171,37 @@ absl::Status MatMulRunner::RunLarge(TensorView x, const DeviceWeight& weight, Te
         lt_->Run(PartOf(x, weight, out, first, count), lt_workspace_, stream);
     // A shape for which the library has no algorithm: slower, but right.
     if (absl::IsUnimplemented(status)) {
-      return RunSkinny(x, weight.type, std::span(&weight, 1), std::span(&out, 1), stream);
+      return RunSkinny(x, weight.type, false, std::span(&weight, 1), std::span(&out, 1), stream);
     }
     RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
+}
+
+absl::Status MatMulRunner::RunLargeFp8(TensorView x, const DeviceWeight& weight, TensorView out,
+                                       cudaStream_t stream) {
+  LtProduct product;
+  product.weight = weight.data;
+  product.n = weight.rows;
+  product.out = out;
+  product.weight_pitch = Fp8Pitch(x.cols);
+  // The padding is zeros on both sides, and counts as columns.
+  product.x = {reinterpret_cast<float*>(fp8_codes_), x.rows, product.weight_pitch,
+               product.weight_pitch, ActivationType::kBf16};
+  product.x_scales = fp8_scales_;
+  product.weight_scales = weight.scales;
+  if (paths_.library_scales) {
+    product.operands = LtOperands::kScaledE4m3;
+    const absl::Status status = lt_->Run(product, lt_workspace_, stream);
+    if (!Refused(status)) return status;
+  }
+  product.operands = LtOperands::kE4m3;
+  const absl::Status status = lt_->Run(product, lt_workspace_, stream);
+  if (Refused(status)) {
+    return RunSkinny(x, weight.type, true, std::span(&weight, 1), std::span(&out, 1), stream);
+  }
+  RETURN_IF_ERROR(status);
+  return ToStatus(LaunchScaleSums(out, product.x_scales, weight.scales, stream), "MatMul: scales");
 }
 
 absl::Status MatMulRunner::RunPart(TensorView x, std::span<const DeviceWeight> weights,
@@ -162,26 +213,52 @@ absl::Status MatMulRunner::RunPart(TensorView x, std::span<const DeviceWeight> w
   }
   absl::InlinedVector<DeviceWeight, 4> few;
   absl::InlinedVector<TensorView, 4> few_outs;
+  bool has_codes = SameView(std::exchange(coded_, {}), x);
   for (size_t i = 0; i < weights.size(); ++i) {
     if (FewRows(weights[i], x.rows)) {
       few.push_back(weights[i]);
       few_outs.push_back(outs[i]);
+    } else if (weights[i].fp8()) {
+      if (!std::exchange(has_codes, true)) {
+        RETURN_IF_ERROR(ToStatus(LaunchToE4m3(x, {fp8_codes_, fp8_scales_}, stream), "MatMul: x"));
+      }
+      RETURN_IF_ERROR(RunLargeFp8(x, weights[i], outs[i], stream));
     } else {
       RETURN_IF_ERROR(RunLarge(x, weights[i], outs[i], stream));
     }
   }
   for (const WeightType type : kDeviceTypes) {
-    RETURN_IF_ERROR(RunSkinny(x, type, few, few_outs, stream));
+    RETURN_IF_ERROR(RunSkinny(x, type, false, few, few_outs, stream));
   }
-  return absl::OkStatus();
+  return RunSkinny(x, WeightType::kBF16, true, few, few_outs, stream);
+}
+
+Fp8Rows MatMulRunner::CodesFor(const TensorView& x) {
+  const bool useful = lt_ != nullptr && x.rows > paths_.fp8_skinny_rows && x.rows <= fp8_rows_ &&
+                      Fp8Pitch(x.cols) <= fp8_pitch_ && Readable(x);
+  if (!useful) return {};
+  coded_ = x;
+  return {fp8_codes_, fp8_scales_};
+}
+
+int64_t MatMulRunner::RowsAtOnce(const TensorView& x, std::span<const DeviceWeight> weights) const {
+  int64_t rows = x.rows;
+  if (!Readable(x)) {
+    rows = std::min(rows, static_cast<int64_t>(x_scratch_bytes_) / (Bf16Pitch(x.cols) * 2));
+  }
+  const bool fp8 = std::any_of(weights.begin(), weights.end(), [&](const DeviceWeight& weight) {
+    return weight.fp8() && !FewRows(weight, x.rows);
+  });
+  if (!fp8) return rows;
+  return Fp8Pitch(x.cols) <= fp8_pitch_ ? std::min(rows, fp8_rows_) : 0;
 }
 
 absl::Status MatMulRunner::Run(TensorView x, std::span<const DeviceWeight> weights,
                                std::span<const TensorView> outs, cudaStream_t stream) {
   RETURN_IF_ERROR(CheckShapes(x, weights, outs));
   if (x.rows == 0 || x.cols == 0 || weights.empty()) return absl::OkStatus();
-  if (Readable(x)) return RunPart(x, weights, outs, stream);
-  const int64_t fit = static_cast<int64_t>(x_scratch_bytes_) / (Bf16Pitch(x.cols) * 2);
+  const int64_t fit = RowsAtOnce(x, weights);
+  if (fit >= x.rows) return RunPart(x, weights, outs, stream);
   if (fit == 0) {
     return absl::InvalidArgumentError("MatMul: the workspace was made for fewer columns");
   }

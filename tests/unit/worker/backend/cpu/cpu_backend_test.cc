@@ -29,7 +29,7 @@ TEST(CpuBackendTest, RoundsToTheBitsItIsAskedFor) {
     ASSERT_OK_AND_ASSIGN(const cpu::Kernels* kernels, cpu::SelectKernels("auto", bits));
     ASSERT_OK_AND_ASSIGN(auto backend, CreateCpuBackend({.threads = 1, .activation_bits = bits}));
     EXPECT_EQ(backend->name(), absl::StrCat("cpu/", kernels->name));
-    EXPECT_EQ(backend->activation_bits(), kernels->activation_bits);
+    EXPECT_EQ(backend->activation_format(), absl::StrCat(kernels->activation_bits));
   }
 }
 

@@ -12,6 +12,7 @@
 //   Operands(tile, g, a)     a[product][a0 ... a3]: codes, centred on zero, as bf16
 //   Scale(tile, g, h, m)     by which sums of product m are multiplied (kTwoScales: m matters)
 //   Min(tile, g, h)          what is added, times the sum of x, if kHasMin
+//   kRowScales               whether finished sums are multiplied by SkinnyWeight::scales
 #pragma once
 
 #include "worker/backend/cuda/matmul/kernels/device_memory.cuh"
@@ -51,6 +52,7 @@ struct Bf16Codec {
   static constexpr bool kScaled = false;
   static constexpr bool kTwoScales = false;
   static constexpr bool kHasMin = false;
+  static constexpr bool kRowScales = false;
   struct Tile {
     uint32_t words[kGroups][2][4];
   };
@@ -98,6 +100,7 @@ struct PackedCodec {
   static constexpr bool kTwoScales = kType == WeightType::kQ6_K;
   static constexpr bool kHasMin =
       kType == WeightType::kQ4_1 || kType == WeightType::kQ5_1 || kType == WeightType::kQ4_K;
+  static constexpr bool kRowScales = false;
   static constexpr int kLowLoads = kLayout.low_bits == 8 ? 4 : 2;
   static constexpr int kScaleLoads = kLayout.scale_bytes / 2;
 

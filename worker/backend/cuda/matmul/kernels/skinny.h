@@ -12,11 +12,12 @@
 namespace loopserve::worker::cuda {
 
 struct SkinnyWeight {
-  const void* data = nullptr;  // as packed_weight.h lays it out
+  const void* data = nullptr;  // as packed_weight.h or fp8_layout.h lays it out
   int64_t rows = 0;            // outputs
   void* out = nullptr;         // [x rows, rows]
   int64_t out_stride = 0;      // values
   ActivationType out_type = ActivationType::kF32;
+  const float* scales = nullptr;  // [rows] of E4M3 codes; null: `data` is none
 };
 
 struct SkinnyProduct {
@@ -24,7 +25,7 @@ struct SkinnyProduct {
   const void* x = nullptr;  // bf16 [x_rows, cols], rows on 16 bytes
   int64_t x_stride = 0;     // values, a multiple of 8
   int32_t x_rows = 0;
-  int64_t cols = 0;  // of bf16 matrices: the pitch, a multiple of 8
+  int64_t cols = 0;  // of bf16 and E4M3 matrices: the pitch of bf16, a multiple of 8
   int32_t count = 0;
   SkinnyWeight weights[kMaxWeights];
 };
@@ -37,6 +38,8 @@ cudaError_t LaunchGemvBf16(const SkinnyProduct& product, cudaStream_t stream);
 // in bf16, each group's sum is scaled in float32.
 inline constexpr int kMaxSkinnyRows = 64;
 cudaError_t LaunchSkinnyMma(WeightType type, const SkinnyProduct& product, cudaStream_t stream);
+// The same of E4M3 matrices.
+cudaError_t LaunchSkinnyMmaFp8(const SkinnyProduct& product, cudaStream_t stream);
 
 // How many warps of a thread block of LaunchSkinnyMma have outputs of their own: 1, or
 // kSkinnyOutWarps for more than 16 rows and as many outputs as then still give every multiprocessor

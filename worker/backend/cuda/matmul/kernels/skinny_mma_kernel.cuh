@@ -118,7 +118,7 @@ __device__ __forceinline__ void MultiplyTile(const SkinnyProduct& p, int64_t til
 
 // Adds up the sums of the warps that share outputs and stores them, one tile of x rows after the
 // other.
-template <int kColTiles, int kRowTiles, int kOutWarps>
+template <class Codec, int kColTiles, int kRowTiles, int kOutWarps>
 __device__ __forceinline__ void ReduceAndStore(const SkinnyProduct& p, const SkinnyWeight& weight,
                                                int64_t first_row,
                                                const float (&sums)[kRowTiles][kColTiles][4]) {
@@ -149,6 +149,7 @@ __device__ __forceinline__ void ReduceAndStore(const SkinnyProduct& p, const Ski
       for (int w = 0; w < kColWarps; ++w) sum += parts[w][tile][element][from];
       const int64_t out_row = first_row + tile * kTileRows + row;
       if (out_row < weight.rows && c * 8 + x_row < p.x_rows) {
+        if constexpr (Codec::kRowScales) sum *= weight.scales[out_row];
         StoreOutput(weight, c * 8 + x_row, out_row, sum);
       }
     }
@@ -198,8 +199,8 @@ __global__ void __launch_bounds__(kMmaThreads, BlocksPerSm(kColTiles))
       load(buffer[d], current + kDepth * kColWarps);
     }
   }
-  ReduceAndStore<kColTiles, kRowTiles, kOutWarps>(p, weight,
-                                                  unit * kOutWarps * kRowTiles * kTileRows, sums);
+  ReduceAndStore<Codec, kColTiles, kRowTiles, kOutWarps>(
+      p, weight, unit * kOutWarps * kRowTiles * kTileRows, sums);
 }
 
 template <class Codec, int kColTiles, int kRowTiles, int kOutWarps>

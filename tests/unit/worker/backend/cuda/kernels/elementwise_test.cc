@@ -60,6 +60,24 @@ TEST_F(ElementwiseTest, TakeBothTypes) {
   }
 }
 
+TEST_F(ElementwiseTest, SiluLeavesCodesRowByRow) {
+  const Fp8Rows codes{Memory<std::byte>(), Memory<float>(4096)};
+  for (const int64_t rows : {1, 2048}) {
+    const TensorView gate = View(rows, 14336, kBf16);
+    EXPECT_EQ(LaunchSiluMul(gate, gate, stream_, codes), cudaSuccess);
+    EXPECT_EQ(Only("SiluMulRows").grid.x, static_cast<unsigned>(rows));
+  }
+  EXPECT_EQ(LaunchSiluMul(View(3, 65), View(3, 65), stream_, codes), cudaSuccess);
+  const std::vector<fake::Launch> launches = Take();
+  ASSERT_EQ(launches.size(), 2u);
+  EXPECT_THAT(launches[0].kernel, ::testing::HasSubstr("ZipKernelILi1E"));
+  EXPECT_THAT(launches[1].kernel, ::testing::HasSubstr("ToE4m3"));
+  EXPECT_EQ(LaunchSiluMul(View(0, 64), View(0, 64), stream_, codes), cudaSuccess);
+  ExpectNoLaunch();
+  ExpectTellsErrors([&] { return LaunchSiluMul(View(3, 65), View(3, 65), stream_, codes); });
+  ExpectTellsErrors([&] { return LaunchSiluMul(View(3, 64), View(3, 64), stream_, codes); });
+}
+
 TEST_F(ElementwiseTest, GatherWithoutIndicesIsACopy) {
   EXPECT_EQ(LaunchGatherRows(View(4, 64, kBf16), nullptr, View(4, 64), stream_), cudaSuccess);
   EXPECT_EQ(Only("Second").grid.x, 4u);

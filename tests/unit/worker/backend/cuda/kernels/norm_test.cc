@@ -56,6 +56,25 @@ TEST_F(NormTest, LoadsOneByOneWhereRowsAreNotAligned) {
   Only("NormKernelILi1ELb0E");
 }
 
+TEST_F(NormTest, LeavesCodesInTheSameKernelWhereVectorsFit) {
+  const Fp8Rows codes{Memory<std::byte>(), Memory<float>(4096)};
+  const TensorView out = View(3, 4096, kBf16);
+  EXPECT_EQ(LaunchRmsNorm(View(3, 4096), Memory(), 0, out, stream_, codes), cudaSuccess);
+  Only("NormKernelILi8ELb0Ef13__nv_bfloat16Lb1E");
+  EXPECT_EQ(LaunchAddRmsNorm(View(3, 4096), out, Memory(), 0, out, stream_, codes), cudaSuccess);
+  EXPECT_THAT(Only("NormKernelILi8ELb1E13__nv_bfloat16").kernel, ::testing::HasSubstr("Lb1EEEv"));
+}
+
+TEST_F(NormTest, LeavesCodesInAKernelOfTheirOwnElsewhere) {
+  const Fp8Rows codes{Memory<std::byte>(), Memory<float>(4096)};
+  EXPECT_EQ(LaunchRmsNorm(View(3, 65), Memory(), 0, View(3, 65), stream_, codes), cudaSuccess);
+  const std::vector<fake::Launch> launches = Take();
+  ASSERT_EQ(launches.size(), 2u);
+  EXPECT_THAT(launches[1].kernel, ::testing::HasSubstr("ToE4m3"));
+  EXPECT_EQ(LaunchRmsNorm(View(0, 65), Memory(), 0, View(0, 65), stream_, codes), cudaSuccess);
+  ExpectNoLaunch();
+}
+
 TEST_F(NormTest, NothingToDoLaunchesNothing) {
   EXPECT_EQ(Norm(View(0, 64), View(0, 64)), cudaSuccess);
   EXPECT_EQ(Norm(View(4, 0), View(4, 0)), cudaSuccess);

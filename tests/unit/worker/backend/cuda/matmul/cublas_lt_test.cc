@@ -36,6 +36,77 @@ TEST_F(CublasLtTest, PutsTheProductIntoTheLibrarysOrder) {
   EXPECT_EQ(library_.workspace_bytes, CublasLt::kWorkspaceBytes);
 }
 
+TEST_F(CublasLtTest, Bf16HasNoScales) {
+  absl::StatusOr<CublasLt> lt = CublasLt::Load();
+  ASSERT_OK(lt.status());
+  EXPECT_OK(lt->Run(Product(7), Memory(), stream_));
+  for (const FakeLtOperand& operand : {library_.weight, library_.x}) {
+    EXPECT_EQ(operand.type, CUDA_R_16BF);
+    EXPECT_EQ(operand.pitch, 64);
+    EXPECT_EQ(operand.alignment, 128u) << "rows of 128 bytes";
+    EXPECT_EQ(operand.scale_mode, CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F);
+    EXPECT_EQ(operand.scales, nullptr);
+  }
+}
+
+TEST_F(CublasLtTest, E4m3OperandsAreBytesAndTheirScalesVectors) {
+  absl::StatusOr<CublasLt> lt = CublasLt::Load();
+  ASSERT_OK(lt.status());
+  for (const ActivationType out_type : {kF32, kBf16}) {
+    LtProduct product = Product(7);
+    product.out = View(7, 96, out_type);
+    product.operands = LtOperands::kScaledE4m3;
+    product.weight_scales = Memory<float>(512);
+    product.x_scales = Memory<float>(1024);
+    EXPECT_OK(lt->Run(product, Memory(), stream_));
+    for (const FakeLtOperand& operand : {library_.weight, library_.x}) {
+      EXPECT_EQ(operand.type, CUDA_R_8F_E4M3);
+      EXPECT_EQ(operand.pitch, 64);
+      EXPECT_EQ(operand.alignment, 64u);
+      EXPECT_EQ(operand.scale_mode, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    }
+    EXPECT_EQ(library_.weight.scales, product.weight_scales);
+    EXPECT_EQ(library_.x.scales, product.x_scales);
+    EXPECT_EQ(library_.out.type, out_type == kF32 ? CUDA_R_32F : CUDA_R_16BF);
+  }
+  EXPECT_EQ(library_.matmuls, 2u);
+}
+
+TEST_F(CublasLtTest, AnAlgorithmServesOtherScalesButNotOtherOperands) {
+  absl::StatusOr<CublasLt> lt = CublasLt::Load();
+  ASSERT_OK(lt.status());
+  LtProduct product = Product(7);
+  product.operands = LtOperands::kScaledE4m3;
+  product.weight_scales = product.x_scales = Memory<float>(512);
+  EXPECT_OK(lt->Run(product, Memory(), stream_));
+  product.weight_scales = Memory<float>(1024);
+  EXPECT_OK(lt->Run(product, Memory(), stream_));
+  EXPECT_EQ(library_.searches, 1u);
+  EXPECT_EQ(library_.weight.scales, product.weight_scales);
+  product.operands = LtOperands::kE4m3;
+  EXPECT_OK(lt->Run(product, Memory(), stream_));
+  EXPECT_EQ(library_.weight.scales, nullptr);
+  product.operands = LtOperands::kBf16;
+  EXPECT_OK(lt->Run(product, Memory(), stream_));
+  EXPECT_EQ(library_.searches, 3u);
+}
+
+TEST_F(CublasLtTest, E4m3OffSixteenBytesIsUnimplemented) {
+  absl::StatusOr<CublasLt> lt = CublasLt::Load();
+  ASSERT_OK(lt.status());
+  LtProduct product = Product(7);
+  product.operands = LtOperands::kE4m3;
+  EXPECT_OK(lt->Run(product, Memory(), stream_));
+  product.weight = Memory<std::byte>(8);
+  EXPECT_EQ(lt->Run(product, Memory(), stream_).code(), absl::StatusCode::kUnimplemented);
+  product = Product(7, 96, 72);
+  product.operands = LtOperands::kE4m3;
+  EXPECT_EQ(lt->Run(product, Memory(), stream_).code(), absl::StatusCode::kUnimplemented);
+  product = Product(7, 97);
+  product.operands = LtOperands::kE4m3;
+  EXPECT_EQ(lt->Run(product, Memory(), stream_).code(), absl::StatusCode::kUnimplemented);
+}
+
 TEST_F(CublasLtTest, SearchesOncePerRoundedShape) {
   absl::StatusOr<CublasLt> lt = CublasLt::Load();
   ASSERT_OK(lt.status());
@@ -64,14 +135,29 @@ TEST_F(CublasLtTest, TellsWhatTheLibraryAnswers) {
   EXPECT_THAT(lt->Run(Product(5), Memory(), stream_),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("5 x 96 x 64")));
   library_.algorithms = 1;
+  library_.heuristic = CUBLAS_STATUS_NOT_SUPPORTED;
+  EXPECT_EQ(lt->Run(Product(6), Memory(), stream_).code(), absl::StatusCode::kUnimplemented);
   library_.heuristic = CUBLAS_STATUS_NOT_INITIALIZED;
-  EXPECT_THAT(lt->Run(Product(5), Memory(), stream_),
+  EXPECT_THAT(lt->Run(Product(4), Memory(), stream_),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("status 1")));
   library_.heuristic = CUBLAS_STATUS_SUCCESS;
   library_.matmul = CUBLAS_STATUS_ALLOC_FAILED;
-  EXPECT_EQ(lt->Run(Product(5), Memory(), stream_).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(lt->Run(Product(4), Memory(), stream_).code(), absl::StatusCode::kResourceExhausted);
   library_.matmul = CUBLAS_STATUS_EXECUTION_FAILED;
-  EXPECT_EQ(lt->Run(Product(5), Memory(), stream_).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(lt->Run(Product(4), Memory(), stream_).code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(CublasLtTest, RemembersWhatItDoesNotHaveButNoOtherFailure) {
+  absl::StatusOr<CublasLt> lt = CublasLt::Load();
+  ASSERT_OK(lt.status());
+  library_.heuristic = CUBLAS_STATUS_NOT_INITIALIZED;
+  EXPECT_FALSE(lt->Run(Product(8), Memory(), stream_).ok());
+  library_.heuristic = CUBLAS_STATUS_NOT_SUPPORTED;
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(lt->Run(Product(8), Memory(), stream_).code(), absl::StatusCode::kUnimplemented);
+  }
+  EXPECT_EQ(library_.searches, 2u);
+  EXPECT_EQ(library_.matmuls, 0u);
 }
 
 TEST_F(CublasLtTest, NothingToDoAsksNothing) {
@@ -92,6 +178,10 @@ TEST_F(CublasLtTest, LeavesNothingBehind) {
     library_.algorithms = 0;
     EXPECT_FALSE(moved.Run(Product(8), Memory(), stream_).ok());
     EXPECT_EQ(library_.alive, 3) << "handle, description and preference";
+    LtProduct codes = Product(7);
+    codes.operands = LtOperands::kE4m3;
+    EXPECT_FALSE(moved.Run(codes, Memory(), stream_).ok());
+    EXPECT_EQ(library_.alive, 4) << "and another description";
   }
   EXPECT_EQ(library_.alive, 0);
 }

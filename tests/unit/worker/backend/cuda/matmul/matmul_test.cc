@@ -24,6 +24,11 @@ class MatMulTest : public LaunchTest {
   DeviceWeight Weight(int64_t rows, WeightType type = WeightType::kBF16) const {
     return {type, Memory<std::byte>(), rows, kCols};
   }
+  DeviceWeight Fp8Weight(int64_t rows) const {
+    DeviceWeight weight = Weight(rows);
+    weight.scales = Memory<float>(4096);
+    return weight;
+  }
   absl::Status Run(MatMulRunner& runner, TensorView x, const std::vector<DeviceWeight>& weights) {
     return runner.Run(x, weights, Outs(x, weights), stream_);
   }
@@ -126,6 +131,9 @@ class MatMulByLibraryTest : public MatMulTest {
     ASSERT_OK(lt.status());
     lt_ = *std::move(lt);
   }
+  MatMulRunner Fp8Runner(const MatMulPaths& paths = {}) {
+    return {&*lt_, {.rows = 64, .cols = kCols, .fp8 = true}, Memory<std::byte>(), paths};
+  }
   FakeLt& library_ = UseFakeLt();
   std::optional<CublasLt> lt_;
 };
@@ -165,7 +173,106 @@ TEST_F(MatMulByLibraryTest, WhatItRefusesTakesTheKernelsOfFewRows) {
   EXPECT_THAT(Kernels(), ::testing::SizeIs(3));
   library_.algorithms = 1;
   library_.matmul = CUBLAS_STATUS_EXECUTION_FAILED;
-  EXPECT_EQ(Run(runner, x, weights).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(Run(runner, View(200, kCols, kBf16), weights).code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(MatMulByLibraryTest, FewRowsMeetE4m3WeightsAsTheyAre) {
+  MatMulRunner runner = Fp8Runner();
+  for (const int64_t rows : {1, 16}) {
+    EXPECT_OK(Run(runner, View(rows, kCols, kBf16), {Fp8Weight(4096), Fp8Weight(8192)}));
+    EXPECT_THAT(Only("SkinnyMma").kernel, HasSubstr("Fp8Codec"));
+  }
+  EXPECT_OK(Run(runner, View(1, kCols, kBf16), {Fp8Weight(64), Weight(64)}));
+  EXPECT_THAT(Kernels(), ::testing::UnorderedElementsAre(HasSubstr("Gemv"), HasSubstr("Fp8Codec")));
+  EXPECT_EQ(library_.matmuls, 0u);
+}
+
+TEST_F(MatMulByLibraryTest, ManyRowsBecomeE4m3OnceForAllWeightsOfACall) {
+  MatMulRunner runner = Fp8Runner();
+  EXPECT_OK(Run(runner, View(64, kCols, kBf16), {Fp8Weight(64), Weight(64), Fp8Weight(32)}));
+  EXPECT_EQ(Only("ToE4m3").grid.x, 64u);
+  EXPECT_EQ(library_.matmuls, 3u);
+  EXPECT_EQ(library_.inputs, static_cast<uint64_t>(kCols));
+  EXPECT_EQ(library_.weight.type, CUDA_R_8F_E4M3);
+  EXPECT_EQ(library_.weight.scales, Memory<float>(4096));
+  EXPECT_EQ(library_.weight.scale_mode, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+}
+
+TEST_F(MatMulByLibraryTest, E4m3ColumnsThatDoNotFillSixteenBytesArePadded) {
+  MatMulRunner runner = Fp8Runner();
+  DeviceWeight weight = Fp8Weight(64);
+  weight.cols = 13;
+  const TensorView out = View(17, 64);
+  EXPECT_OK(runner.Run(View(17, 13), std::span(&weight, 1), std::span(&out, 1), stream_));
+  EXPECT_THAT(Kernels(), ::testing::ElementsAre(HasSubstr("ToBf16"), HasSubstr("ToE4m3")));
+  EXPECT_EQ(library_.inputs, 16u);
+  EXPECT_EQ(library_.x.pitch, 16);
+}
+
+TEST_F(MatMulByLibraryTest, MoreRowsOfE4m3ThanTheScratchHoldsComeInParts) {
+  MatMulRunner runner = Fp8Runner();
+  EXPECT_OK(Run(runner, View(150, kCols, kBf16), {Fp8Weight(64)}));
+  EXPECT_THAT(Kernels(), ::testing::SizeIs(3));
+  EXPECT_EQ(library_.matmuls, 3u);
+  MatMulRunner none = Runner(&*lt_);
+  EXPECT_EQ(Run(none, View(64, kCols, kBf16), {Fp8Weight(64)}).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(MatMulByLibraryTest, CodesThatAKernelHasLeftServeTheNextRunOfThatX) {
+  MatMulRunner runner = Fp8Runner();
+  const TensorView x = View(64, kCols, kBf16);
+  const Fp8Rows codes = runner.CodesFor(x);
+  EXPECT_NE(codes.codes, nullptr);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(codes.codes) % 256, 0u);
+  EXPECT_OK(Run(runner, x, {Fp8Weight(64)}));
+  ExpectNoLaunch();
+  EXPECT_EQ(library_.x.scales, codes.scales);
+  EXPECT_OK(Run(runner, x, {Fp8Weight(64)}));
+  Only("ToE4m3");  // once: x may have changed
+  EXPECT_NE(runner.CodesFor(x).codes, nullptr);
+  runner.ForgetCodes();
+  EXPECT_OK(Run(runner, x, {Fp8Weight(64)}));
+  Only("ToE4m3");
+  EXPECT_NE(runner.CodesFor(x).codes, nullptr);
+  EXPECT_OK(Run(runner, x.Rows(0, 63), {Fp8Weight(64)}));
+  Only("ToE4m3");  // of another view
+}
+
+TEST_F(MatMulByLibraryTest, NobodyLeavesCodesThatNoProductReads) {
+  MatMulRunner runner = Fp8Runner();
+  EXPECT_EQ(runner.CodesFor(View(16, kCols, kBf16)).codes, nullptr) << "few rows";
+  EXPECT_EQ(runner.CodesFor(View(65, kCols, kBf16)).codes, nullptr) << "more than at once";
+  EXPECT_EQ(runner.CodesFor(View(64, kCols + 8, kBf16)).codes, nullptr);
+  EXPECT_EQ(runner.CodesFor(View(64, kCols)).codes, nullptr) << "f32";
+  MatMulRunner none = Runner(&*lt_);
+  EXPECT_EQ(none.CodesFor(View(64, kCols, kBf16)).codes, nullptr);
+}
+
+TEST_F(MatMulByLibraryTest, WhereTheLibraryHasNoScalesAKernelHas) {
+  for (const bool asks : {true, false}) {
+    library_.scales_rows = !asks;
+    MatMulRunner runner = Fp8Runner({.library_scales = asks});
+    EXPECT_OK(Run(runner, View(64, kCols, kBf16), {Fp8Weight(64), Fp8Weight(48)}));
+    EXPECT_THAT(Kernels(), ::testing::ElementsAre(HasSubstr("ToE4m3"), HasSubstr("ScaleSums"),
+                                                  HasSubstr("ScaleSums")));
+    EXPECT_EQ(library_.weight.type, CUDA_R_8F_E4M3);
+    EXPECT_EQ(library_.weight.scales, nullptr);
+  }
+  EXPECT_EQ(library_.matmuls, 4u);
+}
+
+TEST_F(MatMulByLibraryTest, E4m3ThatItRefusesTakesTheKernelsOfFewRows) {
+  MatMulRunner runner = Fp8Runner();
+  EXPECT_OK(Run(runner, View(64, kCols, kBf16), {Fp8Weight(63)})) << "no whole 16 outputs";
+  EXPECT_THAT(Kernels(), ::testing::ElementsAre(HasSubstr("ToE4m3"), HasSubstr("Fp8Codec")));
+  EXPECT_EQ(library_.matmuls, 0u);
+  library_.matmul = CUBLAS_STATUS_INVALID_VALUE;
+  EXPECT_OK(Run(runner, View(64, kCols, kBf16), {Fp8Weight(64)}));
+  EXPECT_THAT(Kernels(), ::testing::ElementsAre(HasSubstr("ToE4m3"), HasSubstr("Fp8Codec")));
+  library_.matmul = CUBLAS_STATUS_EXECUTION_FAILED;
+  EXPECT_EQ(Run(runner, View(64, kCols, kBf16), {Fp8Weight(64)}).code(),
+            absl::StatusCode::kInternal);
 }
 
 TEST_F(MatMulByLibraryTest, ASecondRunSearchesNoMore) {

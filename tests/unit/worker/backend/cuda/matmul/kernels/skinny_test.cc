@@ -60,6 +60,18 @@ TEST_F(SkinnyTest, ManyRowsAndOutputsLeaveEachWarpItsOwnOutputs) {
   }
 }
 
+TEST_F(SkinnyTest, E4m3IsOneMoreFormat) {
+  for (const int32_t rows : {1, 8, 16, 17, 64}) {
+    EXPECT_EQ(LaunchSkinnyMmaFp8(Product(rows, {100, 16, 4096}), stream_), cudaSuccess);
+    EXPECT_EQ(Only("Fp8Codec").grid.x, rows <= 16 ? 7u + 1 + 256 : 4u + 1 + 128) << rows;
+  }
+  EXPECT_EQ(LaunchSkinnyMmaFp8(Product(kMaxSkinnyRows + 1, {64}), stream_), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchSkinnyMmaFp8(Product(0, {64}), stream_), cudaSuccess);
+  EXPECT_EQ(LaunchSkinnyMmaFp8(Product(2, {0}), stream_), cudaSuccess);
+  ExpectNoLaunch();
+  ExpectTellsErrors([&] { return LaunchSkinnyMmaFp8(Product(1, {64}), stream_); });
+}
+
 TEST_F(SkinnyTest, RefusesMoreRowsThanItHasRegistersForAndTypesOfFilesOnly) {
   EXPECT_EQ(LaunchSkinnyMma(WeightType::kBF16, Product(kMaxSkinnyRows + 1, {64}), stream_),
             cudaErrorInvalidValue);

@@ -1,0 +1,68 @@
+// The codec (codecs.cuh) of E4M3 matrices, which lie as fp8_layout.h says. Codes become bf16
+// exactly; the scale of a row meets its finished sums.
+#pragma once
+
+#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/matmul/kernels/codecs.cuh"
+
+namespace loopserve::worker::cuda {
+
+struct Fp8Codec {
+  static constexpr int kGroups = 4;
+  static constexpr bool kAdjacent = true;
+  static constexpr bool kScaled = false;
+  static constexpr bool kTwoScales = false;
+  static constexpr bool kHasMin = false;
+  static constexpr bool kRowScales = true;
+  struct Tile {
+    uint2 words[kGroups][2];
+  };
+
+  static __device__ __forceinline__ TileRow RowOf(const SkinnyWeight& weight, int64_t row_tile,
+                                                  int64_t cols) {
+    return {static_cast<const std::byte*>(weight.data), row_tile * kTileRows, weight.rows, cols};
+  }
+
+  static __device__ __forceinline__ void Load(const TileRow& from, int64_t tile, int lane,
+                                              Tile& to) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t wanted = from.first_row + lane / 4 + 8 * h;
+      const int64_t row = wanted < from.rows ? wanted : from.rows - 1;
+      const std::byte* codes = from.data + row * Fp8Pitch(from.cols);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const int64_t k = (tile * kGroups + g) * kGroupCols + (lane % 4) * 8;
+        to.words[g][h] = k < from.cols ? LoadStream8(codes + k) : uint2{0, 0};
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void Operands(const Tile& tile, int g, uint32_t (&a)[2][4]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t words[2] = {tile.words[g][h].x, tile.words[g][h].y};
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        a[m][h] = ToBf16x2(__byte_perm(words[m], 0, 0x1404));
+        a[m][h + 2] = ToBf16x2(__byte_perm(words[m], 0, 0x3424));
+      }
+    }
+  }
+  static __device__ __forceinline__ float Scale(const Tile&, int, int, int) { return 1.0f; }
+  static __device__ __forceinline__ float Min(const Tile&, int, int) { return 0.0f; }
+
+ private:
+  // Of two codes in the upper bytes of both halves. Exponent and mantissa, moved to where bf16 has
+  // them, are 2^-120 of the value, denormals included. NaN becomes a number; only rows whose scale
+  // is NaN hold it.
+  static __device__ __forceinline__ uint32_t ToBf16x2(uint32_t codes) {
+    const uint32_t small = (codes & 0x80008000U) | ((codes >> 4) & 0x07f007f0U);
+    constexpr uint32_t kFactor = 0x7b807b80U;  // 2^120, twice
+    const __nv_bfloat162 value = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&small),
+                                         *reinterpret_cast<const __nv_bfloat162*>(&kFactor));
+    return *reinterpret_cast<const uint32_t*>(&value);
+  }
+};
+
+}  // namespace loopserve::worker::cuda
