@@ -23,6 +23,8 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+struct addrinfo;
+
 namespace loopserve::worker {
 
 inline constexpr uint64_t kMaxPieceBytes = uint64_t{1} << 30;
@@ -91,9 +93,11 @@ class FrameSocket final {
 // Where other processes dial.
 class FrameListener final {
  public:
-  // Port 0: any. Unavailable, with the way out, when the address is taken.
+  // Where a gRPC server with this host listens: at all its addresses; "0.0.0.0" and "::" are all of
+  // this machine, of both families. Port 0: any. Unavailable when an address is taken, or none of
+  // them is this machine's.
   static absl::StatusOr<std::unique_ptr<FrameListener>> Listen(const std::string& host, int port);
-  explicit FrameListener(int fd) : fd_(fd) {}
+  FrameListener() = default;
   ~FrameListener();
   FrameListener(const FrameListener&) = delete;
   FrameListener& operator=(const FrameListener&) = delete;
@@ -103,7 +107,10 @@ class FrameListener final {
   std::unique_ptr<FrameSocket> Accept(absl::Time deadline);
 
  private:
-  const int fd_;
+  // 0, or the number of the error.
+  int ListenAt(const addrinfo& address);
+
+  std::vector<int> fds_;  // one for each address
   int port_ = 0;
 };
 

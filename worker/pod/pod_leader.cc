@@ -9,11 +9,11 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/host_port.h"
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
@@ -41,22 +41,6 @@ std::string RandomToken() {
     token.append(reinterpret_cast<const char*>(&word), sizeof word);
   }
   return token;
-}
-
-struct Address {
-  std::string host;
-  int port = 0;
-};
-
-absl::StatusOr<Address> ParseAddress(const std::string& text) {
-  const size_t colon = text.rfind(':');
-  Address address;
-  if (colon == std::string::npos || !absl::SimpleAtoi(text.substr(colon + 1), &address.port) ||
-      address.port < 0 || address.port > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("'", text, "' is no host:port"));
-  }
-  address.host = text.substr(0, colon);
-  return address;
 }
 
 // How messages leave a stream. Whoever still holds it after the stream's end finds it shut.
@@ -135,7 +119,7 @@ class Leader final : public PodLeader, public v1::Pods::Service {
 };
 
 absl::Status Leader::Listen() {
-  ASSIGN_OR_RETURN(const Address address, ParseAddress(options_.listen));
+  ASSIGN_OR_RETURN(const common::HostPort address, common::ParseHostPort(options_.listen));
   grpc::ServerBuilder builder;
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -148,8 +132,14 @@ absl::Status Leader::Listen() {
                                                " for pods: is the port in use? Choose another "
                                                "with --pod-listen"));
   }
-  ASSIGN_OR_RETURN(frames_,
-                   FrameListener::Listen(address.host, address.port == 0 ? 0 : address.port + 1));
+  const int next = address.port == 0 ? 0 : address.port + 1;
+  absl::StatusOr<std::unique_ptr<FrameListener>> frames = FrameListener::Listen(address.host, next);
+  if (!frames.ok()) {
+    return absl::UnavailableError(absl::StrCat(
+        frames.status().message(), ", the port after that of --pod-listen=", options_.listen,
+        ", for activations: choose another with --pod-listen"));
+  }
+  frames_ = *std::move(frames);
   watching_ = common::NamedThread("pod-watch", [this](std::stop_token stop) { WatchAll(stop); });
   return absl::OkStatus();
 }

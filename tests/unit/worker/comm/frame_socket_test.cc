@@ -132,6 +132,33 @@ TEST_F(FrameSocketTest, APortThatIsTakenIsAnError) {
   EXPECT_EQ(listener_->Accept(absl::Now() + absl::Milliseconds(10)), nullptr);
 }
 
+// Of both families, whichever of the two a wildcard is of.
+TEST_F(FrameSocketTest, AWildcardIsEveryAddressOfThisMachine) {
+  const bool has_ipv6 = FrameListener::Listen("::1", 0).ok();
+  for (const char* host : {"0.0.0.0", "::"}) {
+    ASSERT_OK_AND_ASSIGN(const auto listener, FrameListener::Listen(host, 0));
+    for (const char* dialled : {"127.0.0.1", "localhost", "::1"}) {
+      if (!has_ipv6 && std::string(dialled) == "::1") continue;
+      ASSERT_OK_AND_ASSIGN(const auto there, FrameSocket::Dial(dialled, listener->port(), Soon()));
+      EXPECT_NE(listener->Accept(Soon()), nullptr) << host << " " << dialled;
+    }
+    EXPECT_THAT(FrameListener::Listen("127.0.0.1", listener->port()),
+                StatusIs(absl::StatusCode::kUnavailable));
+  }
+}
+
+TEST_F(FrameSocketTest, ANameListensAtItsAddresses) {
+  ASSERT_OK_AND_ASSIGN(const auto listener, FrameListener::Listen("localhost", 0));
+  ASSERT_OK_AND_ASSIGN(const auto there, FrameSocket::Dial("127.0.0.1", listener->port(), Soon()));
+  EXPECT_NE(listener->Accept(Soon()), nullptr);
+}
+
+TEST_F(FrameSocketTest, WhatIsNotOfThisMachineIsAnError) {
+  EXPECT_THAT(FrameListener::Listen("192.0.2.1", 0), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(FrameListener::Listen("127.0.0.1", 65536),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65536")));
+}
+
 // Whatever a stranger sends: an error, and no memory for what never comes.
 TEST_F(FrameSocketTest, AnyBytesAreAnErrorOrAFrame) {
   std::mt19937 random(3);
