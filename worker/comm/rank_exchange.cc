@@ -182,9 +182,12 @@ void RankExchange::Arrive(uint64_t round) {
     if (asked_ || !why_.ok()) return;
     if (--rounds_[round % 2].missing > 0) return;
     rounds_[round % 2].missing = Bringers();
+    brought_ = round + 1;
     if (leads()) complete_ = round + 1;
   }
   for (Peer& peer : peers_) SendTo(peer, round);
+  absl::MutexLock lock(&mutex_);
+  left_ = round + 1;
 }
 
 bool RankExchange::Carries(const Peer& peer, int rank, bool outgoing) const {
@@ -240,16 +243,20 @@ void RankExchange::Listen(Peer& peer) {
   Decide(WithNames(peer.ranks, status));
 }
 
+// The leader has nothing to wait for: whoever sends a round brings something to the next one
+// itself, and only when that is complete does a frame of the one after it have a place. In another
+// process a frame of the leader makes the round complete, so it has to be the answer to one that
+// has left: else ranks would go on, and bring what is of later rounds, while bytes are still sent.
 absl::StatusOr<std::vector<GrowingBytes*>> RankExchange::PlacesFor(
     const Peer& peer, const FrameSocket::Header& header) {
-  uint64_t complete = 0;
   {
     absl::MutexLock lock(&mutex_);
-    complete = complete_;
-  }
-  if (header.kind != FrameSocket::Kind::kData || header.round != peer.frames ||
-      header.round != complete) {
-    return absl::DataLossError("a frame that is not of this round");
+    if (header.kind != FrameSocket::Kind::kData || header.round != peer.frames ||
+        header.round != complete_ || (!leads() && header.round >= brought_)) {
+      return absl::DataLossError("a frame that is not of this round");
+    }
+    const auto left = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return left_ > header.round; };
+    if (!leads()) mutex_.Await(absl::Condition(&left));  // ends as a Send does: with an abort
   }
   std::vector<GrowingBytes*> places;
   for (int r = 0; r < size_; ++r) {

@@ -104,7 +104,7 @@ class RankExchange final {
   void Start();
   void Listen(Peer& peer);
   absl::Status TakeFrame(Peer& peer);
-  // Where the pieces of a frame with this header belong.
+  // Where the pieces of a frame with this header belong, once nobody reads there any more.
   absl::StatusOr<std::vector<GrowingBytes*>> PlacesFor(const Peer& peer,
                                                        const FrameSocket::Header& header);
   // Whether a frame on the connection with `peer` carries what this rank brought; from whom says
@@ -126,6 +126,8 @@ class RankExchange final {
   std::array<Round, 2> rounds_;
   std::vector<Member> members_;  // [rank - here_.first]
   mutable absl::Mutex mutex_;
+  uint64_t brought_ ABSL_GUARDED_BY(mutex_) = 0;   // rounds that all who bring to them here have
+  uint64_t left_ ABSL_GUARDED_BY(mutex_) = 0;      // rounds whose bytes no Send reads any more
   uint64_t complete_ ABSL_GUARDED_BY(mutex_) = 0;  // rounds that all ranks here may see
   absl::Status why_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Status> asked_ ABSL_GUARDED_BY(mutex_);  // awaits the leader's decision

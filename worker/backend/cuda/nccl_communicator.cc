@@ -87,7 +87,7 @@ bool Fits(const NcclOffer& mine, const NcclOffer& other) {
     return other.rows == mine.rows && other.cols == mine.cols;
   }
   return other.rows == mine.full_rows && other.full_rows == mine.full_rows &&
-         other.full_cols == mine.full_cols;
+         other.full_cols == mine.full_cols && other.cols >= 0 && other.cols <= mine.full_cols;
 }
 
 absl::StatusOr<std::span<const NcclOffer>> NcclCommunicator::Meet(const NcclOffer& mine) {

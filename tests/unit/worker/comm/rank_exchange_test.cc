@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -159,6 +160,104 @@ TEST_F(RankExchangeTest, FramesThatCannotBeEndTheExchange) {
     for (int i = 0; i < 3 && status.ok(); ++i) status = leader_->Meet(0, {}).status();
     EXPECT_THAT(status, StatusIs(absl::StatusCode::kDataLoss, HasSubstr("ranks 1 to 2")));
   }
+}
+
+// --- Processes that do not read, and send what they have no right to send yet
+
+class OverrunTest : public RankExchangeTest {
+ protected:
+  using Kind = FrameSocket::Kind;
+
+  // A pod of one rank that is a socket.
+  std::unique_ptr<FrameSocket> Pod(int32_t rank) {
+    auto socket = *FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20)));
+    const std::string token = "token";
+    const int32_t ranks[] = {rank, 1};
+    const RankExchange::Bytes hello[] = {Bytes(token), std::as_bytes(std::span(ranks))};
+    EXPECT_OK(socket->Send(Kind::kHello, 0, hello));
+    return socket;
+  }
+  static void Send(FrameSocket& socket, uint64_t round, const std::string& bytes) {
+    const RankExchange::Bytes pieces[] = {Bytes(bytes)};
+    socket.Send(Kind::kData, round, pieces).IgnoreError();
+  }
+  // A frame of two pieces, before which `overrun` is called when the first of it has come.
+  static std::vector<std::string> Receive(
+      FrameSocket& socket, const std::function<void()>& overrun = [] {}) {
+    GrowingBytes first, second;
+    GrowingBytes* const places[] = {&first, &second};
+    EXPECT_OK(
+        socket
+            .Receive(
+                [&](const FrameSocket::Header&) -> absl::StatusOr<std::span<GrowingBytes* const>> {
+                  overrun();
+                  return places;
+                })
+            .status());
+    return {Text(first.view()), Text(second.view())};
+  }
+  // What a rank brings to a round: more than sockets hold.
+  static std::string Much(int round) {
+    return std::string(size_t{24} << 20, static_cast<char>('a' + round));
+  }
+  static void Bring(RankExchange& exchange, int rank) {
+    for (int round = 0; round < 3; ++round) {
+      if (!exchange.Meet(rank, Bytes(Much(round))).ok()) return;
+    }
+  }
+};
+
+TEST_F(OverrunTest, ALeaderCannotAnswerWhatHasNotLeft) {
+  std::thread dial([&] {
+    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                   In(absl::Seconds(20)), absl::Minutes(1));
+  });
+  const auto liar = listener_->Accept(In(absl::Seconds(20)));
+  dial.join();
+  Receive(*liar);  // hello
+  std::thread first([&] { Bring(*other_, 1); }), second([&] { Bring(*other_, 2); });
+  const auto arrived = Receive(*liar, [&] {
+    for (uint64_t round = 0; round < 3; ++round) {
+      Send(*liar, round, "an answer");
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+  });
+  EXPECT_TRUE(arrived == (std::vector<std::string>{Much(0), Much(0)})) << "bytes of two rounds";
+  liar->Shutdown();
+  first.join();
+  second.join();
+}
+
+TEST_F(OverrunTest, ALeaderCannotAnswerWhatWasNotBrought) {
+  std::thread dial([&] {
+    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                   In(absl::Seconds(20)), absl::Minutes(1));
+  });
+  const auto liar = listener_->Accept(In(absl::Seconds(20)));
+  dial.join();
+  Send(*liar, 0, "an answer");
+  EXPECT_THAT(other_->Meet(1, {}).status(),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not of this round")));
+}
+
+TEST_F(OverrunTest, PodsCannotRunAheadOfOneThatDoesNotRead) {
+  const RankRange others[] = {{1, 1}, {2, 1}};
+  const auto deaf = Pod(1), fast = Pod(2);
+  leader_ = *RankExchange::Lead(*listener_, "token", {0, 1}, others, In(absl::Seconds(20)),
+                                absl::Minutes(1), [] { return absl::OkStatus(); });
+  std::thread first([&] { Bring(*leader_, 0); });
+  Send(*deaf, 0, "");
+  Send(*fast, 0, "fast");
+  const auto arrived = Receive(*deaf, [&] {
+    for (uint64_t round = 1; round < 4; ++round) {
+      Send(*deaf, round, "");
+      Send(*fast, round, "ahead");
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+  });
+  EXPECT_TRUE(arrived == (std::vector<std::string>{Much(0), "fast"})) << "bytes of two rounds";
+  deaf->Shutdown();
+  first.join();
 }
 
 }  // namespace

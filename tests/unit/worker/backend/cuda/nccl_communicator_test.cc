@@ -207,6 +207,13 @@ TEST_F(NcclCommunicatorTest, TensorsThatDoNotFitAbortTheGroup) {
         return comm.AllGatherCols(local.view(), full.view());
       },
       [](Communicator& comm) {
+        // Widths that add up, one of them less than nothing.
+        Values local(1, 4, ActivationType::kF32), full(1, 7, ActivationType::kF32);
+        TensorView part = local.view();
+        if (comm.rank() == 1) part.cols = -1;
+        return comm.AllGatherCols(part, full.view());
+      },
+      [](Communicator& comm) {
         Values x(1, 2, ActivationType::kF32);
         return comm.Broadcast(x.view(), 3);
       },
