@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -183,6 +184,7 @@ absl::Status FrameSocket::Send(Kind kind, uint64_t round,
     last = last_;
   }
   if (last && status.ok()) WriteLast(*last);
+  if (!status.ok()) shutdown(fd_, SHUT_WR);  // who has part of a frame waits for no more
   return status;
 }
 
@@ -229,7 +231,7 @@ absl::Status FrameSocket::Read(std::span<std::byte> bytes, absl::Time deadline) 
 
 absl::StatusOr<FrameSocket::Header> FrameSocket::Receive(
     absl::FunctionRef<absl::StatusOr<std::span<GrowingBytes* const>>(const Header&)> into,
-    absl::Time deadline) {
+    absl::Time deadline, uint64_t most_bytes) {
   WireHeader wire;
   RETURN_IF_ERROR(Read(std::as_writable_bytes(std::span(&wire, 1)), deadline));
   if (wire.magic != kMagic || wire.pieces > kMaxPieces) {
@@ -244,15 +246,23 @@ absl::StatusOr<FrameSocket::Header> FrameSocket::Receive(
   std::vector<uint64_t> lengths(wire.pieces);
   RETURN_IF_ERROR(Read(std::as_writable_bytes(std::span(lengths)), deadline));
   for (size_t i = 0; i < places.size(); ++i) {
+    if (lengths[i] > most_bytes) {
+      return absl::DataLossError(absl::StrCat("a frame has a piece of ", lengths[i], " bytes"));
+    }
     RETURN_IF_ERROR(ReadPiece(lengths[i], *places[i], deadline));
   }
   return header;
 }
 
+bool FrameSocket::Holds(std::initializer_list<size_t> pieces) const {
+  int arrived = 0;
+  if (ioctl(fd_, FIONREAD, &arrived) != 0) return false;
+  size_t bytes = sizeof(WireHeader);
+  for (const size_t piece : pieces) bytes += sizeof(uint64_t) + piece;
+  return static_cast<size_t>(arrived) >= bytes;
+}
+
 absl::Status FrameSocket::ReadPiece(uint64_t length, GrowingBytes& into, absl::Time deadline) {
-  if (length > kMaxPieceBytes) {
-    return absl::DataLossError(absl::StrCat("a frame has a piece of ", length, " bytes"));
-  }
   into.Grow(0);
   for (size_t have = 0; have < length;) {
     const size_t end = std::min<size_t>(length, std::max(have + kGrowth, into.capacity()));

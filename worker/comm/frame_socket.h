@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -66,10 +67,13 @@ class FrameSocket final {
   // under way the frame goes out when that has ended.
   void SendLast(Kind kind, std::string bytes, absl::Duration grace);
   // Waits for a frame; `into` gives the place of each piece, or an error if `header` is not what is
-  // expected. Unavailable when the connection has ended.
+  // expected. DataLoss if a piece is longer than `most_bytes`; Unavailable when the connection has
+  // ended.
   absl::StatusOr<Header> Receive(
       absl::FunctionRef<absl::StatusOr<std::span<GrowingBytes* const>>(const Header&)> into,
-      absl::Time deadline = absl::InfiniteFuture());
+      absl::Time deadline = absl::InfiniteFuture(), uint64_t most_bytes = kMaxPieceBytes);
+  // Whether as many bytes have come as a frame with such pieces has: to Receive it takes no time.
+  bool Holds(std::initializer_list<size_t> pieces) const;
   // Ends every Send and Receive.
   void Shutdown();
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <map>
 #include <random>
 #include <thread>
 #include <utility>
@@ -90,6 +91,8 @@ class Leader final : public PodLeader, public v1::Pods::Service {
 
  private:
   absl::Status Serve(grpc::ServerContext& context, Stream& stream);
+  // The stream's first message; false when it has ended, or was silent for too long.
+  bool ReadFirst(grpc::ServerContext& context, Stream& stream, v1::JoinRequest& first);
   absl::Status CheckHello(const v1::Hello& hello) const;
   using Connect = std::function<std::shared_ptr<PodConnection>(RankRange)>;
   absl::StatusOr<PodSeat*> SeatFor(const v1::Hello& hello, const Connect& connect);
@@ -107,7 +110,9 @@ class Leader final : public PodLeader, public v1::Pods::Service {
   int port_ = 0;
   std::unique_ptr<FrameListener> frames_;
   std::atomic<uint64_t> joins_ = 0;
-  mutable absl::Mutex mutex_;
+  absl::Mutex mutex_;
+  // Streams that have not said anything yet, and until when they may keep silent.
+  std::map<grpc::ServerContext*, absl::Time> silent_ ABSL_GUARDED_BY(mutex_);
   // Written once, before `open_` is set.
   RankTerms terms_;
   std::vector<std::unique_ptr<PodSeat>> seats_;
@@ -240,6 +245,12 @@ absl::StatusOr<std::shared_ptr<RankExchange>> Leader::Meet(uint64_t joins) {
 void Leader::WatchAll(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     absl::SleepFor(kLook);
+    {
+      absl::MutexLock lock(&mutex_);
+      for (const auto& [context, until] : silent_) {
+        if (absl::Now() > until) context->TryCancel();
+      }
+    }
     if (!open_) continue;
     for (const auto& seat : seats_) {
       if (const auto pod = seat->pod()) pod->Watch(absl::Now());
@@ -296,9 +307,20 @@ v1::JoinResponse Leader::AssignmentOf(const PodSeat& seat) const {
   return message;
 }
 
+bool Leader::ReadFirst(grpc::ServerContext& context, Stream& stream, v1::JoinRequest& first) {
+  {
+    absl::MutexLock lock(&mutex_);
+    silent_[&context] = absl::Now() + options_.hello_patience;
+  }
+  const bool read = stream.Read(&first);
+  absl::MutexLock lock(&mutex_);
+  silent_.erase(&context);
+  return read;
+}
+
 absl::Status Leader::Serve(grpc::ServerContext& context, Stream& stream) {
   v1::JoinRequest first;
-  if (!stream.Read(&first) || !first.has_hello()) {
+  if (!ReadFirst(context, stream, first) || !first.has_hello()) {
     return absl::InvalidArgumentError("a pod begins with who it is");
   }
   RETURN_IF_ERROR(CheckHello(first.hello()));

@@ -216,6 +216,20 @@ TEST(PodLeader, APodWithAnotherModelOrBackendIsRefusedForGood) {
 
 // --- Strangers that speak gRPC
 
+TEST(PodLeader, AStreamThatSaysNothingIsEnded) {
+  const auto leader = *PodLeader::Create(
+      {.listen = "127.0.0.1:0", .tp = 2, .hello_patience = absl::Milliseconds(50)},
+      common::Logger::Null());
+  const auto stub =
+      pod::v1::Pods::NewStub(common::MakeChannel(absl::StrCat("127.0.0.1:", leader->port())));
+  grpc::ClientContext context;
+  common::SetDeadline(context, absl::Seconds(20));
+  const auto stream = stub->Join(&context);
+  pod::v1::JoinResponse answer;
+  EXPECT_FALSE(stream->Read(&answer));
+  EXPECT_THAT(common::FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kCancelled));
+}
+
 class StrangerTest : public ::testing::Test {
  protected:
   // Sends the messages and says how the stream ended.
