@@ -11,10 +11,10 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "common/host_port.h"
 #include "common/status_macros.h"
 #include "common/units.h"
 #include "common/version.h"
@@ -44,18 +44,11 @@ std::string EnvName(absl::string_view flag) {
 }  // namespace
 
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address, int min_port) {
-  const size_t colon = address.rfind(':');
-  const absl::string_view host = address.substr(0, colon);
-  int port = 0;
-  // A colon in the host is one of [::1], or of a scheme such as dns:///name.
-  const bool host_ok =
-      colon != absl::string_view::npos && !host.empty() &&
-      host.find_first_of(" \t\r\n") == absl::string_view::npos &&
-      (!absl::StrContains(host, ":") || host.back() == ']' || absl::StrContains(host, "://"));
-  if (host_ok && absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= min_port &&
-      port <= 65535) {
-    return absl::OkStatus();
-  }
+  // gRPC takes a scheme, too, as in dns:///name.
+  const bool has_scheme = absl::StrContains(address, "://");
+  const absl::StatusOr<HostPort> parsed =
+      ParseHostPort(has_scheme ? address.substr(address.rfind('/') + 1) : address);
+  if (parsed.ok() && parsed->port >= min_port) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "--", flag, " is '", address, "'; write host:port with a port of ", min_port, " to 65535"));
 }

@@ -19,8 +19,8 @@
 
 namespace loopserve::common {
 
-// InvalidArgument, with the flag and the way to write it, unless `address` is host:port with a port
-// in `min_port` ... 65535. An IPv6 host stands in brackets.
+// InvalidArgument, with the flag and the way to write it, unless `address` is host:port
+// (host_port.h) with a port in `min_port` ... 65535, maybe behind a scheme that gRPC knows.
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address, int min_port = 0);
 
 class FlagSet {

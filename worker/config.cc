@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/cpus.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "kvstore/codec/codec.h"
@@ -14,6 +15,21 @@ namespace {
 // What is left is for the workspaces of steps.
 constexpr double kMaxDeviceShare = 0.95;
 constexpr absl::Duration kMaxSessionTtl = absl::Hours(100 * 365 * 24);
+constexpr int kMaxPodPort = 65534;  // the port after it has to be one
+
+// gRPC is not the only one that listens and dials there.
+absl::Status CheckPodAddress(absl::string_view flag, const std::string& address, int min_port) {
+  RETURN_IF_ERROR(common::CheckAddress(flag, address, min_port));
+  const absl::StatusOr<common::HostPort> parsed = common::ParseHostPort(address);
+  if (!parsed.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--", flag, " is '", address, "'; pods take a host and a port alone, without a scheme"));
+  }
+  if (parsed->port <= kMaxPodPort) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, " is '", address, "'; its port may be ", kMaxPodPort,
+                   " at most, since the one after it is for activations"));
+}
 
 }  // namespace
 
@@ -92,8 +108,10 @@ absl::Status WorkerConfig::CheckPods() const {
     return absl::InvalidArgumentError(
         "--join is for a pod that follows; --pod-ranks and --pod-listen are its leader's");
   }
-  if (follows()) RETURN_IF_ERROR(common::CheckAddress("join", join, /*min_port=*/1));
-  if (!pod_listen.empty()) RETURN_IF_ERROR(common::CheckAddress("pod-listen", pod_listen));
+  if (follows()) RETURN_IF_ERROR(CheckPodAddress("join", join, /*min_port=*/1));
+  if (!pod_listen.empty()) {
+    RETURN_IF_ERROR(CheckPodAddress("pod-listen", pod_listen, /*min_port=*/0));
+  }
   if (pod_ranks < 0 || pod_ranks > tp || (pod_ranks > 0 && tp % pod_ranks != 0)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--pod-ranks is ", pod_ranks, "; it must divide --tp=", tp));

@@ -82,7 +82,6 @@ NO_MIRROR = {
     "worker/backend/cuda/cuda_memory.cc": "tests/gpu/cuda_memory_test.cc",
     "worker/backend/cuda/handles.cc": "tests/gpu/cuda_memory_test.cc",
     "kvstore/tier/remote.cc": "tests/unit/kvstore/server_test.cc speaks through it",
-    "worker/comm/process_communicator.cc": "tests/conformance/communicator_test.cc",
     "worker/server_turn.cc": "tests/unit/worker/server_test.cc streams through it",
     "worker/backend/cuda/nccl_device.cc": "tests/gpu/nccl_test.cc",
     "registry.cc": "the conformance suite of its table",

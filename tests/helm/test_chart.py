@@ -111,9 +111,14 @@ def test_selectors_find_exactly_their_pods(values):
     for service in of_kind(manifests, "Service"):
         (found,) = [w for w in workloads(manifests) if matches(service["spec"]["selector"], pod_labels(w))]
         assert component(found) == component(service)
+    covered = []
     for budget in of_kind(manifests, "PodDisruptionBudget"):
         selector = budget["spec"]["selector"]["matchLabels"]
-        assert len([w for w in workloads(manifests) if matches(selector, pod_labels(w))]) == 1
+        found = [w["metadata"]["name"] for w in workloads(manifests) if matches(selector, pod_labels(w))]
+        assert all(name.startswith(budget["metadata"]["name"]) for name in found)
+        covered += found
+    # Kubernetes evicts no pod that two budgets cover.
+    assert len(covered) == len(set(covered))
     for policy in of_kind(manifests, "NetworkPolicy"):
         selector = policy["spec"]["podSelector"]["matchLabels"]
         found = [w for w in workloads(manifests) if matches(selector, pod_labels(w))]
@@ -192,6 +197,17 @@ def test_each_worker_has_the_pods_that_hold_its_ranks():
         assert [i["name"] for i in workload["spec"]["template"]["spec"]["initContainers"]] == ["model"]
     (small,) = [w for w in workloads(manifests) if w["metadata"]["name"].endswith("-worker-small")]
     assert not any("pod" in a for a in container(small)["args"] if not a.startswith("--id"))
+
+
+def test_one_drain_stops_one_worker():
+    """A worker serves only while it has all of its pods, so they and their worker share a budget."""
+    manifests = render(CHART / "ci/pods-values.yaml")
+    budgets = {b["metadata"]["name"]: b["spec"] for b in of_kind(manifests, "PodDisruptionBudget")}
+    assert all(b["maxUnavailable"] == 1 for b in budgets.values())
+    for group, count in (("large", 3), ("small", 1)):
+        selector = budgets[f"rel-loopserve-worker-{group}"]["selector"]["matchLabels"]
+        found = [w for w in workloads(manifests) if matches(selector, pod_labels(w))]
+        assert len(found) == count and {component(w) for w in found} <= {"worker", "ranks"}
 
 
 @ALL
@@ -285,6 +301,10 @@ def test_a_new_configuration_restarts_the_pods():
     (["kvstore.hostBytes=2Gi"], "kvstore: 2Gi of KV do not fit into resources.limits.memory 1Gi"),
     (["fullnameOverride=a-name-of-thirty-characters-xx", "workers[0].name=another-long-name"],
      "is longer than 52 characters"),
+    # 46 characters, and "-9-ranks" behind them.
+    (["fullnameOverride=a-name-of-thirty-characters-xx", "workers[0].name=too-long", "workerDefaults.replicas=10",
+      "workerDefaults.tp=2", "workerDefaults.podsPerWorker=2"],
+     "name a-name-of-thirty-characters-xx-worker-too-long-9-ranks is longer than 52 characters"),
 ], ids=lambda v: ",".join(v) if isinstance(v, list) else "")
 def test_bad_values_are_refused_with_a_reason(sets, complaint):
     run = helm("template", RELEASE, CHART, *(a for s in sets for a in ("--set", s)))

@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -25,6 +26,7 @@ constexpr uint32_t kMaxPieces = 1024;
 constexpr absl::Duration kLook = absl::Milliseconds(20);  // between two looks whether to go on
 constexpr size_t kGrowth = size_t{1} << 20;
 constexpr size_t kOnePacket = 4096;  // frames of less leave as one
+constexpr int kMaxPort = 65535;
 
 struct WireHeader {
   uint32_t magic = kMagic;
@@ -52,6 +54,7 @@ bool Ready(int fd, short events, absl::Time deadline) {
 using Addresses = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
 
 absl::StatusOr<Addresses> Resolve(const std::string& host, int port, int flags) {
+  if (port > kMaxPort) return absl::InvalidArgumentError(absl::StrCat(port, " is no port"));
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = flags;
@@ -63,9 +66,25 @@ absl::StatusOr<Addresses> Resolve(const std::string& host, int port, int flags) 
   return Addresses(found, &freeaddrinfo);
 }
 
-void SetOption(int fd, int level, int name) {
-  const int on = 1;
-  setsockopt(fd, level, name, &on, sizeof on);
+void SetOption(int fd, int level, int name, int value = 1) {
+  setsockopt(fd, level, name, &value, sizeof value);
+}
+
+// Families have it in places of their own.
+in_port_t& PortOf(sockaddr_storage& address) {
+  return address.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port
+                                       : reinterpret_cast<sockaddr_in&>(address).sin_port;
+}
+
+// Resolvers may name an address twice.
+bool IsRepeated(const addrinfo* all, const addrinfo& one) {
+  for (; all != &one; all = all->ai_next) {
+    if (all->ai_addrlen == one.ai_addrlen &&
+        std::memcmp(all->ai_addr, one.ai_addr, one.ai_addrlen) == 0) {
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -105,7 +124,7 @@ absl::StatusOr<std::unique_ptr<FrameSocket>> FrameSocket::Dial(const std::string
     if (error == 0) return dialled;
     why = std::strerror(error);
   }
-  return absl::UnavailableError(absl::StrCat("cannot reach ", host, ":", port, ": ", why));
+  return absl::UnavailableError(absl::StrCat("cannot reach ", host, ", port ", port, ": ", why));
 }
 
 bool FrameSocket::GaveUp() const {
@@ -165,6 +184,7 @@ absl::Status FrameSocket::Send(Kind kind, uint64_t round,
     last = last_;
   }
   if (last && status.ok()) WriteLast(*last);
+  if (!status.ok()) shutdown(fd_, SHUT_WR);  // who has part of a frame waits for no more
   return status;
 }
 
@@ -211,7 +231,7 @@ absl::Status FrameSocket::Read(std::span<std::byte> bytes, absl::Time deadline) 
 
 absl::StatusOr<FrameSocket::Header> FrameSocket::Receive(
     absl::FunctionRef<absl::StatusOr<std::span<GrowingBytes* const>>(const Header&)> into,
-    absl::Time deadline) {
+    absl::Time deadline, uint64_t most_bytes) {
   WireHeader wire;
   RETURN_IF_ERROR(Read(std::as_writable_bytes(std::span(&wire, 1)), deadline));
   if (wire.magic != kMagic || wire.pieces > kMaxPieces) {
@@ -226,15 +246,23 @@ absl::StatusOr<FrameSocket::Header> FrameSocket::Receive(
   std::vector<uint64_t> lengths(wire.pieces);
   RETURN_IF_ERROR(Read(std::as_writable_bytes(std::span(lengths)), deadline));
   for (size_t i = 0; i < places.size(); ++i) {
+    if (lengths[i] > most_bytes) {
+      return absl::DataLossError(absl::StrCat("a frame has a piece of ", lengths[i], " bytes"));
+    }
     RETURN_IF_ERROR(ReadPiece(lengths[i], *places[i], deadline));
   }
   return header;
 }
 
+bool FrameSocket::Holds(std::initializer_list<size_t> pieces) const {
+  int arrived = 0;
+  if (ioctl(fd_, FIONREAD, &arrived) != 0) return false;
+  size_t bytes = sizeof(WireHeader);
+  for (const size_t piece : pieces) bytes += sizeof(uint64_t) + piece;
+  return static_cast<size_t>(arrived) >= bytes;
+}
+
 absl::Status FrameSocket::ReadPiece(uint64_t length, GrowingBytes& into, absl::Time deadline) {
-  if (length > kMaxPieceBytes) {
-    return absl::DataLossError(absl::StrCat("a frame has a piece of ", length, " bytes"));
-  }
   into.Grow(0);
   for (size_t have = 0; have < length;) {
     const size_t end = std::min<size_t>(length, std::max(have + kGrowth, into.capacity()));
@@ -247,35 +275,62 @@ absl::Status FrameSocket::ReadPiece(uint64_t length, GrowingBytes& into, absl::T
 
 void FrameSocket::Shutdown() { shutdown(fd_, SHUT_RDWR); }
 
-absl::StatusOr<std::unique_ptr<FrameListener>> FrameListener::Listen(const std::string& host,
-                                                                     int port) {
-  ASSIGN_OR_RETURN(const Addresses addresses, Resolve(host, port, AI_PASSIVE));
-  const addrinfo& at = *addresses;
-  const int fd = socket(at.ai_family, at.ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0) return absl::UnavailableError(absl::StrCat("no socket: ", std::strerror(errno)));
-  auto listener = std::make_unique<FrameListener>(fd);
-  SetOption(fd, SOL_SOCKET, SO_REUSEADDR);
-  if (bind(fd, at.ai_addr, at.ai_addrlen) != 0 || listen(fd, SOMAXCONN) != 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", host, ":", port, ": ", std::strerror(errno)));
-  }
+int FrameListener::ListenAt(const addrinfo& address) {
+  const int fd = socket(address.ai_family, address.ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return errno;
   sockaddr_storage bound{};
-  socklen_t size = sizeof bound;
-  getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &size);
-  const in_port_t chosen = bound.ss_family == AF_INET6
-                               ? reinterpret_cast<const sockaddr_in6&>(bound).sin6_port
-                               : reinterpret_cast<const sockaddr_in&>(bound).sin_port;
-  listener->port_ = ntohs(chosen);
-  return listener;
+  socklen_t size = address.ai_addrlen;
+  std::memcpy(&bound, address.ai_addr, size);
+  if (port_ != 0) PortOf(bound) = htons(static_cast<uint16_t>(port_));
+  SetOption(fd, SOL_SOCKET, SO_REUSEADDR);
+  if (address.ai_family == AF_INET6) SetOption(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
+  auto* const at = reinterpret_cast<sockaddr*>(&bound);
+  if (bind(fd, at, size) != 0 || listen(fd, SOMAXCONN) != 0) {
+    const int error = errno;
+    close(fd);
+    return error;
+  }
+  getsockname(fd, at, &size);
+  port_ = ntohs(PortOf(bound));
+  fds_.push_back(fd);
+  return 0;
 }
 
-FrameListener::~FrameListener() { close(fd_); }
+absl::StatusOr<std::unique_ptr<FrameListener>> FrameListener::Listen(const std::string& host,
+                                                                     int port) {
+  auto listener = std::make_unique<FrameListener>();
+  int error = 0;
+  // Not every machine has both families, nor every name only addresses of this machine.
+  const auto may_go_on = [&error] {
+    return error == 0 || error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
+  };
+  const bool wildcard = host == "0.0.0.0" || host == "::";
+  using Names = std::vector<std::string>;
+  for (const std::string& name : wildcard ? Names{"::", "0.0.0.0"} : Names{host}) {
+    ASSIGN_OR_RETURN(const Addresses addresses, Resolve(name, port, AI_PASSIVE));
+    for (const addrinfo* at = addresses.get(); at != nullptr && may_go_on(); at = at->ai_next) {
+      if (!IsRepeated(addresses.get(), *at)) error = listener->ListenAt(*at);
+    }
+    if (!listener->fds_.empty()) break;
+  }
+  if (may_go_on() && !listener->fds_.empty()) return listener;
+  return absl::UnavailableError(
+      absl::StrCat("cannot listen on ", host, ", port ", port, ": ", std::strerror(error)));
+}
+
+FrameListener::~FrameListener() {
+  for (const int fd : fds_) close(fd);
+}
 
 std::unique_ptr<FrameSocket> FrameListener::Accept(absl::Time deadline) {
+  std::vector<pollfd> dialled;
+  for (const int fd : fds_) dialled.push_back({.fd = fd, .events = POLLIN, .revents = 0});
   do {
-    const int fd = accept4(fd_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd >= 0) return std::make_unique<FrameSocket>(fd);
-    Ready(fd_, POLLIN, deadline);
+    for (const int listening : fds_) {
+      const int fd = accept4(listening, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+      if (fd >= 0) return std::make_unique<FrameSocket>(fd);
+    }
+    poll(dialled.data(), dialled.size(), PollMillis(deadline));
   } while (absl::Now() < deadline);
   return nullptr;
 }

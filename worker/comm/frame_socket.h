@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,6 +23,8 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+
+struct addrinfo;
 
 namespace loopserve::worker {
 
@@ -64,10 +67,13 @@ class FrameSocket final {
   // under way the frame goes out when that has ended.
   void SendLast(Kind kind, std::string bytes, absl::Duration grace);
   // Waits for a frame; `into` gives the place of each piece, or an error if `header` is not what is
-  // expected. Unavailable when the connection has ended.
+  // expected. DataLoss if a piece is longer than `most_bytes`; Unavailable when the connection has
+  // ended.
   absl::StatusOr<Header> Receive(
       absl::FunctionRef<absl::StatusOr<std::span<GrowingBytes* const>>(const Header&)> into,
-      absl::Time deadline = absl::InfiniteFuture());
+      absl::Time deadline = absl::InfiniteFuture(), uint64_t most_bytes = kMaxPieceBytes);
+  // Whether as many bytes have come as a frame with such pieces has: to Receive it takes no time.
+  bool Holds(std::initializer_list<size_t> pieces) const;
   // Ends every Send and Receive.
   void Shutdown();
 
@@ -91,9 +97,11 @@ class FrameSocket final {
 // Where other processes dial.
 class FrameListener final {
  public:
-  // Port 0: any. Unavailable, with the way out, when the address is taken.
+  // Where a gRPC server with this host listens: at all its addresses; "0.0.0.0" and "::" are all of
+  // this machine, of both families. Port 0: any. Unavailable when an address is taken, or none of
+  // them is this machine's.
   static absl::StatusOr<std::unique_ptr<FrameListener>> Listen(const std::string& host, int port);
-  explicit FrameListener(int fd) : fd_(fd) {}
+  FrameListener() = default;
   ~FrameListener();
   FrameListener(const FrameListener&) = delete;
   FrameListener& operator=(const FrameListener&) = delete;
@@ -103,7 +111,10 @@ class FrameListener final {
   std::unique_ptr<FrameSocket> Accept(absl::Time deadline);
 
  private:
-  const int fd_;
+  // 0, or the number of the error.
+  int ListenAt(const addrinfo& address);
+
+  std::vector<int> fds_;  // one for each address
   int port_ = 0;
 };
 

@@ -130,6 +130,7 @@ class ProcessCommunicator final : public Communicator {
                        (offer.call == Offer::Call::kBroadcast && offer.root != rank);
     const int64_t values = static_cast<int64_t>((bytes.size() - sizeof offer) / sizeof(float));
     if (offer.rows < 0 || offer.cols < 0) return false;
+    if (offer.call == Offer::Call::kGather && offer.cols > offer.full_cols) return false;
     if (empty || offer.rows == 0 || offer.cols == 0) return values == 0;
     return values % offer.cols == 0 && values / offer.cols == offer.rows;
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,6 +17,10 @@ namespace {
 // frame may still take to leave when the group has been aborted.
 constexpr absl::Duration kVerdict = absl::Milliseconds(300);
 constexpr absl::Duration kLook = absl::Milliseconds(50);
+// Whoever dials says who it is at once. So long, and so many together, may keep silent.
+constexpr absl::Duration kHelloPatience = absl::Seconds(1);
+constexpr absl::Duration kHelloLook = absl::Milliseconds(1);
+constexpr size_t kMaxCallers = 64;
 
 absl::Status WithNames(RankRange ranks, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(NamesOf(ranks), ": ", status.message()));
@@ -40,9 +45,8 @@ absl::Status Unpacked(std::span<const std::byte> bytes) {
   return absl::Status(static_cast<absl::StatusCode>(code), {text + 1, bytes.size() - 1});
 }
 
-// Who of `others` dials on `socket`; -1 for a stranger.
-int WhoDials(FrameSocket& socket, const std::string& token, std::span<const RankRange> others,
-             absl::Time deadline) {
+// Who of `others` says hello on `socket`; -1 for a stranger.
+int WhoDials(FrameSocket& socket, const std::string& token, std::span<const RankRange> others) {
   GrowingBytes said_token, said_ranks;
   GrowingBytes* const places[] = {&said_token, &said_ranks};
   const auto header = socket.Receive(
@@ -50,7 +54,7 @@ int WhoDials(FrameSocket& socket, const std::string& token, std::span<const Rank
         if (header.kind == FrameSocket::Kind::kHello) return places;
         return absl::DataLossError("no hello");
       },
-      deadline);
+      absl::Now(), std::max(token.size(), sizeof(Hello)));
   Hello hello;
   const auto token_bytes = std::as_bytes(std::span(token));
   if (!header.ok() || said_ranks.view().size() != sizeof hello ||
@@ -64,6 +68,38 @@ int WhoDials(FrameSocket& socket, const std::string& token, std::span<const Rank
   }
   return -1;
 }
+
+// Who has dialled, and has not said yet who it is. Nobody waits for another one to say it.
+class Callers final {
+ public:
+  bool empty() const { return callers_.empty(); }
+  // One too many, and the one that has been silent for the longest time is sent away.
+  void Add(std::unique_ptr<FrameSocket> socket) {
+    if (callers_.size() == kMaxCallers) callers_.pop_front();
+    callers_.push_back({std::move(socket), absl::Now() + kHelloPatience});
+  }
+  // Hands out those of `others` who have said hello, and sends away strangers and the silent.
+  void Hear(const std::string& token, std::span<const RankRange> others,
+            absl::FunctionRef<void(size_t who, std::unique_ptr<FrameSocket>)> found) {
+    for (auto caller = callers_.begin(); caller != callers_.end();) {
+      if (caller->socket->Holds({token.size(), sizeof(Hello)})) {
+        const int who = WhoDials(*caller->socket, token, others);
+        if (who >= 0) found(static_cast<size_t>(who), std::move(caller->socket));
+      } else if (absl::Now() <= caller->until) {
+        ++caller;
+        continue;
+      }
+      caller = callers_.erase(caller);
+    }
+  }
+
+ private:
+  struct Caller {
+    std::unique_ptr<FrameSocket> socket;
+    absl::Time until;
+  };
+  std::deque<Caller> callers_;  // in the order in which they dialled
+};
 
 }  // namespace
 
@@ -83,18 +119,19 @@ absl::StatusOr<std::shared_ptr<RankExchange>> RankExchange::Lead(
     size += ranks.count;
   }
   const auto absent = [](const Peer& peer) { return peer.socket == nullptr; };
+  Callers callers;
   while (std::ranges::any_of(peers, absent)) {
     RETURN_IF_ERROR(may_wait());
-    std::unique_ptr<FrameSocket> socket = listener.Accept(std::min(deadline, absl::Now() + kLook));
-    if (socket == nullptr) {
-      if (absl::Now() < deadline) continue;
+    if (absl::Now() > deadline) {
       return absl::DeadlineExceededError(absl::StrCat(
           NamesOf(std::ranges::find_if(peers, absent)->ranks), " did not connect in time"));
     }
-    // A stranger does not keep the others waiting.
-    const absl::Time patience = std::min(deadline, absl::Now() + absl::Seconds(1));
-    const int who = WhoDials(*socket, token, others, patience);
-    if (who >= 0) peers[static_cast<size_t>(who)].socket = std::move(socket);
+    const absl::Duration look = callers.empty() ? kLook : kHelloLook;
+    auto socket = listener.Accept(std::min(deadline, absl::Now() + look));
+    if (socket != nullptr) callers.Add(std::move(socket));
+    callers.Hear(token, others, [&](size_t who, std::unique_ptr<FrameSocket> said) {
+      peers[who].socket = std::move(said);
+    });
   }
   std::shared_ptr<RankExchange> exchange(new RankExchange(here, size, std::move(peers), timeout));
   exchange->Start();
@@ -151,13 +188,14 @@ RankExchange::~RankExchange() {
 }
 
 absl::StatusOr<std::span<const RankExchange::Bytes>> RankExchange::Meet(int rank, Bytes mine) {
-  return See(rank, Bring(rank, mine));
+  return See(rank, Bring(rank, mine), timeout_);
 }
 
-absl::StatusOr<std::span<const RankExchange::Bytes>> RankExchange::MeetForAll(Bytes mine) {
+absl::StatusOr<std::span<const RankExchange::Bytes>> RankExchange::MeetForAll(
+    Bytes mine, absl::Duration patience) {
   const uint64_t round = Bring(here_.first, mine);
   for (int r = 1; r < here_.count; ++r) Bring(here_.first + r, {});
-  return See(here_.first, round);
+  return See(here_.first, round, std::min(patience, timeout_));
 }
 
 uint64_t RankExchange::Bring(int rank, Bytes mine) {
@@ -169,8 +207,9 @@ uint64_t RankExchange::Bring(int rank, Bytes mine) {
   return round;
 }
 
-absl::StatusOr<std::span<const RankExchange::Bytes>> RankExchange::See(int rank, uint64_t round) {
-  RETURN_IF_ERROR(Await(rank, round));
+absl::StatusOr<std::span<const RankExchange::Bytes>> RankExchange::See(int rank, uint64_t round,
+                                                                       absl::Duration patience) {
+  RETURN_IF_ERROR(Await(rank, round, patience));
   std::vector<Bytes>& seen = members_[static_cast<size_t>(rank - here_.first)].seen;
   for (size_t r = 0; r < seen.size(); ++r) seen[r] = rounds_[round % 2].brought[r].view();
   return std::span<const Bytes>(seen);
@@ -182,9 +221,12 @@ void RankExchange::Arrive(uint64_t round) {
     if (asked_ || !why_.ok()) return;
     if (--rounds_[round % 2].missing > 0) return;
     rounds_[round % 2].missing = Bringers();
+    brought_ = round + 1;
     if (leads()) complete_ = round + 1;
   }
   for (Peer& peer : peers_) SendTo(peer, round);
+  absl::MutexLock lock(&mutex_);
+  left_ = round + 1;
 }
 
 bool RankExchange::Carries(const Peer& peer, int rank, bool outgoing) const {
@@ -205,8 +247,8 @@ void RankExchange::SendTo(Peer& peer, uint64_t round) {
   if (!sent.ok()) Abort(WithNames(peer.ranks, sent));
 }
 
-absl::Status RankExchange::Await(int rank, uint64_t round) {
-  const absl::Time end = absl::Now() + timeout_;
+absl::Status RankExchange::Await(int rank, uint64_t round, absl::Duration patience) {
+  const absl::Time end = absl::Now() + patience;
   const auto settled = [this, round]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return complete_ > round || !why_.ok();
   };
@@ -218,7 +260,7 @@ absl::Status RankExchange::Await(int rank, uint64_t round) {
     if (asked_ || now < end) continue;
     mutex_.Unlock();
     Abort(absl::DeadlineExceededError(absl::StrCat(
-        "rank ", rank, " waited ", absl::FormatDuration(timeout_), " for another process")));
+        "rank ", rank, " waited ", absl::FormatDuration(patience), " for another process")));
     mutex_.Lock();
   }
   const absl::Status status = complete_ > round ? absl::OkStatus() : why_;
@@ -240,16 +282,20 @@ void RankExchange::Listen(Peer& peer) {
   Decide(WithNames(peer.ranks, status));
 }
 
+// The leader has nothing to wait for: whoever sends a round brings something to the next one
+// itself, and only when that is complete does a frame of the one after it have a place. In another
+// process a frame of the leader makes the round complete, so it has to be the answer to one that
+// has left: else ranks would go on, and bring what is of later rounds, while bytes are still sent.
 absl::StatusOr<std::vector<GrowingBytes*>> RankExchange::PlacesFor(
     const Peer& peer, const FrameSocket::Header& header) {
-  uint64_t complete = 0;
   {
     absl::MutexLock lock(&mutex_);
-    complete = complete_;
-  }
-  if (header.kind != FrameSocket::Kind::kData || header.round != peer.frames ||
-      header.round != complete) {
-    return absl::DataLossError("a frame that is not of this round");
+    if (header.kind != FrameSocket::Kind::kData || header.round != peer.frames ||
+        header.round != complete_ || (!leads() && header.round >= brought_)) {
+      return absl::DataLossError("a frame that is not of this round");
+    }
+    const auto left = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return left_ > header.round; };
+    if (!leads()) mutex_.Await(absl::Condition(&left));  // ends as a Send does: with an abort
   }
   std::vector<GrowingBytes*> places;
   for (int r = 0; r < size_; ++r) {

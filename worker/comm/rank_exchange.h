@@ -48,7 +48,8 @@ class RankExchange final {
 
   // In the process of rank 0: waits until each of `others`, which follow `here` in order of ranks,
   // has dialled with `token`. DeadlineExceeded, naming the ranks, when one has not by `deadline`;
-  // the error of `may_wait`, which is asked now and then. A rank that waits in a round for longer
+  // the error of `may_wait`, which is asked now and then. Strangers that dial are sent away, and
+  // delay nobody. A rank that waits in a round for longer
   // than `timeout` aborts the group.
   static absl::StatusOr<std::shared_ptr<RankExchange>> Lead(
       FrameListener& listener, const std::string& token, RankRange here,
@@ -72,8 +73,9 @@ class RankExchange final {
   absl::StatusOr<std::span<const Bytes>> Meet(int rank, Bytes mine);
 
   // The same for all ranks of this process at once, by one thread: the first brings `mine`, the
-  // others nothing.
-  absl::StatusOr<std::span<const Bytes>> MeetForAll(Bytes mine);
+  // others nothing. Who waits for longer than `patience`, too, aborts the group, with
+  // DeadlineExceeded.
+  absl::StatusOr<std::span<const Bytes>> MeetForAll(Bytes mine, absl::Duration patience);
 
   void Abort(const absl::Status& why);
   // Abort(why), and the reason that counts.
@@ -104,7 +106,7 @@ class RankExchange final {
   void Start();
   void Listen(Peer& peer);
   absl::Status TakeFrame(Peer& peer);
-  // Where the pieces of a frame with this header belong.
+  // Where the pieces of a frame with this header belong, once nobody reads there any more.
   absl::StatusOr<std::vector<GrowingBytes*>> PlacesFor(const Peer& peer,
                                                        const FrameSocket::Header& header);
   // Whether a frame on the connection with `peer` carries what this rank brought; from whom says
@@ -112,11 +114,11 @@ class RankExchange final {
   bool Carries(const Peer& peer, int rank, bool outgoing) const;
   // Brings it; which round that is.
   uint64_t Bring(int rank, Bytes mine);
-  absl::StatusOr<std::span<const Bytes>> See(int rank, uint64_t round);
+  absl::StatusOr<std::span<const Bytes>> See(int rank, uint64_t round, absl::Duration patience);
   // One of those who bring something to the round has.
   void Arrive(uint64_t round);
   void SendTo(Peer& peer, uint64_t round);
-  absl::Status Await(int rank, uint64_t round);
+  absl::Status Await(int rank, uint64_t round, absl::Duration patience);
   void Decide(const absl::Status& why);
 
   const RankRange here_;
@@ -126,6 +128,8 @@ class RankExchange final {
   std::array<Round, 2> rounds_;
   std::vector<Member> members_;  // [rank - here_.first]
   mutable absl::Mutex mutex_;
+  uint64_t brought_ ABSL_GUARDED_BY(mutex_) = 0;   // rounds that all who bring to them here have
+  uint64_t left_ ABSL_GUARDED_BY(mutex_) = 0;      // rounds whose bytes no Send reads any more
   uint64_t complete_ ABSL_GUARDED_BY(mutex_) = 0;  // rounds that all ranks here may see
   absl::Status why_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Status> asked_ ABSL_GUARDED_BY(mutex_);  // awaits the leader's decision

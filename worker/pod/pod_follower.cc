@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/host_port.h"
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
@@ -258,11 +259,12 @@ class Follower final : public PodFollower {
       : options_(std::move(options)), file_(file), log_(log) {}
 
   absl::Status Run() override {
+    ASSIGN_OR_RETURN(const common::HostPort leader, common::ParseHostPort(options_.leader));
     ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file_));
     ranks_ = std::make_unique<PodRanks>(file_, config, options_.local, log_);
     std::string told;
     while (true) {
-      const absl::Status status = Join(config, *ranks_);
+      const absl::Status status = Join(leader.host, config, *ranks_);
       if (lost()) return status;
       if (Stopped(absl::ZeroDuration())) return absl::OkStatus();
       if (IsForGood(status)) return status;
@@ -284,7 +286,7 @@ class Follower final : public PodFollower {
   bool lost() const override { return ranks_ != nullptr && ranks_->lost(); }
 
  private:
-  absl::Status Join(const ModelConfig& config, PodRanks& ranks) {
+  absl::Status Join(const std::string& host, const ModelConfig& config, PodRanks& ranks) {
     const auto stub = v1::Pods::NewStub(common::MakeChannel(options_.leader, kMaxPodMessageBytes));
     grpc::ClientContext context;
     if (!SetContext(&context)) return absl::CancelledError("stopping");
@@ -293,8 +295,7 @@ class Follower final : public PodFollower {
     absl::Status status;
     {
       Membership membership(
-          ranks, options_.leader.substr(0, options_.leader.rfind(':')), *stream,
-          [&context] { context.TryCancel(); }, log_);
+          ranks, host, *stream, [&context] { context.TryCancel(); }, log_);
       status = membership.Converse();
       // Ours to end: nobody reads any more.
       if (!status.ok()) context.TryCancel();

@@ -5,15 +5,16 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <map>
 #include <random>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/host_port.h"
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
@@ -42,22 +43,6 @@ std::string RandomToken() {
     token.append(reinterpret_cast<const char*>(&word), sizeof word);
   }
   return token;
-}
-
-struct Address {
-  std::string host;
-  int port = 0;
-};
-
-absl::StatusOr<Address> ParseAddress(const std::string& text) {
-  const size_t colon = text.rfind(':');
-  Address address;
-  if (colon == std::string::npos || !absl::SimpleAtoi(text.substr(colon + 1), &address.port) ||
-      address.port < 0 || address.port > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("'", text, "' is no host:port"));
-  }
-  address.host = text.substr(0, colon);
-  return address;
 }
 
 // How messages leave a stream. Whoever still holds it after the stream's end finds it shut.
@@ -107,6 +92,8 @@ class Leader final : public PodLeader, public v1::Pods::Service {
 
  private:
   absl::Status Serve(grpc::ServerContext& context, Stream& stream);
+  // The stream's first message; false when it has ended, or was silent for too long.
+  bool ReadFirst(grpc::ServerContext& context, Stream& stream, v1::JoinRequest& first);
   absl::Status CheckHello(const v1::Hello& hello) const;
   using Connect = std::function<std::shared_ptr<PodConnection>(RankRange)>;
   absl::StatusOr<PodSeat*> SeatFor(const v1::Hello& hello, const Connect& connect);
@@ -128,6 +115,8 @@ class Leader final : public PodLeader, public v1::Pods::Service {
   absl::Mutex mutex_;
   std::string format_ ABSL_GUARDED_BY(mutex_);   // of activations here; empty: not known yet
   uint32_t blocks_ ABSL_GUARDED_BY(mutex_) = 0;  // of the pool; 0: not known yet
+  // Streams that have not said anything yet, and until when they may keep silent.
+  std::map<grpc::ServerContext*, absl::Time> silent_ ABSL_GUARDED_BY(mutex_);
   // Written once, before `open_` is set.
   RankTerms terms_;
   std::vector<std::unique_ptr<PodSeat>> seats_;
@@ -138,7 +127,7 @@ class Leader final : public PodLeader, public v1::Pods::Service {
 };
 
 absl::Status Leader::Listen() {
-  ASSIGN_OR_RETURN(const Address address, ParseAddress(options_.listen));
+  ASSIGN_OR_RETURN(const common::HostPort address, common::ParseHostPort(options_.listen));
   grpc::ServerBuilder builder;
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -151,8 +140,14 @@ absl::Status Leader::Listen() {
                                                " for pods: is the port in use? Choose another "
                                                "with --pod-listen"));
   }
-  ASSIGN_OR_RETURN(frames_,
-                   FrameListener::Listen(address.host, address.port == 0 ? 0 : address.port + 1));
+  const int next = address.port == 0 ? 0 : address.port + 1;
+  absl::StatusOr<std::unique_ptr<FrameListener>> frames = FrameListener::Listen(address.host, next);
+  if (!frames.ok()) {
+    return absl::UnavailableError(absl::StrCat(
+        frames.status().message(), ", the port after that of --pod-listen=", options_.listen,
+        ", for activations: choose another with --pod-listen"));
+  }
+  frames_ = *std::move(frames);
   watching_ = common::NamedThread("pod-watch", [this](std::stop_token stop) { WatchAll(stop); });
   return absl::OkStatus();
 }
@@ -274,6 +269,12 @@ absl::StatusOr<std::shared_ptr<RankExchange>> Leader::Meet(uint64_t joins) {
 void Leader::WatchAll(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     absl::SleepFor(kLook);
+    {
+      absl::MutexLock lock(&mutex_);
+      for (const auto& [context, until] : silent_) {
+        if (absl::Now() > until) context->TryCancel();
+      }
+    }
     if (!open_) continue;
     for (const auto& seat : seats_) {
       if (const auto pod = seat->pod()) pod->Watch(absl::Now());
@@ -335,9 +336,20 @@ v1::JoinResponse Leader::AssignmentOf(const PodSeat& seat) const {
   return message;
 }
 
+bool Leader::ReadFirst(grpc::ServerContext& context, Stream& stream, v1::JoinRequest& first) {
+  {
+    absl::MutexLock lock(&mutex_);
+    silent_[&context] = absl::Now() + options_.hello_patience;
+  }
+  const bool read = stream.Read(&first);
+  absl::MutexLock lock(&mutex_);
+  silent_.erase(&context);
+  return read;
+}
+
 absl::Status Leader::Serve(grpc::ServerContext& context, Stream& stream) {
   v1::JoinRequest first;
-  if (!stream.Read(&first) || !first.has_hello()) {
+  if (!ReadFirst(context, stream, first) || !first.has_hello()) {
     return absl::InvalidArgumentError("a pod begins with who it is");
   }
   RETURN_IF_ERROR(CheckHello(first.hello()));

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/log.h"
 #include "worker/engine/rank_pods.h"
 
@@ -23,6 +24,8 @@ struct PodLeaderOptions {
   int tp = 1;
   int ranks_per_pod = 1;            // divides tp, and is less
   std::function<bool()> must_stop;  // whether to go on waiting for pods
+  // How long a stream may take to say which pod it is.
+  absl::Duration hello_patience = absl::Seconds(5);
 };
 
 // The pods' protocol is of this version; who speaks another one cannot join.

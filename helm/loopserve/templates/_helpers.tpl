@@ -7,13 +7,18 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels that select pods. Argument: dict root, component, and for workers group. */}}
+{{/* Labels that select pods. Argument: dict root, component (none: any), for workers and their ranks group, and for ranks worker. */}}
 {{- define "loopserve.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
 {{- with .group }}
 loopserve/group: {{ . }}
+{{- end }}
+{{- with .worker }}
+loopserve/worker: {{ . }}
 {{- end }}
 {{- end }}
 

@@ -26,6 +26,9 @@
   {{- end }}
   {{- include "loopserve.validateMemory" (dict "at" $at "limit" (dig "limits" "memory" "" .resources) "parts" (list .kv.deviceBytes .kv.hostBytes)) }}
   {{- $longest := printf "%s-worker-%s" (include "loopserve.fullname" $) .name }}
+  {{- if gt (int .podsPerWorker) 1 }}
+    {{- $longest = printf "%s-%d-ranks" $longest (sub (int .replicas) 1) }}
+  {{- end }}
   {{- if gt (len $longest) 52 }}
     {{- fail (printf "%s: the StatefulSet's name %s is longer than 52 characters; shorten the group's name, or set fullnameOverride" $at $longest) }}
   {{- end }}

@@ -57,6 +57,10 @@ TEST(WorkerConfig, LeadsPodsOrFollowsOrNeither) {
   config.pod_listen = "0.0.0.0:7300";
   EXPECT_OK(config.Check());
   EXPECT_TRUE(config.leads_pods());
+  for (const char* address : {"[::]:7300", "localhost:0", "0.0.0.0:65534"}) {
+    config.pod_listen = address;
+    EXPECT_OK(config.Check()) << address;
+  }
   config = Valid();
   config.join = "leader:7300";
   EXPECT_OK(config.Check());
@@ -103,6 +107,11 @@ TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   expect([](auto& c) { c.tp = 4, c.pod_ranks = 2; }, "--pod-listen");
   expect([](auto& c) { c.tp = 4, c.pod_ranks = 2, c.pod_listen = "garbage"; }, "--pod-listen");
   expect([](auto& c) { c.pod_listen = "0.0.0.0:7300"; }, "--pod-listen");
+  expect([](auto& c) { c.join = "dns:///leader:7300"; },
+         "--join is 'dns:///leader:7300'; pods take a host and a port alone");
+  expect([](auto& c) { c.pod_listen = "dns:///leader:7300"; }, "--pod-listen is 'dns:///leader");
+  expect([](auto& c) { c.tp = 2, c.pod_ranks = 1, c.pod_listen = "0.0.0.0:65535"; },
+         "its port may be 65534 at most");
 }
 
 }  // namespace

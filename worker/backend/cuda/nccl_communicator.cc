@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "worker/backend/cuda/nccl_group.h"
 
@@ -87,7 +88,7 @@ bool Fits(const NcclOffer& mine, const NcclOffer& other) {
     return other.rows == mine.rows && other.cols == mine.cols;
   }
   return other.rows == mine.full_rows && other.full_rows == mine.full_rows &&
-         other.full_cols == mine.full_cols;
+         other.full_cols == mine.full_cols && other.cols >= 0 && other.cols <= mine.full_cols;
 }
 
 absl::StatusOr<std::span<const NcclOffer>> NcclCommunicator::Meet(const NcclOffer& mine) {
@@ -238,13 +239,14 @@ absl::Status CheckRanks(std::span<const NcclRank> ranks, size_t all) {
 
 // The id is made in the process of rank 0, which shows it to the others.
 absl::StatusOr<NcclWorld> WorldOf(const NcclFunctions& nccl, const NcclGroup& group,
-                                  RankExchange* exchange) {
+                                  RankExchange* exchange, absl::Duration patience) {
   NcclWorld world{.id = {}, .size = group.world_size(), .first = group.first()};
   absl::Status made;
   if (world.first == 0) made = nccl.ToStatus(nccl.get_unique_id(&world.id), "ncclGetUniqueId");
   if (exchange == nullptr) return made.ok() ? absl::StatusOr<NcclWorld>(world) : made;
   if (!made.ok()) return exchange->Break(made);
-  ASSIGN_OR_RETURN(const auto seen, exchange->MeetForAll(std::as_bytes(std::span(&world.id, 1))));
+  ASSIGN_OR_RETURN(const auto seen,
+                   exchange->MeetForAll(std::as_bytes(std::span(&world.id, 1)), patience));
   if (seen[0].size() != sizeof world.id) {
     return exchange->Break(absl::DataLossError("what rank 0 shows is no id of NCCL"));
   }
@@ -279,8 +281,10 @@ absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
     const std::shared_ptr<RankExchange>& exchange) {
   auto group =
       std::make_shared<NcclGroup>(nccl, std::move(devices), std::move(sums), timeout, exchange);
-  ASSIGN_OR_RETURN(const NcclWorld world, WorldOf(nccl, *group, exchange.get()));
-  RETURN_IF_ERROR(group->Connect(world));
+  const absl::Duration patience = std::min(timeout, kJoinPatience);
+  const absl::Time deadline = absl::Now() + patience;
+  ASSIGN_OR_RETURN(const NcclWorld world, WorldOf(nccl, *group, exchange.get(), patience));
+  RETURN_IF_ERROR(group->Connect(world, deadline));
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int r = 0; r < group->size(); ++r) {
     ranks.push_back(std::make_unique<NcclCommunicator>(group, r));

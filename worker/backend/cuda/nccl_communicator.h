@@ -31,7 +31,7 @@ namespace loopserve::worker::cuda {
 // Element r is the r-th rank's of this process; `exchange` joins those of others, or is null.
 // FailedPrecondition without NCCL; InvalidArgument for two ranks on one GPU; Internal, with NCCL's
 // words, when it cannot join the devices; DeadlineExceeded when that takes longer than `timeout` or
-// a minute.
+// kJoinPatience (nccl_group.h).
 absl::StatusOr<std::vector<std::unique_ptr<Communicator>>> ConnectNcclRanks(
     std::span<const NcclRank> ranks, absl::Duration timeout,
     const std::shared_ptr<RankExchange>& exchange);

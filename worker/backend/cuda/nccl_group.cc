@@ -22,10 +22,6 @@ constexpr absl::Duration kDeviceSilence = absl::Milliseconds(1500);
 // which is what ends a call that waits for a dead peer.
 constexpr absl::Duration kCallGrace = absl::Milliseconds(200);
 
-// How long NCCL may take to join the ranks: seconds for the GPUs of a machine, some tens of them
-// for those of several that have just started.
-constexpr absl::Duration kJoinPatience = absl::Minutes(1);
-
 }  // namespace
 
 // Waits first as one who expects not to wait for long, then without a core of its own.
@@ -77,18 +73,17 @@ NcclGroup::~NcclGroup() {
 }  // joins
 
 // On a thread of its own, whose current device may change.
-absl::Status NcclGroup::Connect(const NcclWorld& world) {
+absl::Status NcclGroup::Connect(const NcclWorld& world, absl::Time deadline) {
   absl::Status status;
   std::thread([&] {
-    status = InitRanks(world);
-    if (status.ok()) status = ExchangeOnce();
+    status = InitRanks(world, deadline);
+    if (status.ok()) status = ExchangeOnce(deadline);
   }).join();
   if (!status.ok() && exchange_ != nullptr) return exchange_->Break(status);
   return status;
 }
 
-absl::Status NcclGroup::InitRanks(const NcclWorld& world) {
-  Waiting waiting;
+absl::Status NcclGroup::InitRanks(const NcclWorld& world, absl::Time deadline) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   RETURN_IF_ERROR(nccl_.ToStatus(nccl_.group_start(), "ncclGroupStart"));
@@ -108,11 +103,11 @@ absl::Status NcclGroup::InitRanks(const NcclWorld& world) {
   }
   RETURN_IF_ERROR(status);
   RETURN_IF_ERROR(ended);
-  return AwaitRanks("joining the ranks", waiting);
+  return AwaitRanks("joining the ranks", deadline);
 }
 
-absl::Status NcclGroup::AwaitRanks(absl::string_view call, Waiting& waiting) {
-  const absl::Duration patience = std::min(timeout_, kJoinPatience);
+absl::Status NcclGroup::AwaitRanks(absl::string_view call, absl::Time deadline) {
+  Waiting waiting;
   for (int r = 0; r < size();) {
     ncclResult_t state = ncclSuccess;
     RETURN_IF_ERROR(nccl_.ToStatus(
@@ -123,10 +118,10 @@ absl::Status NcclGroup::AwaitRanks(absl::string_view call, Waiting& waiting) {
     }
     RETURN_IF_ERROR(nccl_.ToStatus(state, absl::StrCat("rank ", first() + r, ": ", call)));
     if (exchange_ != nullptr) RETURN_IF_ERROR(exchange_->status());
-    if (waiting.passed() > patience) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          "NCCL was not done with ", call, " after ", absl::FormatDuration(patience), " (rank ",
-          first() + r, "): a peer did not come or cannot be reached; NCCL_DEBUG=INFO tells more"));
+    if (waiting.now() > deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("NCCL was not done in time with ", call, " (rank ", first() + r,
+                       "): a peer did not come or cannot be reached; NCCL_DEBUG=INFO tells more"));
     }
     waiting.Once();
   }
@@ -134,14 +129,13 @@ absl::Status NcclGroup::AwaitRanks(absl::string_view call, Waiting& waiting) {
 }
 
 // So that what NCCL sets up at the first exchange is set up, or fails, now.
-absl::Status NcclGroup::ExchangeOnce() {
+absl::Status NcclGroup::ExchangeOnce(absl::Time deadline) {
   std::vector<void*> values;
   for (int r = 0; r < size(); ++r) {
     RETURN_IF_ERROR(device(r).Bind());
     ASSIGN_OR_RETURN(std::byte* const value, device(r).Workspace(sizeof(float)));
     values.push_back(value);
   }
-  Waiting waiting;
   RETURN_IF_ERROR(nccl_.ToStatus(nccl_.group_start(), "ncclGroupStart"));
   absl::Status status;
   for (int r = 0; r < size() && status.ok(); ++r) {
@@ -154,7 +148,7 @@ absl::Status NcclGroup::ExchangeOnce() {
   const absl::Status ended = nccl_.ToStatus(nccl_.group_end(), "ncclGroupEnd");
   RETURN_IF_ERROR(status);
   RETURN_IF_ERROR(ended);
-  RETURN_IF_ERROR(AwaitRanks("the first exchange", waiting));
+  RETURN_IF_ERROR(AwaitRanks("the first exchange", deadline));
   for (int r = 0; r < size(); ++r) RETURN_IF_ERROR(Drain(r));
   return absl::OkStatus();
 }

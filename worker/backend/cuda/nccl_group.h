@@ -63,6 +63,10 @@ struct NcclWorld {
   int first = 0;  // this process's ranks are [first, first + its devices)
 };
 
+// How long ranks may take to join, all in all: seconds for the GPUs of a machine, some tens of them
+// for those of several that have just started; less than a step may take for the health service.
+inline constexpr absl::Duration kJoinPatience = absl::Seconds(45);
+
 class NcclGroup final {
  public:
   // `nccl` must outlive the group. `sums` are those of the devices, or why there are none;
@@ -74,10 +78,10 @@ class NcclGroup final {
   // must be gone before, and the devices' streams have run dry.
   ~NcclGroup();
 
-  // Once, before anything else: makes the communicators and lets all ranks exchange a value. Ends
-  // within the group's timeout, or a minute if that is less: DeadlineExceeded, with the rank that
-  // NCCL could not join, when a peer did not come or cannot be reached.
-  absl::Status Connect(const NcclWorld& world);
+  // Once, before anything else: makes the communicators and lets all ranks exchange a value.
+  // DeadlineExceeded, with the rank that NCCL could not join, when a peer has not come by
+  // `deadline` or cannot be reached.
+  absl::Status Connect(const NcclWorld& world, absl::Time deadline);
 
   int size() const { return static_cast<int>(devices_.size()); }
   // Of all ranks, the first one here, and how many there are.
@@ -120,10 +124,10 @@ class NcclGroup final {
 
   class Waiting;
 
-  absl::Status InitRanks(const NcclWorld& world);
-  absl::Status ExchangeOnce();
+  absl::Status InitRanks(const NcclWorld& world, absl::Time deadline);
+  absl::Status ExchangeOnce(absl::Time deadline);
   // Waits until NCCL has done what all ranks were asked for; `call` says what that was.
-  absl::Status AwaitRanks(absl::string_view call, Waiting& waiting);
+  absl::Status AwaitRanks(absl::string_view call, absl::Time deadline);
   absl::Status AwaitMeeting(int rank, uint64_t meeting);
   absl::Status MeetOthers(int rank, const NcclOffer& offer);
   absl::Status CheckOthers();

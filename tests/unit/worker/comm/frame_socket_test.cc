@@ -36,7 +36,8 @@ class FrameSocketTest : public ::testing::Test {
   }
 
   // The next frame of `pieces` pieces at this end.
-  absl::StatusOr<std::vector<std::string>> Receive(size_t pieces) {
+  absl::StatusOr<std::vector<std::string>> Receive(size_t pieces,
+                                                   uint64_t most_bytes = kMaxPieceBytes) {
     std::vector<GrowingBytes> into(pieces);
     std::vector<GrowingBytes*> places;
     for (GrowingBytes& piece : into) places.push_back(&piece);
@@ -45,13 +46,14 @@ class FrameSocketTest : public ::testing::Test {
           header_ = header;
           return places;
         },
-        Soon());
+        Soon(), most_bytes);
     if (!header.ok()) return header.status();
     std::vector<std::string> texts;
     for (const GrowingBytes& piece : into) texts.push_back(Text(piece));
     return texts;
   }
 
+  const absl::Time deadline_ = Soon();
   std::unique_ptr<FrameListener> listener_;
   std::unique_ptr<FrameSocket> here_, there_;
   FrameSocket::Header header_;
@@ -83,6 +85,26 @@ TEST_F(FrameSocketTest, AFrameOfAnotherNumberOfPiecesIsRefused) {
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("2 pieces instead of 3")));
 }
 
+TEST_F(FrameSocketTest, PiecesMayBeLimited) {
+  const std::span<const std::byte> pieces[] = {Bytes("four"), Bytes("fives")};
+  ASSERT_OK(there_->Send(Kind::kData, 0, pieces));
+  ASSERT_OK(there_->Send(Kind::kData, 1, pieces));
+  EXPECT_OK(Receive(2, 5).status());
+  EXPECT_THAT(Receive(2, 4), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("5 bytes")));
+}
+
+TEST_F(FrameSocketTest, HoldsWhatHasCome) {
+  EXPECT_FALSE(here_->Holds({}));
+  const std::span<const std::byte> pieces[] = {Bytes("ab"), Bytes("c")};
+  ASSERT_OK(there_->Send(Kind::kData, 0, pieces));
+  while (!here_->Holds({2, 1}) && absl::Now() < deadline_) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_TRUE(here_->Holds({2, 1}));
+  EXPECT_TRUE(here_->Holds({3}));
+  EXPECT_FALSE(here_->Holds({2, 2}));
+  EXPECT_OK(Receive(2).status());
+  EXPECT_FALSE(here_->Holds({}));
+}
+
 TEST_F(FrameSocketTest, TheLastFrameIsTheLast) {
   there_->SendLast(Kind::kAbort, "why", absl::Seconds(1));
   there_->SendLast(Kind::kAbort, "another", absl::Seconds(1));
@@ -103,6 +125,24 @@ TEST_F(FrameSocketTest, ASendThatNobodyReadsEndsSoonAfterTheLastFrame) {
   there_->SendLast(Kind::kAbort, "why", absl::Milliseconds(100));
   sender.join();
   EXPECT_LT(absl::Now() - start, absl::Seconds(10));
+}
+
+TEST_F(FrameSocketTest, AFrameThatIsGivenUpEndsWhatItsReaderGets) {
+  const std::string big(64 << 20, 'x');
+  std::thread sender([&] {
+    const std::span<const std::byte> pieces[] = {Bytes(big)};
+    EXPECT_THAT(there_->Send(Kind::kData, 0, pieces), StatusIs(absl::StatusCode::kUnavailable));
+  });
+  GrowingBytes piece;
+  GrowingBytes* const places[] = {&piece};
+  const auto give_up =
+      [&](const FrameSocket::Header&) -> absl::StatusOr<std::span<GrowingBytes* const>> {
+    there_->SendLast(Kind::kAbort, "why", absl::Milliseconds(20));
+    sender.join();
+    return places;
+  };
+  EXPECT_THAT(here_->Receive(give_up, Soon()),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("its other end is closed")));
 }
 
 TEST_F(FrameSocketTest, AClosedEndEndsTheOther) {
@@ -130,6 +170,33 @@ TEST_F(FrameSocketTest, APortThatIsTakenIsAnError) {
   EXPECT_THAT(FrameListener::Listen("127.0.0.1", listener_->port()),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("cannot listen")));
   EXPECT_EQ(listener_->Accept(absl::Now() + absl::Milliseconds(10)), nullptr);
+}
+
+// Of both families, whichever of the two a wildcard is of.
+TEST_F(FrameSocketTest, AWildcardIsEveryAddressOfThisMachine) {
+  const bool has_ipv6 = FrameListener::Listen("::1", 0).ok();
+  for (const char* host : {"0.0.0.0", "::"}) {
+    ASSERT_OK_AND_ASSIGN(const auto listener, FrameListener::Listen(host, 0));
+    for (const char* dialled : {"127.0.0.1", "localhost", "::1"}) {
+      if (!has_ipv6 && std::string(dialled) == "::1") continue;
+      ASSERT_OK_AND_ASSIGN(const auto there, FrameSocket::Dial(dialled, listener->port(), Soon()));
+      EXPECT_NE(listener->Accept(Soon()), nullptr) << host << " " << dialled;
+    }
+    EXPECT_THAT(FrameListener::Listen("127.0.0.1", listener->port()),
+                StatusIs(absl::StatusCode::kUnavailable));
+  }
+}
+
+TEST_F(FrameSocketTest, ANameListensAtItsAddresses) {
+  ASSERT_OK_AND_ASSIGN(const auto listener, FrameListener::Listen("localhost", 0));
+  ASSERT_OK_AND_ASSIGN(const auto there, FrameSocket::Dial("127.0.0.1", listener->port(), Soon()));
+  EXPECT_NE(listener->Accept(Soon()), nullptr);
+}
+
+TEST_F(FrameSocketTest, WhatIsNotOfThisMachineIsAnError) {
+  EXPECT_THAT(FrameListener::Listen("192.0.2.1", 0), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(FrameListener::Listen("127.0.0.1", 65536),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65536")));
 }
 
 // Whatever a stranger sends: an error, and no memory for what never comes.

@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/status_macros.h"
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::worker {
@@ -74,11 +76,11 @@ TEST_F(RankExchangeTest, EveryRankSeesWhatAllBring) {
 TEST_F(RankExchangeTest, OneThreadMayMeetForAllRanksOfItsProcess) {
   Connect();
   std::thread other([&] {
-    ASSERT_OK_AND_ASSIGN(const auto seen, other_->MeetForAll({}));
+    ASSERT_OK_AND_ASSIGN(const auto seen, other_->MeetForAll({}, absl::Minutes(1)));
     EXPECT_EQ(Text(seen[0]), "from the leader");
   });
   const std::string mine = "from the leader";
-  ASSERT_OK_AND_ASSIGN(const auto seen, leader_->MeetForAll(Bytes(mine)));
+  ASSERT_OK_AND_ASSIGN(const auto seen, leader_->MeetForAll(Bytes(mine), absl::Minutes(1)));
   EXPECT_EQ(Text(seen[0]), mine);
   EXPECT_TRUE(seen[2].empty());
   other.join();
@@ -96,12 +98,16 @@ TEST_F(RankExchangeTest, NobodyWaitsForAPodThatIsKnownToBeGone) {
 }
 
 TEST_F(RankExchangeTest, StrangersAreSentAway) {
-  // A wrong token, ranks that are nobody's, and no words at all.
+  // A wrong token, ranks that are nobody's, and no words at all: of more than may keep silent at
+  // once, and for longer, one after the other, than pods have to connect.
   const auto wrong = RankExchange::Follow(kHost, listener_->port(), "guess", {1, 2}, 3,
                                           In(absl::Seconds(20)), absl::Minutes(1));
   const auto twice = RankExchange::Follow(kHost, listener_->port(), "token", {2, 1}, 3,
                                           In(absl::Seconds(20)), absl::Minutes(1));
-  FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20))).status().IgnoreError();
+  std::vector<std::unique_ptr<FrameSocket>> silent;
+  for (int i = 0; i < 100; ++i) {
+    silent.push_back(*FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20))));
+  }
   Connect();
   MeetAll([](int rank) { return absl::StrCat(rank); });
   EXPECT_THAT((*wrong)->Meet(1, {}), StatusIs(absl::StatusCode::kUnavailable));
@@ -137,6 +143,14 @@ TEST_F(RankExchangeTest, WaitingHasAnEnd) {
   EXPECT_THAT(leader_->Meet(0, {}), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
+TEST_F(RankExchangeTest, JoiningMayHaveLessPatience) {
+  Connect(absl::Minutes(10));
+  EXPECT_THAT(leader_->MeetForAll({}, absl::Milliseconds(30)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("waited 30ms")));
+  EXPECT_THAT(other_->MeetForAll({}, absl::Minutes(10)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
 // A process that speaks the protocol and lies: the same round twice, a round of the future, a frame
 // with another number of ranks.
 TEST_F(RankExchangeTest, FramesThatCannotBeEndTheExchange) {
@@ -159,6 +173,105 @@ TEST_F(RankExchangeTest, FramesThatCannotBeEndTheExchange) {
     for (int i = 0; i < 3 && status.ok(); ++i) status = leader_->Meet(0, {}).status();
     EXPECT_THAT(status, StatusIs(absl::StatusCode::kDataLoss, HasSubstr("ranks 1 to 2")));
   }
+}
+
+// --- Processes that do not read, and send what they have no right to send yet
+
+class OverrunTest : public RankExchangeTest {
+ protected:
+  using Kind = FrameSocket::Kind;
+
+  // A pod of one rank that is a socket.
+  std::unique_ptr<FrameSocket> Pod(int32_t rank) {
+    auto socket = *FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20)));
+    const std::string token = "token";
+    const int32_t ranks[] = {rank, 1};
+    const RankExchange::Bytes hello[] = {Bytes(token), std::as_bytes(std::span(ranks))};
+    EXPECT_OK(socket->Send(Kind::kHello, 0, hello));
+    return socket;
+  }
+  static void Send(FrameSocket& socket, uint64_t round, const std::string& bytes) {
+    const RankExchange::Bytes pieces[] = {Bytes(bytes)};
+    socket.Send(Kind::kData, round, pieces).IgnoreError();
+  }
+  // A frame of two pieces; `overrun` is called when its header has come.
+  static absl::StatusOr<std::vector<std::string>> Receive(
+      FrameSocket& socket, const std::function<void()>& overrun = [] {}) {
+    GrowingBytes first, second;
+    GrowingBytes* const places[] = {&first, &second};
+    const auto into =
+        [&](const FrameSocket::Header&) -> absl::StatusOr<std::span<GrowingBytes* const>> {
+      overrun();
+      return places;
+    };
+    RETURN_IF_ERROR(socket.Receive(into, In(absl::Seconds(20))).status());
+    return std::vector<std::string>{Text(first.view()), Text(second.view())};
+  }
+  // What a rank brings to a round: more than sockets hold.
+  static std::string Much(int round) {
+    return std::string(size_t{24} << 20, static_cast<char>('a' + round));
+  }
+  static void Bring(RankExchange& exchange, int rank) {
+    for (int round = 0; round < 3; ++round) {
+      if (!exchange.Meet(rank, Bytes(Much(round))).ok()) return;
+    }
+  }
+};
+
+TEST_F(OverrunTest, ALeaderCannotAnswerWhatHasNotLeft) {
+  std::thread dial([&] {
+    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                   In(absl::Seconds(20)), absl::Minutes(1));
+  });
+  const auto liar = listener_->Accept(In(absl::Seconds(20)));
+  dial.join();
+  ASSERT_OK(Receive(*liar).status()) << "hello";
+  std::thread first([&] { Bring(*other_, 1); }), second([&] { Bring(*other_, 2); });
+  const auto arrived = Receive(*liar, [&] {
+    for (uint64_t round = 0; round < 3; ++round) {
+      Send(*liar, round, "an answer");
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+  });
+  liar->Shutdown();
+  first.join();
+  second.join();
+  ASSERT_OK(arrived.status());
+  EXPECT_TRUE(*arrived == (std::vector<std::string>{Much(0), Much(0)})) << "bytes of two rounds";
+}
+
+TEST_F(OverrunTest, ALeaderCannotAnswerWhatWasNotBrought) {
+  std::thread dial([&] {
+    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                   In(absl::Seconds(20)), absl::Minutes(1));
+  });
+  const auto liar = listener_->Accept(In(absl::Seconds(20)));
+  dial.join();
+  Send(*liar, 0, "an answer");
+  EXPECT_THAT(other_->Meet(1, {}).status(),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not of this round")));
+}
+
+TEST_F(OverrunTest, PodsCannotRunAheadOfOneThatDoesNotRead) {
+  const RankRange others[] = {{1, 1}, {2, 1}};
+  const auto deaf = Pod(1), fast = Pod(2);
+  leader_ = *RankExchange::Lead(*listener_, "token", {0, 1}, others, In(absl::Seconds(20)),
+                                absl::Minutes(1), [] { return absl::OkStatus(); });
+  std::thread first([&] { Bring(*leader_, 0); });
+  Send(*deaf, 0, "");
+  Send(*fast, 0, "fast");
+  const auto arrived = Receive(*deaf, [&] {
+    for (uint64_t round = 1; round < 4; ++round) {
+      Send(*deaf, round, "");
+      Send(*fast, round, "ahead");
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+  });
+  // What runs ahead is an abort, which does not wait for the deaf for long.
+  EXPECT_TRUE(!arrived.ok() || *arrived == (std::vector<std::string>{Much(0), "fast"}))
+      << "bytes of two rounds";
+  deaf->Shutdown();
+  first.join();
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <random>
 
+#include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "common/rpc.h"
 #include "common/version.h"
@@ -170,6 +171,39 @@ TEST(PodLeader, APortThatIsTakenIsAnError) {
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("--pod-listen")));
 }
 
+TEST(PodLeader, SoIsThePortAfterIt) {
+  // Of a free port behind which another one is taken.
+  absl::Status status;
+  for (int tries = 0; tries < 100 && !absl::StrContains(status.message(), "activations"); ++tries) {
+    const auto taken = *FrameListener::Listen("127.0.0.1", 0);
+    status = PodLeader::Create({.listen = absl::StrCat("127.0.0.1:", taken->port() - 1), .tp = 2},
+                               common::Logger::Null())
+                 .status();
+  }
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable,
+                               HasSubstr("for activations: choose another with --pod-listen")));
+}
+
+TEST(PodLeader, ItsHostMayBeAnIpv6Address) {
+  if (!FrameListener::Listen("::1", 0).ok()) GTEST_SKIP() << "no IPv6 on this machine";
+  const auto file = *GgufFile::Open(ModelPath());
+  std::unique_ptr<PodFollower> pod;
+  std::jthread running;
+  const auto leader =
+      *PodLeader::Create({.listen = "[::]:0", .tp = 2, .ranks_per_pod = 1}, common::Logger::Null());
+  pod = PodFollower::Create({.leader = absl::StrCat("[::1]:", leader->port()),
+                             .pod = "p1",
+                             .local = {.threads = 1, .backend = "auto"}},
+                            *file, common::Logger::Null());
+  running = std::jthread([&] { EXPECT_OK(pod->Run()); });
+  RankGroupOptions options = GroupOptions(2);
+  options.here = leader->here();
+  const auto ranks = *RankGroup::Create(*file, options, common::Logger::Null(), leader.get());
+  OneSequence sequence(*ranks);
+  EXPECT_OK(sequence.Append({1, 2, 3}).status());
+  pod->Stop();
+}
+
 TEST(PodLeader, APodWithAnotherModelOrBackendIsRefusedForGood) {
   PodGroup group(ModelPath(), 2, 1);
   const auto other = *GgufFile::Open(ModelPath("wide"));
@@ -182,6 +216,20 @@ TEST(PodLeader, APodWithAnotherModelOrBackendIsRefusedForGood) {
 }
 
 // --- Strangers that speak gRPC
+
+TEST(PodLeader, AStreamThatSaysNothingIsEnded) {
+  const auto leader = *PodLeader::Create(
+      {.listen = "127.0.0.1:0", .tp = 2, .hello_patience = absl::Milliseconds(50)},
+      common::Logger::Null());
+  const auto stub =
+      pod::v1::Pods::NewStub(common::MakeChannel(absl::StrCat("127.0.0.1:", leader->port())));
+  grpc::ClientContext context;
+  common::SetDeadline(context, absl::Seconds(20));
+  const auto stream = stub->Join(&context);
+  pod::v1::JoinResponse answer;
+  EXPECT_FALSE(stream->Read(&answer));
+  EXPECT_THAT(common::FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kCancelled));
+}
 
 class StrangerTest : public ::testing::Test {
  protected:

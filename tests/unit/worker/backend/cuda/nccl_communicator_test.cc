@@ -207,6 +207,13 @@ TEST_F(NcclCommunicatorTest, TensorsThatDoNotFitAbortTheGroup) {
         return comm.AllGatherCols(local.view(), full.view());
       },
       [](Communicator& comm) {
+        // Widths that add up, one of them less than nothing.
+        Values local(1, 4, ActivationType::kF32), full(1, 7, ActivationType::kF32);
+        TensorView part = local.view();
+        if (comm.rank() == 1) part.cols = -1;
+        return comm.AllGatherCols(part, full.view());
+      },
+      [](Communicator& comm) {
         Values x(1, 2, ActivationType::kF32);
         return comm.Broadcast(x.view(), 3);
       },
@@ -371,8 +378,6 @@ class NcclProcessesTest : public NcclCommunicatorTest {
     ranks_.push_back(std::move(there->front()));
     return absl::OkStatus();
   }
-
- private:
   static absl::Status Apart() { return absl::UnavailableError("in several processes"); }
   static std::vector<std::unique_ptr<NcclDevice>> Devices(int count) {
     std::vector<std::unique_ptr<NcclDevice>> devices;
@@ -421,6 +426,24 @@ TEST_F(NcclProcessesTest, AnAbortReachesTheRanksOfTheOther) {
     });
     EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
   }
+}
+
+// However patient the exchange is with steps.
+TEST_F(NcclProcessesTest, AProcessThatDoesNotJoinIsMissedInBoundedTime) {
+  const auto listener = *FrameListener::Listen("127.0.0.1", 0);
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  std::shared_ptr<RankExchange> idle;
+  std::thread other([&] {
+    idle = *RankExchange::Follow("127.0.0.1", listener->port(), "token", {2, 1}, 3, deadline,
+                                 absl::Minutes(10));
+  });
+  const RankRange others[] = {{2, 1}};
+  EXPECT_THAT(
+      ConnectNcclRanks(nccl_, Devices(2), Apart(), absl::Milliseconds(50),
+                       *RankExchange::Lead(*listener, "token", {0, 2}, others, deadline,
+                                           absl::Minutes(10), [] { return absl::OkStatus(); })),
+      StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("waited 50ms")));
+  other.join();
 }
 
 TEST_F(NcclProcessesTest, TensorsThatDoNotFitAreFound) {

@@ -29,10 +29,10 @@ class NcclJoinTest : public ::testing::Test {
     return devices;
   }
   // This process has ranks [first, first + count) of the world.
-  absl::Status Join(int first, int count, absl::Duration timeout) {
+  absl::Status Join(int first, int count, absl::Duration patience) {
     groups_.push_back(std::make_unique<NcclGroup>(
-        nccl_, Devices(count), absl::UnimplementedError("none"), timeout, nullptr));
-    return groups_.back()->Connect({.size = kSize, .first = first});
+        nccl_, Devices(count), absl::UnimplementedError("none"), absl::Minutes(1), nullptr));
+    return groups_.back()->Connect({.size = kSize, .first = first}, absl::Now() + patience);
   }
   // How often NCCL was asked to abort each communicator, once the groups are gone.
   std::vector<int> Aborts() {
@@ -51,8 +51,7 @@ TEST_F(NcclJoinTest, APeerThatDoesNotComeEndsItInBoundedTime) {
   const absl::Time start = absl::Now();
   EXPECT_THAT(Join(0, 2, absl::Milliseconds(50)),
               StatusIs(absl::StatusCode::kDeadlineExceeded,
-                       AllOf(HasSubstr("joining the ranks"), HasSubstr("50ms"),
-                             HasSubstr("did not come"))));
+                       AllOf(HasSubstr("joining the ranks"), HasSubstr("did not come"))));
   EXPECT_EQ(Aborts(), (std::vector<int>{1, 1}));
   EXPECT_LT(absl::Now() - start, absl::Seconds(2)) << "nobody is left waiting";
   EXPECT_EQ(world_.used_after_abort, 0);
@@ -66,7 +65,7 @@ TEST_F(NcclJoinTest, APeerMayComeLate) {
     if (world_.comms.size() == 2) break;
   }
   NcclGroup late(nccl_, Devices(1), absl::UnimplementedError("none"), absl::Minutes(1), nullptr);
-  EXPECT_OK(late.Connect({.size = kSize, .first = 2}));
+  EXPECT_OK(late.Connect({.size = kSize, .first = 2}, absl::Now() + absl::Minutes(1)));
   early.join();
   EXPECT_OK(others);
 }
