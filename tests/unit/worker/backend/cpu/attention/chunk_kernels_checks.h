@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "kvstore/int8_vector.h"
+#include "kvstore/scaled_vector.h"
 #include "worker/backend/cpu/attention/chunk_kernels.h"
 #include "worker/backend/weight_types.h"
 
@@ -22,7 +22,7 @@ inline constexpr int kCheckedDims[] = {16, 17, 24, 31, 32, 64, 80, 96, 128};
 inline std::vector<KvDtype> DtypesOf(const ChunkKernels& kernels) {
   if (kernels.attend == Avx512Bf16ChunkKernels().attend) return {KvDtype::kBf16};
   if (kernels.attend == Avx512VnniChunkKernels().attend) return {KvDtype::kInt8};
-  return {KvDtype::kBf16, KvDtype::kF32, KvDtype::kInt8};
+  return {KvDtype::kBf16, KvDtype::kF32, KvDtype::kFp8, KvDtype::kInt8};
 }
 
 inline int Padded(int dim, KvDtype dtype) {
@@ -46,10 +46,9 @@ struct StoredChunk {
       float* vector = exact.data() + j * n;
       std::byte* to = bytes.data() + j * n * kvstore::DtypeBytes(dtype);
       at[j] = to;
-      if (dtype == KvDtype::kInt8) {
-        scales[j] = kvstore::Int8ScaleOf(vector, n);
-        kvstore::Int8Encode(vector, n, scales[j], reinterpret_cast<int8_t*>(to));
-        kvstore::Int8Decode(reinterpret_cast<const int8_t*>(to), n, scales[j], vector);
+      if (kvstore::HasScales(dtype)) {
+        scales[j] = kvstore::EncodeVector(dtype, vector, n, to);
+        kvstore::DecodeVector(dtype, to, n, scales[j], vector);
       } else if (dtype == KvDtype::kF32) {
         std::memcpy(to, vector, n * sizeof(float));
       } else {
