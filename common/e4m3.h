@@ -1,6 +1,6 @@
-// E4M3: floating-point numbers of eight bits, a sign, four bits of exponent with bias 7 and three of
-// mantissa, as GPUs multiply them. The largest is 448; there are no infinities, and 0x7f and 0xff
-// are NaN. A normal number keeps a value within 1/16 of it.
+// E4M3: floating-point numbers of eight bits, a sign, four bits of exponent with bias 7 and three
+// of mantissa, as GPUs multiply them. The largest is 448; there are no infinities, and 0x7f and
+// 0xff are NaN. A normal number keeps a value within 1/16 of it.
 //
 // Thread rule: pure functions, for host and device.
 #pragma once

@@ -72,8 +72,8 @@ TEST(E4m3, RoundsToTheNearestAndTiesToEven) {
 }
 
 TEST(E4m3, WhatIsTooLargeBecomesTheLargest) {
-  for (const float value : {448.0f, 463.9f, 464.0f, 480.0f, 1e9f, kInfinity,
-                            std::numeric_limits<float>::max()}) {
+  for (const float value :
+       {448.0f, 463.9f, 464.0f, 480.0f, 1e9f, kInfinity, std::numeric_limits<float>::max()}) {
     EXPECT_EQ(FloatToE4m3(value), 0x7e) << value;
     EXPECT_EQ(FloatToE4m3(-value), 0xfe) << value;
   }

@@ -154,8 +154,8 @@ TEST(ScaledVectorTest, Int8IsNearerUnlessOneValueIsFarLargerThanTheOthers) {
     };
     const double int8 = RelativeError(KvDtype::kInt8, next);
     const double fp8 = RelativeError(KvDtype::kFp8, next);
-    std::cout << "127 normal values and one of " << c.outlier << ": int8 errs " << int8
-              << ", fp8 " << fp8 << "\n";
+    std::cout << "127 normal values and one of " << c.outlier << ": int8 errs " << int8 << ", fp8 "
+              << fp8 << "\n";
     EXPECT_EQ(int8 < fp8, c.outlier < 11);
     EXPECT_LT(int8, c.int8);
     EXPECT_LT(fp8, c.fp8);
