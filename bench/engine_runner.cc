@@ -3,7 +3,7 @@
 //
 //   loopserve-engine-bench --model=F [--backend=auto] [--isa=auto]
 //                          [--activation-bits=16] [--threads=N] [--tp=N]
-//                          [--kv-tokens=N: what the KV pool holds] [--kv-dtype=bf16|int8]
+//                          [--kv-tokens=N: what the KV pool holds] [--kv-dtype=bf16|int8|fp8]
 //
 // It prints "ready BACKEND VOCAB CONTEXT" and then answers one line for each on standard input:
 //

@@ -137,7 +137,7 @@ def main(argv):
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--type", choices=random_model.MATRIX_TYPES, default="Q8_0")
-    parser.add_argument("--kv-dtype", choices=("bf16", "int8"), default="bf16")
+    parser.add_argument("--kv-dtype", choices=("bf16", "int8", "fp8"), default="bf16")
     options = parser.parse_args(argv)
     try:
         print(run(Bundle(options.bundle), options.backend, options.type, options.kv_dtype))

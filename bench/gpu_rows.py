@@ -50,7 +50,7 @@ class Model:
         return 2 if self.weights == "fp8" else 1
 
     def id(self, what):
-        return f"gpu_{self.shape}_{self.weights}_{what}" + ("_kv_int8" if self.kv == "int8" else "")
+        return f"gpu_{self.shape}_{self.weights}_{what}" + ("" if self.kv == "bf16" else f"_kv_{self.kv}")
 
 
 def decode_id(batch, depth, sampling="greedy"):

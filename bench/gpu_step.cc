@@ -4,7 +4,7 @@
 //   loopserve-gpu-step --shape=8b --weights=bf16 --backend=cuda --mode=decode --batch=1 --depth=0
 //   loopserve-gpu-step --shape=8b --weights=bf16 --backend=cuda --serve
 //
-//   --shape=8b|1b|tiny  --weights=bf16|q4_0|q8_0|f32  --kv-dtype=bf16|int8  --backend=auto
+//   --shape=8b|1b|tiny  --weights=bf16|q4_0|q8_0|f32  --kv-dtype=bf16|int8|fp8  --backend=auto
 //   --threads=N  --step-tokens=N: rows of the largest step  --kv-tokens=N: what the KV pool holds
 //   --mode=decode|prefill|extend, with --batch=B, --depth=D, --rows=T, --chunk=C and --steps=N
 //   --sampling=greedy|drawn|logits: what comes back of a step, the best tokens, tokens drawn at

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "kvstore/scaled_vector.h"
 #include "tests/support/splitmix64.h"
 
 namespace loopserve::bench {
@@ -92,9 +93,11 @@ void FillKvBlock(const kvstore::KvShape& shape, uint64_t seed, std::span<std::by
   FillBytes(random, out);
   const auto tokens = static_cast<size_t>(shape.block_tokens);
   for (size_t head = 0; head < shape.block_bytes(); head += shape.head_bytes()) {
-    // The code -128 does not occur.
+    // The code -128 of int8 does not occur, nor do those of NaN in E4M3.
     for (std::byte& code : out.subspan(head, shape.scale_offset(0))) {
-      if (code == std::byte{0x80}) code = std::byte{0};
+      if (code == std::byte{0x80} || !kvstore::AreNumbers(shape.dtype, &code, 1)) {
+        code = std::byte{0};
+      }
     }
     for (size_t slot = 0; slot < tokens; ++slot) {
       Store(out.data() + head + shape.scale_offset(slot), 1.0F / 128);

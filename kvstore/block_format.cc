@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/byte_io.h"
@@ -22,10 +23,7 @@ absl::Status CheckNumbers(const BlockHeader& header, uint32_t num_ids) {
   if (shape.layers <= 0 || shape.kv_heads <= 0 || shape.head_dim <= 0 || shape.block_tokens <= 0) {
     return Damaged("shape");
   }
-  if (shape.dtype != KvDtype::kBf16 && shape.dtype != KvDtype::kF32 &&
-      shape.dtype != KvDtype::kInt8) {
-    return Damaged("dtype");
-  }
+  if (std::ranges::find(kKvDtypes, shape.dtype) == std::end(kKvDtypes)) return Damaged("dtype");
   if (header.num_tokens <= 0 || header.num_tokens > shape.block_tokens) return Damaged("tokens");
   const auto expected = header.plane == 0 ? static_cast<uint32_t>(header.num_tokens) : 0u;
   return num_ids == expected ? absl::OkStatus() : Damaged("token ids");

@@ -6,8 +6,8 @@
 //     [layers][2: K, V][kv_heads][block_tokens][head_dim]     of `dtype`
 //
 // so the keys of one layer and head are contiguous, which is what attention kernels stream. With
-// kInt8 a head's vectors are followed by their scales, [block_tokens] of f32, right behind the last
-// value (unaligned if block_tokens * head_dim is no multiple of 4): value = code * scale. With
+// kInt8 and kFp8 a head's vectors are followed by their scales, [block_tokens] of f32, right behind
+// the last value (unaligned if block_tokens * head_dim is no multiple of 4): scaled_vector.h. With
 // tensor parallelism each rank holds the same block for its own range of heads, parts of which
 // other ranks may hold too; the *logical* block (every head once) is what crosses a tier, so that a
 // cache written with --tp 3 restores with --tp 1.
@@ -24,20 +24,37 @@ namespace loopserve::kvstore {
 enum class KvDtype : uint8_t {
   kBf16 = 1,
   kF32 = 2,   // for comparisons with a reference only: it is never stored in a tier
-  kInt8 = 3,  // int8_vector.h: codes -127 ... 127 and a scale for each vector
+  kInt8 = 3,  // codes -127 ... 127 and a scale for each vector
+  kFp8 = 4,   // codes of E4M3 and a scale for each vector
 };
+inline constexpr KvDtype kKvDtypes[] = {KvDtype::kBf16, KvDtype::kF32, KvDtype::kInt8,
+                                        KvDtype::kFp8};
 
+// Whether values are codes of a byte, and every vector has a scale.
+constexpr bool HasScales(KvDtype dtype) {
+  return dtype == KvDtype::kInt8 || dtype == KvDtype::kFp8;
+}
 // Of one value, without its share of a scale.
 constexpr size_t DtypeBytes(KvDtype dtype) {
-  return dtype == KvDtype::kInt8 ? 1 : dtype == KvDtype::kBf16 ? 2 : 4;
+  return HasScales(dtype) ? 1 : dtype == KvDtype::kBf16 ? 2 : 4;
 }
 // As flags, logs and cache keys name it.
 constexpr const char* DtypeName(KvDtype dtype) {
-  return dtype == KvDtype::kInt8 ? "int8" : dtype == KvDtype::kBf16 ? "bf16" : "f32";
+  switch (dtype) {
+    case KvDtype::kBf16:
+      return "bf16";
+    case KvDtype::kF32:
+      return "f32";
+    case KvDtype::kInt8:
+      return "int8";
+    case KvDtype::kFp8:
+      return "fp8";
+  }
+  return "?";
 }
 
 constexpr std::optional<KvDtype> DtypeFromName(absl::string_view name) {
-  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kF32, KvDtype::kInt8}) {
+  for (const KvDtype dtype : kKvDtypes) {
     if (name == DtypeName(dtype)) return dtype;
   }
   return std::nullopt;
@@ -57,7 +74,7 @@ struct KvShape {
   // Bytes of one vector's values, which is also from one slot's to the next.
   constexpr size_t vector_bytes() const { return size_t(head_dim) * DtypeBytes(dtype); }
   // Bytes of one vector's scale; 0 when the dtype has none.
-  constexpr size_t scale_bytes() const { return dtype == KvDtype::kInt8 ? sizeof(float) : 0; }
+  constexpr size_t scale_bytes() const { return HasScales(dtype) ? sizeof(float) : 0; }
   // Byte offsets inside a head's part of a block.
   constexpr size_t vector_offset(size_t slot) const { return slot * vector_bytes(); }
   constexpr size_t scale_offset(size_t slot) const {

@@ -74,9 +74,11 @@ void WorkerConfig::Declare(common::FlagSet& flags) {
             "(empty: neither survives the process)");
   flags.AddBytes("kv-disk-bytes", &kv_disk_bytes, "Capacity of the disk tier");
   flags.Add("kv-dtype", &kv_dtype,
-            "How the pool holds KV: bf16, or int8 (about half the bytes: twice the tokens)");
-  flags.Add("kv-codec", &kv_codec,
-            "How KV is kept between turns: bf16, int8, or auto (exactly as --kv-dtype has it)");
+            "How the pool holds KV: bf16, or in about half the bytes int8 or fp8 (E4M3; less exact "
+            "than int8 with most models)");
+  flags.Add(
+      "kv-codec", &kv_codec,
+      "How KV is kept between turns: bf16, int8, fp8, or auto (exactly as --kv-dtype has it)");
   flags.Add("kvstore", &kvstore, "host:port of the kvstore service that workers share");
   flags.Add("max-batch", &max_batch, "Sequences that run together");
   flags.Add("max-queue", &max_queue, "Turns that may wait; more are refused");
@@ -125,9 +127,9 @@ absl::Status WorkerConfig::CheckPods() const {
 }
 
 absl::Status WorkerConfig::CheckKv() const {
-  if (kv_dtype != "bf16" && kv_dtype != "int8") {
+  if (kv_dtype != "bf16" && kv_dtype != "int8" && kv_dtype != "fp8") {
     return absl::InvalidArgumentError(
-        absl::StrCat("--kv-dtype is '", kv_dtype, "'; it must be bf16 or int8"));
+        absl::StrCat("--kv-dtype is '", kv_dtype, "'; it must be bf16, int8 or fp8"));
   }
   if (!(kv_device_share >= 0 && kv_device_share <= kMaxDeviceShare)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -136,7 +138,7 @@ absl::Status WorkerConfig::CheckKv() const {
   const kvstore::Codec* codec = kvstore::FindCodec(StoredCodec());
   if (codec == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--kv-codec is '", kv_codec, "'; it must be auto, bf16 or int8"));
+        absl::StrCat("--kv-codec is '", kv_codec, "'; it must be auto, bf16, int8 or fp8"));
   }
   if (!codec->Stores(KvDtypeOf())) {
     return absl::InvalidArgumentError(absl::StrCat("--kv-codec=", kv_codec,

@@ -1,7 +1,8 @@
 // loopserve-logits: what a model says after every token of a given text, as raw float32
 // [tokens, vocab], for comparison with bench/reference/llama_f64.py; or a greedy continuation.
 //
-//   loopserve-logits --model=F --tokens=IDS [--backend=cpu] [--isa=auto] [--kv-dtype=f32|bf16|int8]
+//   loopserve-logits --model=F --tokens=IDS [--backend=cpu] [--isa=auto]
+//   [--kv-dtype=f32|bf16|int8|fp8]
 //                    [--chunk=N] [--tp=N] [--threads=N] [--out=FILE] [--greedy=N]
 //                    [--kv-codec=NAME] [--activation-bits=16|8]
 //

@@ -29,8 +29,8 @@ void AddClusterOptions(CLI::App& command, ClusterOptions& options) {
                      "KV pool of each worker, e.g. 512MiB");
   command.add_option("--kv-host-bytes", options.kv_host_bytes, "Host tier of each worker");
   command.add_option("--kv-disk-bytes", options.kv_disk_bytes, "Disk tier of each worker");
-  command.add_option("--kv-dtype", options.kv_dtype, "How the KV pool holds KV: bf16 or int8");
-  command.add_option("--kv-codec", options.kv_codec, "How KV is stored: auto, bf16 or int8");
+  command.add_option("--kv-dtype", options.kv_dtype, "How the KV pool holds KV: bf16, int8 or fp8");
+  command.add_option("--kv-codec", options.kv_codec, "How KV is stored: auto, bf16, int8 or fp8");
   command.add_option("--store-host-bytes", options.store_host_bytes, "Host tier of the kvstore");
   command.add_option("--store-disk-bytes", options.store_disk_bytes, "Disk tier of the kvstore");
   command.add_option("--worker-arg", options.worker_args,

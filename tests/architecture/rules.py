@@ -28,7 +28,7 @@ ROWS = {
          "session_", "disk_session_log.", "memory_session_log.",
          "block_format.", "kv_metrics."],
         ["block_pool."],
-        ["memory.", "block_coder.", "host_memory.", "host_arena.", "kv_shape.", "int8_vector.", "block_key.", "byte_io.", "file."],
+        ["memory.", "block_coder.", "host_memory.", "host_arena.", "kv_shape.", "scaled_vector.", "block_key.", "byte_io.", "file."],
     ],
     "worker": [
         ["main.", "config."],

@@ -162,9 +162,12 @@ const Shape kShapes[] = {
     {1, 2, 96, 64, KvDtype::kBf16},  {3, 3, 64, 32, KvDtype::kInt8},
     {1, 7, 24, 5, KvDtype::kInt8},   {2, 2, 80, 32, KvDtype::kInt8},
     {1, 2, 7, 3, KvDtype::kInt8},    {1, 4, 128, 32, KvDtype::kInt8},
+    {3, 3, 64, 32, KvDtype::kFp8},   {1, 7, 24, 5, KvDtype::kFp8},
+    {2, 2, 80, 32, KvDtype::kFp8},   {1, 2, 7, 3, KvDtype::kFp8},
+    {1, 4, 128, 32, KvDtype::kFp8},
 };
 // What a test of one shape runs on.
-constexpr KvDtype kStored[] = {KvDtype::kBf16, KvDtype::kInt8};
+constexpr KvDtype kStored[] = {KvDtype::kBf16, KvDtype::kInt8, KvDtype::kFp8};
 
 class AttentionTest : public ::testing::TestWithParam<Candidate> {
  protected:
@@ -280,7 +283,7 @@ Inputs HeadsOf(const Inputs& in, const Shape& shape, int32_t first, int32_t coun
 
 // Ranks may share the query heads that read a KV head.
 TEST_P(AttentionTest, AHeadsBitsDoNotDependOnWhoReadsItsKeysToo) {
-  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kInt8, KvDtype::kF32}) {
+  for (const KvDtype dtype : kvstore::kKvDtypes) {
     const Shape shape{2, 3, 64, 32, dtype};
     const Inputs in = MakeInputs(shape, is_reference() ? 70 : 600, 19);
     const auto run = [&](const Shape& part, const Inputs& inputs) {
@@ -377,7 +380,8 @@ LinePlan RandomLines(const Shape& shape, int64_t tokens, Random& random) {
 TEST_P(AttentionTest, LinePlansMatchTheReference) {
   if (!has_plans()) GTEST_SKIP() << "dense attention only";
   if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
-  for (const Shape& shape : {kShapes[0], kShapes[3], kShapes[9], kShapes[10]}) {
+  for (const Shape& shape :
+       {kShapes[0], kShapes[3], kShapes[9], kShapes[10], kShapes[14], kShapes[15]}) {
     Random random(31);
     const Inputs in = MakeInputs(shape, 150, 31);
     const LinePlan lines = RandomLines(shape, 150, random);
@@ -391,7 +395,8 @@ TEST_P(AttentionTest, LinePlansMatchTheReference) {
 TEST_P(AttentionTest, WorkingSetsMatchTheReference) {
   if (!has_plans()) GTEST_SKIP() << "dense attention only";
   if (is_reference()) GTEST_SKIP() << "the reference is the oracle";
-  for (const Shape& shape : {kShapes[0], kShapes[3], kShapes[9], kShapes[10]}) {
+  for (const Shape& shape :
+       {kShapes[0], kShapes[3], kShapes[9], kShapes[10], kShapes[14], kShapes[15]}) {
     Random random(37);
     const Inputs in = MakeInputs(shape, 150, 37);
     WorkingSet set;

@@ -72,7 +72,7 @@ TEST(CodecFuzzTest, ArbitraryPayloadsAreDecodedOrRefused) {
   for (const Codec* codec : AllCodecs()) {
     for (int i = 0; i < 10000; ++i) {
       KvShape shape = testing::SmallShape();
-      if (i % 2 == 1) shape.dtype = KvDtype::kInt8;
+      shape.dtype = kKvDtypes[i % 4];
       std::vector<std::byte> out(shape.block_bytes());
       const auto payload = testing::RandomBytes(random() % (2 * shape.block_bytes()), random());
       const ByteSpan planes[] = {payload, payload};

@@ -112,11 +112,13 @@ TEST(AttentionSpeedTest, DISABLED_Prints) {
            Speed{"decode 1 x 32k", {4, 8, 128, 32, KvDtype::kBf16}, 4, 1, 1, 32768},
            Speed{"decode 8 x 32k", {4, 8, 128, 32, KvDtype::kBf16}, 4, 8, 1, 32768},
            Speed{"decode 8 x 32k int8", {4, 8, 128, 32, KvDtype::kInt8}, 4, 8, 1, 32768},
+           Speed{"decode 8 x 32k fp8", {4, 8, 128, 32, KvDtype::kFp8}, 4, 8, 1, 32768},
            Speed{"decode 64 x 4k", {4, 8, 128, 32, KvDtype::kBf16}, 4, 64, 1, 4096},
            Speed{"decode 8 x 8k d64", {8, 3, 64, 32, KvDtype::kBf16}, 3, 8, 1, 8192},
            Speed{"decode 8 x 8k f32", {4, 8, 128, 32, KvDtype::kF32}, 4, 8, 1, 8192},
            Speed{"prefill 4k", {4, 8, 128, 32, KvDtype::kBf16}, 4, 1, 4096, 4096},
            Speed{"prefill 4k int8", {4, 8, 128, 32, KvDtype::kInt8}, 4, 1, 4096, 4096},
+           Speed{"prefill 4k fp8", {4, 8, 128, 32, KvDtype::kFp8}, 4, 1, 4096, 4096},
            Speed{"prefill 2k d80", {4, 8, 80, 32, KvDtype::kBf16}, 4, 1, 2048, 2048},
        }) {
     MeasureAndPrint(speed);

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kvstore/int8_vector.h"
 #include "kvstore/kv_shape.h"
+#include "kvstore/scaled_vector.h"
 #include "tests/gpu/device_tensors.h"
 #include "worker/backend/attention_plan.h"
 #include "worker/backend/cuda/attention/attention.h"
@@ -150,8 +150,7 @@ class Step {
         std::memcpy(vector + 2 * i, &bits, 2);
       }
     } else {
-      const float scale = kvstore::Int8ScaleOf(values, dim);
-      kvstore::Int8Encode(values, dim, scale, reinterpret_cast<int8_t*>(vector));
+      const float scale = kvstore::EncodeVector(shape_.dtype, values, dim, vector);
       std::memcpy(at + shape_.scale_offset(slot), &scale, 4);
     }
   }
@@ -161,7 +160,7 @@ class Step {
     const std::byte* vector = at + shape_.vector_offset(slot);
     std::vector<double> values(static_cast<size_t>(shape_.head_dim));
     float scale;
-    if (shape_.dtype == KvDtype::kInt8) std::memcpy(&scale, at + shape_.scale_offset(slot), 4);
+    if (kvstore::HasScales(shape_.dtype)) std::memcpy(&scale, at + shape_.scale_offset(slot), 4);
     for (size_t i = 0; i < values.size(); ++i) {
       float value;
       uint16_t bits;
@@ -172,7 +171,8 @@ class Step {
         std::memcpy(&bits, vector + 2 * i, 2);
         values[i] = double{Bf16ToFloat(bits)};
       } else {
-        values[i] = double{scale} * static_cast<int8_t>(vector[i]);
+        kvstore::DecodeVector(shape_.dtype, vector + i, 1, 1.0f, &value);
+        values[i] = double{scale} * value;
       }
     }
     return values;
@@ -342,12 +342,17 @@ const Case kCases[] = {
     {"DecodeInt8", 128, 2, 8, 32, KvDtype::kInt8, kB16, kB16, 0, kDecode},
     {"DecodeInt8Long", 128, 2, 4, 32, KvDtype::kInt8, kB16, kF32, 0, {{1, 5000}, {2, 2000}}},
     {"Decode64Int8", 64, 3, 3, 16, KvDtype::kInt8, kB16, kF32, 0, kDecode},
+    {"DecodeFp8", 128, 2, 8, 32, KvDtype::kFp8, kB16, kB16, 0, kDecode},
+    {"DecodeFp8Long", 128, 2, 4, 32, KvDtype::kFp8, kB16, kF32, 0, {{1, 5000}, {2, 2000}}},
+    {"Decode64Fp8", 64, 3, 3, 16, KvDtype::kFp8, kB16, kF32, 0, kDecode},
     {"DecodeWindow", 128, 2, 4, 32, KvDtype::kBf16, kB16, kB16, 100, kDecode},
     {"DecodeFewSms", 128, 2, 4, 32, KvDtype::kBf16, kB16, kB16, 0, kDecode, kMany, 3},
     {"Ragged128", 128, 2, 4, 32, KvDtype::kBf16, kB16, kB16, 0, kRagged},
     {"Ragged64", 64, 3, 3, 16, KvDtype::kBf16, kB16, kF32, 0, kRagged},
     {"RaggedInt8", 128, 1, 8, 32, KvDtype::kInt8, kB16, kF32, 0, kRagged},
     {"Ragged64Int8", 64, 2, 1, 16, KvDtype::kInt8, kB16, kB16, 0, kRagged},
+    {"RaggedFp8", 128, 1, 8, 32, KvDtype::kFp8, kB16, kF32, 0, kRagged},
+    {"Ragged64Fp8", 64, 2, 1, 16, KvDtype::kFp8, kB16, kB16, 0, kRagged},
     {"RaggedWindow", 64, 1, 4, 16, KvDtype::kBf16, kB16, kB16, 20, kRagged},
     {"RaggedElsewhere", 64, 1, 4, 16, KvDtype::kBf16, kB16, kB16, 0, kRagged, 16},
     {"Chunked", 128, 1, 4, 32, KvDtype::kBf16, kB16, kF32, 0, {{70, 1000}, {64, 64}}},
@@ -357,6 +362,7 @@ const Case kCases[] = {
     {"HeadDim24", 24, 2, 1, 16, KvDtype::kF32, kF32, kF32, 0, kRagged},
     {"HeadDim20Int8", 20, 2, 4, 16, KvDtype::kInt8, kF32, kF32, 0, kRagged},
     {"HeadDim25Int8", 25, 3, 3, 5, KvDtype::kInt8, kB16, kF32, 0, kRagged},
+    {"HeadDim25Fp8", 25, 3, 3, 5, KvDtype::kFp8, kB16, kF32, 0, kRagged},
     {"HeadDim80", 80, 2, 4, 32, KvDtype::kBf16, kB16, kB16, 0, kRagged},
     {"HeadDim80Int8", 80, 1, 8, 32, KvDtype::kInt8, kB16, kF32, 0, kDecode},
     {"HeadDim256", 256, 1, 4, 32, KvDtype::kBf16, kB16, kF32, 0, kRagged},
@@ -364,6 +370,7 @@ const Case kCases[] = {
     {"F32Long", 128, 2, 4, 32, KvDtype::kF32, kF32, kF32, 0, {{1, 5000}, {9, 1000}}},
     {"F32Queries", 64, 3, 3, 32, KvDtype::kBf16, kF32, kF32, 0, kRagged},
     {"F32QueriesInt8", 128, 1, 12, 32, KvDtype::kInt8, kF32, kB16, 0, kRagged},
+    {"F32QueriesFp8", 128, 1, 12, 32, KvDtype::kFp8, kF32, kB16, 0, kRagged},
     {"GenericWindow", 24, 2, 4, 16, KvDtype::kF32, kF32, kF32, 17, kRagged},
     {"NoRows", 128, 2, 4, 32, KvDtype::kBf16, kB16, kB16, 0, {{0, 0}, {0, 10}}},
 };

@@ -459,7 +459,9 @@ INSTANTIATE_TEST_SUITE_P(Models, ContinuityTest,
                                            Setup{"odd", "reference"}, Setup{"mha", "cpu"},
                                            Setup{"untied", "cpu"},
                                            Setup{"gqa", "cpu", kvstore::KvDtype::kInt8},
-                                           Setup{"odd", "reference", kvstore::KvDtype::kInt8}),
+                                           Setup{"odd", "reference", kvstore::KvDtype::kInt8},
+                                           Setup{"gqa", "cpu", kvstore::KvDtype::kFp8},
+                                           Setup{"odd", "reference", kvstore::KvDtype::kFp8}),
                          [](const auto& info) {
                            return absl::StrCat(info.param.preset, "_", info.param.backend, "_",
                                                DtypeName(info.param.kv_dtype));

@@ -26,12 +26,17 @@ inline uint16_t FloatToBf16(float value) {
   return static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
 }
 
-// Any codes, and scales some of which are far larger than others.
-inline std::vector<std::byte> RandomInt8Block(const kvstore::KvShape& shape, uint32_t seed) {
+// Any codes that have a number, and scales some of which are far larger than others.
+inline std::vector<std::byte> RandomScaledBlock(const kvstore::KvShape& shape, uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<std::byte> block(shape.block_bytes());
-  for (std::byte& b : block) b = static_cast<std::byte>(random());
+  constexpr std::byte kMagnitude{0x7f};
+  for (std::byte& b : block) {
+    b = static_cast<std::byte>(random());
+    const bool nan = shape.dtype == kvstore::KvDtype::kFp8 && (b & kMagnitude) == kMagnitude;
+    if (nan) b = std::byte{0};
+  }
   for (size_t head = 0; head < block.size(); head += shape.head_bytes()) {
     for (size_t slot = 0; slot < static_cast<size_t>(shape.block_tokens); ++slot) {
       const float scale = std::exp(3 * normal(random));
@@ -43,7 +48,7 @@ inline std::vector<std::byte> RandomInt8Block(const kvstore::KvShape& shape, uin
 
 // A logical block of normal values, some vectors far larger than others.
 inline std::vector<std::byte> RandomBlock(const kvstore::KvShape& shape, uint32_t seed) {
-  if (shape.dtype == kvstore::KvDtype::kInt8) return RandomInt8Block(shape, seed);
+  if (kvstore::HasScales(shape.dtype)) return RandomScaledBlock(shape, seed);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<std::byte> block(shape.block_bytes());

@@ -3,9 +3,10 @@
 // Ranks do equal work between one call of their communicators and the next, so the first to arrive
 // at a call is the measure for the others: a rank is *silent* once it has been missed there for
 // longer than `patience`, and longer than four times what the first one needed since all were
-// together (at the call before; ranks that are heard of now and then are found there later). A step of minutes is then as good as one of milliseconds, and a machine that is too slow
-// for everyone makes everyone slow. The end of a step counts as a call. A lone rank has no measure
-// and is never silent.
+// together (at the call before; ranks that are heard of now and then are found there later). A step
+// of minutes is then as good as one of milliseconds, and a machine that is too slow for everyone
+// makes everyone slow. The end of a step counts as a call. A lone rank has no measure and is never
+// silent.
 //
 //   RankWatch watch(ranks, absl::Milliseconds(1250));
 //   watch.Begin();                        // per step

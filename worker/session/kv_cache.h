@@ -58,8 +58,8 @@ class KvCache final {
   DeviceCache& device() { return device_; }
   bool has_store() const { return store_ != nullptr; }
   // Bits per value of KV as the device holds it, and of what came from a tier.
-  int device_bits() const { return pool_.shape().dtype == kvstore::KvDtype::kInt8 ? 8 : 16; }
-  int restored_bits() const { return options_.codec == "int8" ? 8 : device_bits(); }
+  int device_bits() const { return kvstore::HasScales(pool_.shape().dtype) ? 8 : 16; }
+  int restored_bits() const { return options_.codec == "bf16" ? device_bits() : 8; }
 
   // The key before the first token of everything in a namespace.
   kvstore::BlockKey Root(const std::string& cache_namespace) const;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/random_fill.h"
+#include "kvstore/scaled_vector.h"
 #include "worker/model/model.h"
 
 namespace loopserve::bench {
@@ -68,8 +69,7 @@ TEST(SyntheticModel, LargeOnesAreLargeOnlyToTheReader) {
 }
 
 TEST(RandomFill, KvOfEveryDtypeIsFinite) {
-  for (const auto dtype :
-       {kvstore::KvDtype::kBf16, kvstore::KvDtype::kF32, kvstore::KvDtype::kInt8}) {
+  for (const auto dtype : kvstore::kKvDtypes) {
     const kvstore::KvShape shape{
         .layers = 2, .kv_heads = 3, .head_dim = 10, .block_tokens = 7, .dtype = dtype};
     std::vector<std::byte> block(shape.block_bytes());
@@ -77,7 +77,8 @@ TEST(RandomFill, KvOfEveryDtypeIsFinite) {
     std::vector<std::byte> again(block.size());
     FillKvBlock(shape, 1, again);
     EXPECT_EQ(block, again);
-    if (dtype != kvstore::KvDtype::kInt8) continue;
+    if (!kvstore::HasScales(dtype)) continue;
+    EXPECT_TRUE(kvstore::AreNumbers(dtype, block.data(), shape.scale_offset(0)));
     float scale = 0;
     std::memcpy(&scale,
                 block.data() + shape.offset(1, kvstore::KvSide::kValue, 2) + shape.scale_offset(6),

@@ -21,7 +21,7 @@ TEST(KvShapeTest, HeadsOfPlainValuesAreVectorsAndNothingElse) {
   }
 }
 
-TEST(KvShapeTest, ScalesOfInt8FollowTheVectorsOfTheirHead) {
+TEST(KvShapeTest, ScalesFollowTheVectorsOfTheirHead) {
   const KvShape shape = Shape(KvDtype::kInt8);
   EXPECT_EQ(shape.vector_bytes(), 64u);
   EXPECT_EQ(shape.scale_offset(0), 32u * 64);
@@ -32,6 +32,8 @@ TEST(KvShapeTest, ScalesOfInt8FollowTheVectorsOfTheirHead) {
   EXPECT_EQ(shape.block_bytes(), 32 * shape.token_bytes());
   // About twice the tokens in the same memory.
   EXPECT_GT(Shape(KvDtype::kBf16).block_bytes() * 10, shape.block_bytes() * 18);
+  EXPECT_EQ(Shape(KvDtype::kFp8).block_bytes(), shape.block_bytes());
+  EXPECT_EQ(Shape(KvDtype::kFp8).scale_offset(31), shape.scale_offset(31));
 }
 
 TEST(KvShapeTest, OddSizesOfInt8HaveNoGaps) {
@@ -45,6 +47,9 @@ TEST(KvShapeTest, DtypesHaveNames) {
   EXPECT_STREQ(DtypeName(KvDtype::kBf16), "bf16");
   EXPECT_STREQ(DtypeName(KvDtype::kF32), "f32");
   EXPECT_STREQ(DtypeName(KvDtype::kInt8), "int8");
+  EXPECT_STREQ(DtypeName(KvDtype::kFp8), "fp8");
+  for (const KvDtype dtype : kKvDtypes) EXPECT_EQ(DtypeFromName(DtypeName(dtype)), dtype);
+  EXPECT_EQ(DtypeFromName("fp16"), std::nullopt);
 }
 
 }  // namespace

@@ -67,6 +67,23 @@ TEST(WorkerConfig, LeadsPodsOrFollowsOrNeither) {
   EXPECT_TRUE(config.follows());
 }
 
+TEST(WorkerConfig, Fp8HasACodecOfItsOwn) {
+  WorkerConfig config = Valid();
+  config.kv_dtype = "fp8";
+  EXPECT_OK(config.Check());
+  EXPECT_EQ(config.StoredCodec(), "fp8");
+  EXPECT_EQ(config.KvDtypeOf(), kvstore::KvDtype::kFp8);
+  for (const char* codec : {"bf16", "int8"}) {
+    config.kv_codec = codec;
+    EXPECT_THAT(config.Check(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                         HasSubstr("cannot keep KV of --kv-dtype=fp8")));
+  }
+  config.kv_codec = "fp8";
+  config.kv_dtype = "int8";
+  EXPECT_THAT(config.Check(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                       HasSubstr("cannot keep KV of --kv-dtype=int8")));
+}
+
 TEST(WorkerConfig, NamesTheFlagThatIsWrong) {
   const auto expect = [](auto change, const char* flag) {
     WorkerConfig config = Valid();

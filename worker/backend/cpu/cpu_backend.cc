@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/cpus.h"
 #include "common/status_macros.h"
-#include "kvstore/int8_vector.h"
+#include "kvstore/scaled_vector.h"
 #include "worker/backend/cpu/attention/step_attention.h"
 #include "worker/backend/cpu/cpu_isa.h"
 #include "worker/backend/cpu/kernels.h"
@@ -302,9 +302,9 @@ class CpuBackend final : public Backend {
       case KvDtype::kF32:
         std::copy_n(from, dim, reinterpret_cast<float*>(at));
         return;
-      case KvDtype::kInt8: {
-        const float scale = kvstore::Int8ScaleOf(from, dim);
-        kvstore::Int8Encode(from, dim, scale, reinterpret_cast<int8_t*>(at));
+      case KvDtype::kInt8:
+      case KvDtype::kFp8: {
+        const float scale = kvstore::EncodeVector(shape.dtype, from, dim, at);
         std::memcpy(head + shape.scale_offset(slot), &scale, sizeof scale);
       }
     }

@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "kvstore/int8_vector.h"
+#include "kvstore/scaled_vector.h"
 #include "worker/backend/row_sampler.h"
 #include "worker/backend/shape_check.h"
 
@@ -67,7 +67,12 @@ class HeadView {
       case KvDtype::kBf16:
         return Bf16ToFloat(Load<uint16_t>(vector, i));
       case KvDtype::kInt8:
-        return static_cast<float>(Load<int8_t>(vector, i)) * Load<float>(Scale(block, slot), 0);
+      case KvDtype::kFp8: {
+        float value;
+        const float scale = Load<float>(Scale(block, slot), 0);
+        kvstore::DecodeVector(kv_.shape.dtype, vector + i, 1, scale, &value);
+        return value;
+      }
     }
     return 0;
   }
@@ -84,9 +89,9 @@ class HeadView {
           std::memcpy(vector + i * sizeof bits, &bits, sizeof bits);
         }
         return;
-      case KvDtype::kInt8: {
-        const float scale = kvstore::Int8ScaleOf(values, dim);
-        kvstore::Int8Encode(values, dim, scale, reinterpret_cast<int8_t*>(vector));
+      case KvDtype::kInt8:
+      case KvDtype::kFp8: {
+        const float scale = kvstore::EncodeVector(kv_.shape.dtype, values, dim, vector);
         std::memcpy(Scale(block, slot), &scale, sizeof scale);
       }
     }

@@ -34,7 +34,7 @@ TEST(Bf16Test, APartialBlockStoresItsTokensOnly) {
 }
 
 TEST(Bf16Test, RefusesOtherDtypes) {
-  for (const KvDtype dtype : {KvDtype::kF32, KvDtype::kInt8}) {
+  for (const KvDtype dtype : {KvDtype::kF32, KvDtype::kInt8, KvDtype::kFp8}) {
     KvShape shape = testing::SmallShape();
     shape.dtype = dtype;
     std::vector<std::byte> block(shape.block_bytes());

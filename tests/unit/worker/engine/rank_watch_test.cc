@@ -139,8 +139,8 @@ TEST_F(RankWatchTest, EveryCallOfACommunicatorTells) {
   const TensorView x{&value, 1, 1, 1};
   const std::function<absl::Status()> calls[] = {
       [&] { return comm->AllGatherCols(x, x); }, [&] { return comm->AllReduceSum(x); },
-      [&] { return comm->Broadcast(x, 0); }, [&] { return comm->Barrier(); },
-      [&] { return comm->Least(3).status(); }, [&] { return comm->Wait(); }};
+      [&] { return comm->Broadcast(x, 0); },     [&] { return comm->Barrier(); },
+      [&] { return comm->Least(3).status(); },   [&] { return comm->Wait(); }};
   for (const auto& call : calls) {
     watch_.Begin();
     EXPECT_OK(call());

@@ -264,14 +264,21 @@ TEST_F(KvCacheTest, ParkLeavesTheDeviceAndPrefetchAsksTheStore) {
 }
 
 TEST_F(KvCacheTest, CachesOfDifferentDtypesNeverMix) {
-  kvstore::KvShape shape = pool_->shape();
-  shape.dtype = kvstore::KvDtype::kInt8;
-  const auto pool = *KvBlockPool::Create(
-      shape, 6, {{.memory = memory_.get(), .first_kv_head = 0, .kv_heads = 1}});
-  const KvCache int8({.model_fingerprint = "m"}, *pool, nullptr, *kv_metrics_);
-  EXPECT_NE(int8.Root("tenant/a").hash, root_.hash);
-  EXPECT_EQ(int8.device_bits(), 8);
-  EXPECT_EQ(int8.restored_bits(), 8);
+  std::vector<common::Hash128> roots = {root_.hash};
+  for (const auto dtype : {kvstore::KvDtype::kInt8, kvstore::KvDtype::kFp8}) {
+    kvstore::KvShape shape = pool_->shape();
+    shape.dtype = dtype;
+    const auto pool = *KvBlockPool::Create(
+        shape, 6, {{.memory = memory_.get(), .first_kv_head = 0, .kv_heads = 1}});
+    const KvCache cache({.model_fingerprint = "m", .codec = kvstore::DtypeName(dtype)}, *pool,
+                        nullptr, *kv_metrics_);
+    roots.push_back(cache.Root("tenant/a").hash);
+    EXPECT_EQ(cache.device_bits(), 8);
+    EXPECT_EQ(cache.restored_bits(), 8);
+  }
+  EXPECT_NE(roots[0], roots[1]);
+  EXPECT_NE(roots[0], roots[2]);
+  EXPECT_NE(roots[1], roots[2]);
   EXPECT_EQ(cache_->device_bits(), 16);
   EXPECT_EQ(cache_->restored_bits(), 16);
 }

@@ -154,7 +154,7 @@ void PointAtChunk(const AttentionItem& item, int64_t first, const Workspace& wor
       to.keys[j] = at + item.key_offset;
       to.values[j] = at + item.value_offset;
     }
-    if (item.dtype != KvDtype::kInt8) return;
+    if (!kvstore::HasScales(item.dtype)) return;
     const std::byte* scale = block + item.scale_offset + static_cast<size_t>(slot) * sizeof(float);
     for (size_t i = 0; i < static_cast<size_t>(n) * sizeof(float); i += 64) {
       __builtin_prefetch(scale + item.key_offset + i);
@@ -193,14 +193,14 @@ int PointAlongSlashes(const AttentionItem& item, int64_t first, int64_t position
     const size_t slot = key % block_tokens;
     to.keys[count] = block + item.key_offset + slot * item.vector_bytes;
     to.values[count] = block + item.value_offset + slot * item.vector_bytes;
-    if (item.dtype == KvDtype::kInt8) {
+    if (kvstore::HasScales(item.dtype)) {
       const std::byte* scale = block + item.scale_offset + slot * sizeof(float);
       std::memcpy(work.key_scales + count, scale + item.key_offset, sizeof(float));
       std::memcpy(work.value_scales + count, scale + item.value_offset, sizeof(float));
     }
     ++count;
   }
-  if (item.dtype == KvDtype::kInt8) {
+  if (kvstore::HasScales(item.dtype)) {
     std::fill(work.key_scales + count, work.key_scales + kKeyChunk, 0.0f);
     std::fill(work.value_scales + count, work.value_scales + kKeyChunk, 0.0f);
   }
@@ -228,7 +228,7 @@ void AttendIndexed(const ChunkKernels& kernels, const AttentionItem& item, int64
     const bool fetch = c + 1 < end;
     if (fetch) PointAtChunk(item, (c + 1) * kKeyChunk, work, next);
     SetVisible(item, c * kKeyChunk, work);
-    if (item.dtype == KvDtype::kInt8) LoadScales(item, c * kKeyChunk, work);
+    if (kvstore::HasScales(item.dtype)) LoadScales(item, c * kKeyChunk, work);
     const ChunkSource keys{now.keys, fetch ? next.keys : nullptr, item.dtype, item.head_dim,
                            work.key_scales};
     const ChunkSource values{now.values, fetch ? next.values : nullptr, item.dtype, item.head_dim,

@@ -52,8 +52,8 @@ struct AttentionItem {
   int64_t first_position = 0;  // absolute, of row 0; row r reads keys up to first_position + r
 
   // The key at position p is vector p % block_tokens, vector_bytes apart, at arena + blocks[p /
-  // block_tokens].value() * block_bytes + key_offset; likewise the value. Scales of int8, one f32
-  // for each vector of the block, lie scale_offset behind the first.
+  // block_tokens].value() * block_bytes + key_offset; likewise the value. Scales, where the
+  // dtype has them, one f32 for each vector of the block, lie scale_offset behind the first.
   const std::byte* arena = nullptr;
   const common::BlockId* blocks = nullptr;
   size_t block_bytes = 0;

@@ -45,13 +45,13 @@ struct ChunkStep {
   const uint64_t* visible;  // [rows]: bit j is set when the row reads key j of the chunk
   const float* keys;        // [padded_dim, kKeyChunk] floats' room, from load_keys
   const float* values;      // [kKeyChunk, padded_dim] floats' room, from load_values
-  const float* key_scales;  // [kKeyChunk] of int8 keys and values
+  const float* key_scales;  // [kKeyChunk] where the dtype has scales
   const float* value_scales;
   float* state;  // [rows, StateStride(padded_dim)], updated
 };
 
 // The kKeyChunk vectors of a chunk as the arena holds them. `next` (may be null) are those of the
-// chunk to come, which are fetched into the cache meanwhile. `scales`: of int8 vectors.
+// chunk to come, which are fetched into the cache meanwhile. `scales`: where the dtype has them.
 struct ChunkSource {
   const std::byte* const* at;
   const std::byte* const* next;
@@ -70,7 +70,7 @@ struct GatherStep {
   const float* q;  // from load_query
   const std::byte* const* keys;
   const std::byte* const* values;
-  const float* key_scales;  // [kKeyChunk] of int8 keys and values; beyond count, zeros
+  const float* key_scales;  // [kKeyChunk] where the dtype has scales; beyond count, zeros
   const float* value_scales;
   float* state;  // [StateStride(padded_dim)], updated
 };

@@ -6,9 +6,9 @@
 //   S::F  a vector of S::kWidth floats;  S::kTileVectors  vectors beside kTileRows rows in a tile
 //   Load Store Set1 Add Mul Sub Max Fma(a, b, c) = a * b + c  ReduceMax ReduceAdd
 //   Exp2(x), x <= 0: 0 below -126;  Select(x, bits): -infinity where a bit is clear
-//   WidenBf16(const uint16_t*)  WidenInt8(const int8_t*)
+//   WidenBf16(const uint16_t*)  WidenInt8(const std::byte*)  WidenE4m3(const std::byte*)
 //   TransposeKeys(source, keys): lays out as many dimensions as it can, and returns how many
-// Keys and values of int8 become floats when a chunk is laid out, so what follows is the same.
+// Codes of int8 and E4M3 become floats when a chunk is laid out, so what follows is the same.
 //   kStreams: it has TransposeWords(at, i, words) (word w of the result holds values i + 2w and
 //   i + 2w + 1 of the kWidth keys), EvenBf16(word), OddBf16(word)
 #pragma once
@@ -50,6 +50,29 @@ LOOPSERVE_INLINE void ForRows(int rows, Run run) {
 // leaving them out is exact.
 LOOPSERVE_INLINE int KeysOf(uint64_t seen) { return 64 - __builtin_clzll(seen); }
 
+// Codes of a byte each, with scales.
+LOOPSERVE_INLINE constexpr bool IsCodes(KvDtype dtype) {
+  return dtype == KvDtype::kInt8 || dtype == KvDtype::kFp8;
+}
+
+LOOPSERVE_INLINE float FloatOf(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+// The number of an E4M3 code, exactly: its exponent and mantissa are the same bits in a float whose
+// exponent is smaller by 120. The exponent 0 stands for what 1 does, without the leading one. Codes
+// of NaN do not occur.
+LOOPSERVE_INLINE float E4m3Value(std::byte code) {
+  const uint32_t bits = uint32_t(code);
+  const uint32_t magnitude = bits & 0x7f;
+  const uint32_t exponent = magnitude < 8 ? 121 : 120;
+  const float leading = magnitude < 8 ? 0x1p-6f : 0.0f;
+  const float value = FloatOf((exponent << 23) + (magnitude << 20)) - leading;
+  return bits >= 0x80 ? -value : value;
+}
+
 template <class S>
 struct ChunkKernelsFor {
   using F = typename S::F;
@@ -58,32 +81,30 @@ struct ChunkKernelsFor {
   static constexpr int kTileVectors = S::kTileVectors;
   static constexpr float kNever = -__builtin_inff();
 
-  // A stored value, of int8 without its scale.
+  // A stored value, without its scale.
   static float ValueAt(const std::byte* at, KvDtype dtype, int i) {
     if (dtype == KvDtype::kInt8) return float(int8_t(at[i]));
-    float value;
+    if (dtype == KvDtype::kFp8) return E4m3Value(at[i]);
     if (dtype == KvDtype::kBf16) {
       uint16_t half;
       __builtin_memcpy(&half, at + size_t(i) * 2, 2);
-      const uint32_t wide = uint32_t{half} << 16;
-      __builtin_memcpy(&value, &wide, 4);
-    } else {
-      __builtin_memcpy(&value, at + size_t(i) * 4, 4);
+      return FloatOf(uint32_t{half} << 16);
     }
+    float value;
+    __builtin_memcpy(&value, at + size_t(i) * 4, 4);
     return value;
   }
   // kW of them.
   LOOPSERVE_INLINE F LoadStored(const std::byte* at, KvDtype dtype, int i) {
-    if (dtype == KvDtype::kInt8) return S::WidenInt8(reinterpret_cast<const int8_t*>(at) + i);
+    if (dtype == KvDtype::kInt8) return S::WidenInt8(at + i);
+    if (dtype == KvDtype::kFp8) return S::WidenE4m3(at + i);
     return dtype == KvDtype::kBf16 ? S::WidenBf16(reinterpret_cast<const uint16_t*>(at) + i)
                                    : S::Load(reinterpret_cast<const float*>(at) + i);
   }
   static float ScaleOf(const ChunkSource& from, int j) {
-    return from.dtype == KvDtype::kInt8 ? from.scales[j] : 1.0f;
+    return IsCodes(from.dtype) ? from.scales[j] : 1.0f;
   }
-  static int BytesOf(KvDtype dtype) {
-    return dtype == KvDtype::kInt8 ? 1 : dtype == KvDtype::kBf16 ? 2 : 4;
-  }
+  static int BytesOf(KvDtype dtype) { return IsCodes(dtype) ? 1 : dtype == KvDtype::kBf16 ? 2 : 4; }
 
   LOOPSERVE_INLINE void Prefetch(const ChunkSource& from, int j) {
     if (from.next == nullptr) return;
@@ -124,6 +145,9 @@ struct ChunkKernelsFor {
           break;
         case KvDtype::kInt8:
           LoadValue<KvDtype::kInt8>(from, j, to);
+          break;
+        case KvDtype::kFp8:
+          LoadValue<KvDtype::kFp8>(from, j, to);
       }
       for (int i = from.head_dim; i < padded_dim; ++i) to[i] = 0.0f;
     }
@@ -131,11 +155,11 @@ struct ChunkKernelsFor {
 
   template <KvDtype kDtype>
   LOOPSERVE_INLINE void LoadValue(const ChunkSource& from, int j, float* to) {
-    const float scale = kDtype == KvDtype::kInt8 ? from.scales[j] : 1.0f;
+    const float scale = IsCodes(kDtype) ? from.scales[j] : 1.0f;
     int i = 0;
     for (; i + kW <= from.head_dim; i += kW) {
       const F x = LoadStored(from.at[j], kDtype, i);
-      S::Store(to + i, kDtype == KvDtype::kInt8 ? S::Mul(x, S::Set1(scale)) : x);
+      S::Store(to + i, IsCodes(kDtype) ? S::Mul(x, S::Set1(scale)) : x);
     }
     for (; i < from.head_dim; ++i) to[i] = ValueAt(from.at[j], kDtype, i) * scale;
   }
@@ -396,13 +420,13 @@ struct ChunkKernelsFor {
     alignas(64) float scores[1][kKeyChunk];
     for (int j = 0; j < a.count; ++j) {
       scores[0][j] = Dot<kDtype>(a, j);
-      if constexpr (kDtype == KvDtype::kInt8) scores[0][j] *= a.key_scales[j];
+      if constexpr (IsCodes(kDtype)) scores[0][j] *= a.key_scales[j];
     }
     for (int j = a.count; j < kKeyChunk; ++j) scores[0][j] = kNever;
     const uint64_t all = ~uint64_t{0};
     float shrink;
     Softmax<1>(scores, &all, a.state + a.padded_dim, 0, &shrink);
-    if constexpr (kDtype == KvDtype::kInt8) {
+    if constexpr (IsCodes(kDtype)) {
       for (int j = 0; j < a.count; ++j) scores[0][j] *= a.value_scales[j];
     }
     int dim = 0;
@@ -444,6 +468,8 @@ struct ChunkKernelsFor {
         return GatherKeys<KvDtype::kF32>(a);
       case KvDtype::kInt8:
         return GatherKeys<KvDtype::kInt8>(a);
+      case KvDtype::kFp8:
+        return GatherKeys<KvDtype::kFp8>(a);
     }
   }
 

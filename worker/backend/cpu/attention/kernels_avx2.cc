@@ -61,9 +61,27 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
 
-  LOOPSERVE_INLINE F WidenInt8(const int8_t* at) {
+  // The number of the code in the top byte of each word.
+  LOOPSERVE_INLINE F Int8OfTop(__m256i x) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(x, 24)); }
+  LOOPSERVE_INLINE F E4m3OfTop(__m256i x) {  // as E4m3Value
+    const __m256i magnitude =
+        _mm256_and_si256(_mm256_srli_epi32(x, 4), _mm256_set1_epi32(0x7f << 20));
+    const __m256i one = _mm256_set1_epi32(1 << 23);
+    const __m256i low = _mm256_cmpgt_epi32(one, magnitude);
+    const __m256i bits = _mm256_add_epi32(_mm256_add_epi32(magnitude, _mm256_set1_epi32(120 << 23)),
+                                          _mm256_and_si256(low, one));
+    const F leading = _mm256_and_ps(_mm256_castsi256_ps(low), Set1(0x1p-6f));
+    return _mm256_or_ps(Sub(_mm256_castsi256_ps(bits), leading),
+                        _mm256_and_ps(_mm256_castsi256_ps(x), Set1(-0.0f)));
+  }
+
+  LOOPSERVE_INLINE F WidenInt8(const std::byte* at) {
     const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+  }
+  LOOPSERVE_INLINE F WidenE4m3(const std::byte* at) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    return E4m3OfTop(_mm256_slli_epi32(_mm256_cvtepu8_epi32(codes), 24));
   }
 
   // 8 x 8 words: element j of result i is element i of row j.
@@ -105,19 +123,20 @@ struct Avx2 {
   }
 
   // Four dimensions of 8 keys, as a word of each holds them.
+  template <KvDtype kDtype>
   LOOPSERVE_INLINE void StoreCodes(Words x, F scales, float* to) {
     const __m256i codes[4] = {_mm256_slli_epi32(x, 24), _mm256_slli_epi32(x, 16),
                               _mm256_slli_epi32(x, 8), x};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const F code = _mm256_cvtepi32_ps(_mm256_srai_epi32(codes[i], 24));
-      Store(to + i * kKeyChunk, Mul(code, scales));
+      const F number = kDtype == KvDtype::kInt8 ? Int8OfTop(codes[i]) : E4m3OfTop(codes[i]);
+      Store(to + i * kKeyChunk, Mul(number, scales));
     }
   }
 
   template <KvDtype kDtype>
   static int Transpose(const ChunkSource& from, float* keys) {
-    constexpr int kInWord = kDtype == KvDtype::kInt8 ? 4 : kDtype == KvDtype::kBf16 ? 2 : 1;
+    constexpr int kInWord = kDtype == KvDtype::kF32 ? 1 : kDtype == KvDtype::kBf16 ? 2 : 4;
     const int vectors = from.head_dim / (8 * kInWord);
     for (int j = 0; j < kKeyChunk; j += kWidth) {
       for (int v = 0; v < vectors; ++v) {
@@ -126,8 +145,8 @@ struct Avx2 {
         float* to = keys + size_t(v) * 8 * kInWord * kKeyChunk + j;
 #pragma GCC unroll 8
         for (int p = 0; p < 8; ++p, to += kInWord * kKeyChunk) {
-          if constexpr (kDtype == KvDtype::kInt8) {
-            StoreCodes(x[p], Load(from.scales + j), to);
+          if constexpr (kInWord == 4) {
+            StoreCodes<kDtype>(x[p], Load(from.scales + j), to);
           } else if constexpr (kDtype == KvDtype::kBf16) {
             Store(to, EvenBf16(x[p]));
             Store(to + kKeyChunk, OddBf16(x[p]));
@@ -142,6 +161,7 @@ struct Avx2 {
 
   static int TransposeKeys(const ChunkSource& from, float* keys) {
     if (from.dtype == KvDtype::kInt8) return Transpose<KvDtype::kInt8>(from, keys);
+    if (from.dtype == KvDtype::kFp8) return Transpose<KvDtype::kFp8>(from, keys);
     return from.dtype == KvDtype::kBf16 ? Transpose<KvDtype::kBf16>(from, keys)
                                         : Transpose<KvDtype::kF32>(from, keys);
   }

@@ -67,8 +67,13 @@ struct Portable {
     return x;
   }
 
-  LOOPSERVE_INLINE F WidenInt8(const int8_t* at) {
-    return F{float(at[0]), float(at[1]), float(at[2]), float(at[3])};
+  LOOPSERVE_INLINE F WidenInt8(const std::byte* at) {
+    return F{float(int8_t(at[0])), float(int8_t(at[1])), float(int8_t(at[2])),
+             float(int8_t(at[3]))};
+  }
+
+  LOOPSERVE_INLINE F WidenE4m3(const std::byte* at) {
+    return F{E4m3Value(at[0]), E4m3Value(at[1]), E4m3Value(at[2]), E4m3Value(at[3])};
   }
 
   static int TransposeKeys(const ChunkSource&, float*) { return 0; }

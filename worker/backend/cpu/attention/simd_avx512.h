@@ -69,9 +69,27 @@ struct Avx512 {
         _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
   }
 
-  LOOPSERVE_INLINE F WidenInt8(const int8_t* at) {
+  // The number of the code in the top byte of each word.
+  LOOPSERVE_INLINE F Int8OfTop(__m512i x) { return _mm512_cvtepi32_ps(_mm512_srai_epi32(x, 24)); }
+  LOOPSERVE_INLINE F E4m3OfTop(__m512i x) {  // as E4m3Value
+    const __m512i magnitude =
+        _mm512_and_si512(_mm512_srli_epi32(x, 4), _mm512_set1_epi32(0x7f << 20));
+    const __mmask16 low = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(1 << 23));
+    __m512i bits = _mm512_add_epi32(magnitude, _mm512_set1_epi32(120 << 23));
+    bits = _mm512_mask_add_epi32(bits, low, bits, _mm512_set1_epi32(1 << 23));
+    const F value = _mm512_castsi512_ps(bits);
+    const F number = _mm512_mask_sub_ps(value, low, value, Set1(0x1p-6f));
+    const __m512i sign = _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0x80000000)));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(number), sign));
+  }
+
+  LOOPSERVE_INLINE F WidenInt8(const std::byte* at) {
     return _mm512_cvtepi32_ps(
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+  }
+  LOOPSERVE_INLINE F WidenE4m3(const std::byte* at) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return E4m3OfTop(_mm512_slli_epi32(_mm512_cvtepu8_epi32(codes), 24));
   }
 
   // 16 x 16 words: element j of result i is element i of row j.
@@ -145,8 +163,9 @@ struct Avx512 {
     }
   }
 
-  // Values [i, i + 64) of 16 keys, four to a word.
-  LOOPSERVE_INLINE void TransposeInt8(const ChunkSource& from, int j, int i, float* keys) {
+  // Codes [i, i + 64) of 16 keys, four to a word.
+  template <KvDtype kDtype>
+  LOOPSERVE_INLINE void TransposeCodes(const ChunkSource& from, int j, int i, float* keys) {
     const int count = from.head_dim - i < 64 ? from.head_dim - i : 64;
     const __mmask64 mask = count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
     const F scales = Load(from.scales + j);
@@ -162,7 +181,8 @@ struct Avx512 {
 #pragma GCC unroll 4
       for (int n = 0; n < 4; ++n, to += kKeyChunk) {
         if (4 * p + n >= count) continue;
-        Store(to, Mul(_mm512_cvtepi32_ps(_mm512_srai_epi32(codes[n], 24)), scales));
+        const F number = kDtype == KvDtype::kInt8 ? Int8OfTop(codes[n]) : E4m3OfTop(codes[n]);
+        Store(to, Mul(number, scales));
       }
     }
   }
@@ -170,7 +190,13 @@ struct Avx512 {
   static int TransposeKeys(const ChunkSource& from, float* keys) {
     for (int j = 0; j < kKeyChunk; j += kWidth) {
       if (from.dtype == KvDtype::kInt8) {
-        for (int i = 0; i < from.head_dim; i += 64) TransposeInt8(from, j, i, keys);
+        for (int i = 0; i < from.head_dim; i += 64) {
+          TransposeCodes<KvDtype::kInt8>(from, j, i, keys);
+        }
+      } else if (from.dtype == KvDtype::kFp8) {
+        for (int i = 0; i < from.head_dim; i += 64) {
+          TransposeCodes<KvDtype::kFp8>(from, j, i, keys);
+        }
       } else if (from.dtype == KvDtype::kBf16) {
         int i = 0;
         for (; i + 32 <= from.head_dim; i += 32) TransposeBf16(from.at + j, i, 32, keys + j);

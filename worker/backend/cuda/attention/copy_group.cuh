@@ -17,10 +17,10 @@ __device__ inline GroupSource SourceOf(const ArenaLayout& arena, const uint32_t*
 
 // Starts the copies of one group, whose first `keys` exist; zeros behind them. Called by
 // kThreads threads, this one `thread` of them.
-template <int kHeadDim, bool kInt8, int kThreads>
+template <int kHeadDim, KvDtype kDtype, int kThreads>
 __device__ void CopyGroup(const ArenaLayout& arena, int kv_head, const GroupSource& from, int keys,
                           int thread, unsigned char* group) {
-  using G = Group<kHeadDim, kInt8>;
+  using G = Group<kHeadDim, kDtype>;
   const size_t head = from.block_offset + kv_head * arena.head_bytes;
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
@@ -34,7 +34,7 @@ __device__ void CopyGroup(const ArenaLayout& arena, int kv_head, const GroupSour
       CopyAsync(to + at * 16, vectors + i * 16, key < keys);
     }
   }
-  if constexpr (kInt8) {
+  if constexpr (kvstore::HasScales(kDtype)) {
     constexpr int kScaleChunks = kGroupKeys * 4 / 16;
     if (thread < 2 * kScaleChunks) {
       const int side = thread / kScaleChunks;

@@ -13,9 +13,9 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = 16;
 
-template <int kHeadDim, bool kInt8>
+template <int kHeadDim, KvDtype kDtype>
 struct Ring {
-  static constexpr int kGroupBytes = Group<kHeadDim, kInt8>::kBytes;
+  static constexpr int kGroupBytes = Group<kHeadDim, kDtype>::kBytes;
   // Two blocks share a multiprocessor: 96 KiB each, 24 KiB a warp.
   static constexpr int kStages = kGroupBytes > 4352 ? 3 : kGroupBytes > 2176 ? 5 : 8;
   static constexpr int kWarpBytes = kStages * kGroupBytes;
@@ -31,9 +31,9 @@ struct Joint {
   float total[kWarps][kRows];
 };
 
-template <int kHeadDim, bool kInt8>
-__device__ void Deposit(const WarpRows<kHeadDim, kInt8>& state, int warp, Joint<kHeadDim>& joint) {
-  using Rows = WarpRows<kHeadDim, kInt8>;
+template <int kHeadDim, KvDtype kDtype>
+__device__ void Deposit(const WarpRows<kHeadDim, kDtype>& state, int warp, Joint<kHeadDim>& joint) {
+  using Rows = WarpRows<kHeadDim, kDtype>;
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -81,10 +81,10 @@ __device__ void Leave(const AttentionParams& p, const AttentionItem& item, const
 }
 
 // One warp's groups, through its ring.
-template <int kHeadDim, bool kInt8>
+template <int kHeadDim, KvDtype kDtype>
 __device__ void Stream(const AttentionParams& p, const AttentionItem& item, int kv_head, int warp,
-                       unsigned char* ring, WarpRows<kHeadDim, kInt8>& state) {
-  using R = Ring<kHeadDim, kInt8>;
+                       unsigned char* ring, WarpRows<kHeadDim, kDtype>& state) {
+  using R = Ring<kHeadDim, kDtype>;
   constexpr int kAhead = R::kStages - 1;
   const int lane = threadIdx.x % 32;
   const uint32_t* blocks = p.sequences.blocks + p.sequences.first_block[item.sequence];
@@ -93,8 +93,8 @@ __device__ void Stream(const AttentionParams& p, const AttentionItem& item, int 
   const auto key_of = [&](int n) { return item.key_begin + (n * kWarps + warp) * kGroupKeys; };
   const auto copy = [&](int n, const GroupSource& source) {
     if (n < mine) {
-      CopyGroup<kHeadDim, kInt8, 32>(p.arena, kv_head, source, item.key_end - key_of(n), lane,
-                                     ring + n % R::kStages * R::kGroupBytes);
+      CopyGroup<kHeadDim, kDtype, 32>(p.arena, kv_head, source, item.key_end - key_of(n), lane,
+                                      ring + n % R::kStages * R::kGroupBytes);
     }
     CommitCopies();  // an empty group where there is nothing to copy, so that counts agree
   };
@@ -116,17 +116,17 @@ __device__ void Stream(const AttentionParams& p, const AttentionItem& item, int 
   WaitCopies<0>();
 }
 
-template <int kHeadDim, bool kInt8>
+template <int kHeadDim, KvDtype kDtype>
 __global__ void __launch_bounds__(kThreads, 2) FewRowsAttention(AttentionParams p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  using R = Ring<kHeadDim, kInt8>;
+  using R = Ring<kHeadDim, kDtype>;
   static_assert(sizeof(Joint<kHeadDim>) <= R::kBytes);
   const AttentionItem item = p.items[blockIdx.x];
   if (item.rows == 0) return;
   const PackedRows rows =
       RowsOf(p, item.sequence, item.first_row, item.rows, static_cast<int>(blockIdx.y));
   const int warp = threadIdx.x / 32;
-  WarpRows<kHeadDim, kInt8> state(p, rows, 0);
+  WarpRows<kHeadDim, kDtype> state(p, rows, 0);
   Stream(p, item, rows.kv_head, warp, shared_memory + warp * R::kWarpBytes, state);
   __syncthreads();  // every warp is done with the ring
   auto& joint = *reinterpret_cast<Joint<kHeadDim>*>(shared_memory);
@@ -135,26 +135,37 @@ __global__ void __launch_bounds__(kThreads, 2) FewRowsAttention(AttentionParams 
   Leave(p, item, rows, joint);
 }
 
-template <int kHeadDim, bool kInt8>
+template <int kHeadDim, KvDtype kDtype>
 cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStream_t stream) {
-  static_assert(Ring<kHeadDim, kInt8>::kBytes <= kMostShared86);
-  static_assert(FitTogether90(Ring<kHeadDim, kInt8>::kBytes, 2), "as its launch bounds say");
-  return LaunchKernel(FewRowsAttention<kHeadDim, kInt8>, dim3(items, grid_parts), kThreads,
-                      Ring<kHeadDim, kInt8>::kBytes, stream, p);
+  static_assert(Ring<kHeadDim, kDtype>::kBytes <= kMostShared86);
+  static_assert(FitTogether90(Ring<kHeadDim, kDtype>::kBytes, 2), "as its launch bounds say");
+  return LaunchKernel(FewRowsAttention<kHeadDim, kDtype>, dim3(items, grid_parts), kThreads,
+                      Ring<kHeadDim, kDtype>::kBytes, stream, p);
+}
+
+template <int kHeadDim>
+cudaError_t Launch(const AttentionParams& p, KvDtype dtype, int items, int grid_parts,
+                   cudaStream_t stream) {
+  switch (dtype) {
+    case KvDtype::kBf16:
+      return Launch<kHeadDim, KvDtype::kBf16>(p, items, grid_parts, stream);
+    case KvDtype::kInt8:
+      return Launch<kHeadDim, KvDtype::kInt8>(p, items, grid_parts, stream);
+    case KvDtype::kFp8:
+      return Launch<kHeadDim, KvDtype::kFp8>(p, items, grid_parts, stream);
+    case KvDtype::kF32:
+      break;
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
-cudaError_t LaunchFewRowsAttention(const AttentionParams& p, kvstore::KvDtype dtype, int items,
+cudaError_t LaunchFewRowsAttention(const AttentionParams& p, KvDtype dtype, int items,
                                    int grid_parts, cudaStream_t stream) {
-  const bool int8 = dtype == kvstore::KvDtype::kInt8;
-  if (p.tile_rows != kRows || dtype == kvstore::KvDtype::kF32) return cudaErrorInvalidValue;
-  if (p.head_dim == 64) {
-    return (int8 ? Launch<64, true> : Launch<64, false>)(p, items, grid_parts, stream);
-  }
-  if (p.head_dim == 128) {
-    return (int8 ? Launch<128, true> : Launch<128, false>)(p, items, grid_parts, stream);
-  }
+  if (p.tile_rows != kRows) return cudaErrorInvalidValue;
+  if (p.head_dim == 64) return Launch<64>(p, dtype, items, grid_parts, stream);
+  if (p.head_dim == 128) return Launch<128>(p, dtype, items, grid_parts, stream);
   return cudaErrorInvalidValue;
 }
 

@@ -41,15 +41,19 @@ __device__ float LoadValue(const std::byte* vector, int i) {
     return reinterpret_cast<const float*>(vector)[i];
   } else if constexpr (kDtype == KvDtype::kBf16) {
     return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(vector)[i]);
-  } else {
+  } else if constexpr (kDtype == KvDtype::kInt8) {
     return float(reinterpret_cast<const int8_t*>(vector)[i]);
+  } else {
+    // E4M3, as OddE4m3ToBf16 (mma.cuh). The byte's sign fills the bits above it.
+    const int code = reinterpret_cast<const int8_t*>(vector)[i];
+    return __uint_as_float(static_cast<uint32_t>(code << 20) & 0x87f00000u) * 0x1p120f;
   }
 }
 
 // The scale of a vector, which may be unaligned.
 template <KvDtype kDtype>
 __device__ float LoadScale(const std::byte* at) {
-  if constexpr (kDtype != KvDtype::kInt8) {
+  if constexpr (!kvstore::HasScales(kDtype)) {
     return 1.0f;
   } else {
     uint32_t bits = 0;
@@ -255,6 +259,20 @@ AttentionKernel KernelOf(int head_dim, int tile_rows) {
   return tile_rows == kWarps ? KernelOf<kDtype, 1>(head_dim) : KernelOf<kDtype, 4>(head_dim);
 }
 
+AttentionKernel KernelOf(KvDtype dtype, int head_dim, int tile_rows) {
+  switch (dtype) {
+    case KvDtype::kBf16:
+      return KernelOf<KvDtype::kBf16>(head_dim, tile_rows);
+    case KvDtype::kF32:
+      return KernelOf<KvDtype::kF32>(head_dim, tile_rows);
+    case KvDtype::kInt8:
+      return KernelOf<KvDtype::kInt8>(head_dim, tile_rows);
+    case KvDtype::kFp8:
+      return KernelOf<KvDtype::kFp8>(head_dim, tile_rows);
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 cudaError_t LaunchGenericAttention(const AttentionParams& p, KvDtype dtype, int items,
@@ -262,12 +280,8 @@ cudaError_t LaunchGenericAttention(const AttentionParams& p, KvDtype dtype, int 
   if (p.head_dim > 256 || (p.tile_rows != kWarps && p.tile_rows != 4 * kWarps)) {
     return cudaErrorInvalidValue;
   }
-  const AttentionKernel kernel =
-      dtype == KvDtype::kF32    ? KernelOf<KvDtype::kF32>(p.head_dim, p.tile_rows)
-      : dtype == KvDtype::kBf16 ? KernelOf<KvDtype::kBf16>(p.head_dim, p.tile_rows)
-                                : KernelOf<KvDtype::kInt8>(p.head_dim, p.tile_rows);
   const Layout layout(p.head_dim, p.tile_rows);
-  return LaunchKernel(kernel, dim3(items, grid_parts), kThreads,
+  return LaunchKernel(KernelOf(dtype, p.head_dim, p.tile_rows), dim3(items, grid_parts), kThreads,
                       size_t(layout.floats()) * sizeof(float), stream, p);
 }
 

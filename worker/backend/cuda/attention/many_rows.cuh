@@ -16,7 +16,7 @@ struct ManyRows {
 
 // Starts the copies of round `n` of an item, two warps to a group; those of no round are nothing.
 // Ends a group of copies in any case, so that counts agree.
-template <int kHeadDim, bool kInt8>
+template <int kHeadDim, KvDtype kDtype>
 __device__ void CopyRound(const AttentionParams& p, const AttentionItem& item,
                           const uint32_t* blocks, int kv_head, int n, unsigned char* round) {
   static_assert(ManyRows::kWarps == 2 * ManyRows::kGroups);
@@ -26,8 +26,8 @@ __device__ void CopyRound(const AttentionParams& p, const AttentionItem& item,
     // A group behind the end becomes zeros; its block may not exist.
     const GroupSource source =
         key < item.key_end ? SourceOf(p.arena, blocks, key) : GroupSource{0, 0};
-    CopyGroup<kHeadDim, kInt8, 64>(p.arena, kv_head, source, item.key_end - key, threadIdx.x % 64,
-                                   round + group * Group<kHeadDim, kInt8>::kBytes);
+    CopyGroup<kHeadDim, kDtype, 64>(p.arena, kv_head, source, item.key_end - key, threadIdx.x % 64,
+                                    round + group * Group<kHeadDim, kDtype>::kBytes);
   }
   CommitCopies();
 }
@@ -60,7 +60,8 @@ __device__ void LeaveRows(const AttentionParams& p, const AttentionItem& item,
   }
 }
 
-cudaError_t LaunchManyRowsInt8(const AttentionParams& p, int items, int grid_parts,
-                               cudaStream_t stream);
+// For codes of a byte.
+cudaError_t LaunchManyRowsCodes(const AttentionParams& p, KvDtype dtype, int items, int grid_parts,
+                                cudaStream_t stream);
 
 }  // namespace loopserve::worker::cuda

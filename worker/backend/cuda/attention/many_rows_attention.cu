@@ -9,7 +9,7 @@ namespace {
 constexpr int kBuffers = 3;
 
 template <int kHeadDim>
-constexpr int kRoundBytes = ManyRows::kGroups* Group<kHeadDim, false>::kBytes;
+constexpr int kRoundBytes = ManyRows::kGroups* Group<kHeadDim, KvDtype::kBf16>::kBytes;
 
 template <int kHeadDim>
 __global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsAttention(AttentionParams p) {
@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsAttention(Atten
       RowsOf(p, item.sequence, item.first_row, item.rows, static_cast<int>(blockIdx.y));
   const uint32_t* blocks = p.sequences.blocks + p.sequences.first_block[item.sequence];
   const auto copy = [&](int n) {
-    CopyRound<kHeadDim, false>(p, item, blocks, rows.kv_head, n,
-                               shared_memory + n % kBuffers * kRoundBytes<kHeadDim>);
+    CopyRound<kHeadDim, KvDtype::kBf16>(p, item, blocks, rows.kv_head, n,
+                                        shared_memory + n % kBuffers * kRoundBytes<kHeadDim>);
   };
   copy(0);
   copy(1);
   const int m0 = threadIdx.x / 32 * 16;
-  WarpRows<kHeadDim, false> state(p, rows, m0);
+  WarpRows<kHeadDim, KvDtype::kBf16> state(p, rows, m0);
   // Later keys are hidden from all rows of this warp.
   const int last = rows.position_of(min(m0 + 15, rows.count - 1));
   for (int n = 0; item.key_begin + n * ManyRows::kRoundKeys < item.key_end; ++n) {
@@ -52,11 +52,11 @@ cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStre
 
 }  // namespace
 
-cudaError_t LaunchManyRowsAttention(const AttentionParams& p, kvstore::KvDtype dtype, int items,
+cudaError_t LaunchManyRowsAttention(const AttentionParams& p, KvDtype dtype, int items,
                                     int grid_parts, cudaStream_t stream) {
   if (p.tile_rows != ManyRows::kRows) return cudaErrorInvalidValue;
-  if (dtype == kvstore::KvDtype::kInt8) return LaunchManyRowsInt8(p, items, grid_parts, stream);
-  if (dtype != kvstore::KvDtype::kBf16) return cudaErrorInvalidValue;
+  if (kvstore::HasScales(dtype)) return LaunchManyRowsCodes(p, dtype, items, grid_parts, stream);
+  if (dtype != KvDtype::kBf16) return cudaErrorInvalidValue;
   if (p.head_dim == 64) return Launch<64>(p, items, grid_parts, stream);
   if (p.head_dim == 128) return Launch<128>(p, items, grid_parts, stream);
   return cudaErrorInvalidValue;

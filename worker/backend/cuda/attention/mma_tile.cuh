@@ -5,7 +5,7 @@
 // Chunks are swizzled so that no access meets a bank twice: KeyChunk and ValueChunk say where the
 // writer puts a chunk and the reader finds it. A lane reads keys as 16 bytes of one vector, which
 // makes the products' inner dimension a permutation of head_dim; queries are loaded in the same
-// permutation, and a sum does not care. Bytes become bf16 on the way from shared memory to the
+// permutation, and a sum does not care. Codes become bf16 on the way from shared memory to the
 // tensor cores, exactly; scales are applied to scores and weights.
 #pragma once
 
@@ -17,10 +17,24 @@ namespace loopserve::worker::cuda {
 constexpr int kGroupKeys = 16;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// kInt8: the vectors are bytes. kScaled: they have scales, as bytes do and bf16 made of them.
-template <int kHeadDim, bool kInt8, bool kScaled = kInt8>
+using kvstore::KvDtype;
+
+// Bytes 0 and 2 of a word of codes as two bf16, exactly.
+template <KvDtype kDtype>
+__device__ uint32_t EvenToBf16(uint32_t word) {
+  return kDtype == KvDtype::kInt8 ? EvenBytesToBf16(word) : EvenE4m3ToBf16(word);
+}
+// Bytes 1 and 3.
+template <KvDtype kDtype>
+__device__ uint32_t OddToBf16(uint32_t word) {
+  return kDtype == KvDtype::kInt8 ? OddBytesToBf16(word) : OddE4m3ToBf16(word);
+}
+
+// kDtype: bf16, or codes of a byte. kScaled: the vectors have scales, as codes do and bf16 made of
+// them.
+template <int kHeadDim, KvDtype kDtype, bool kScaled = kvstore::HasScales(kDtype)>
 struct Group {
-  static constexpr int kVectorBytes = kHeadDim * (kInt8 ? 1 : 2);
+  static constexpr int kVectorBytes = kHeadDim * int(kvstore::DtypeBytes(kDtype));
   static constexpr int kChunks = kVectorBytes / 16;  // of a vector: 4, 8 or 16
   static constexpr int kSideBytes = kGroupKeys * kVectorBytes;
   static constexpr int kScaleBytes = kScaled ? kGroupKeys * 4 : 0;
@@ -36,10 +50,11 @@ struct Group {
 };
 
 // The 16 packed rows of a warp, g and g + 8 of which are a lane's, and what was summed for them.
-template <int kHeadDim, bool kInt8, bool kScaled = kInt8>
+template <int kHeadDim, KvDtype kDtype, bool kScaled = kvstore::HasScales(kDtype)>
 class WarpRows {
  public:
-  using G = Group<kHeadDim, kInt8, kScaled>;
+  using G = Group<kHeadDim, kDtype, kScaled>;
+  static constexpr bool kCodes = kvstore::HasScales(kDtype);
   static constexpr int kSteps = kHeadDim / 16;  // of the inner dimension
   static constexpr int kTiles = kHeadDim / 8;   // of the output's columns
 
@@ -96,7 +111,7 @@ class WarpRows {
   // Element e of tile t belongs to row h = e / 2 and to this dimension.
   static __device__ int DimOf(int t, int e) {
     const int j = threadIdx.x % 4;
-    if constexpr (kInt8) return t / 2 * 16 + 4 * j + 2 * (e & 1) + t % 2;
+    if constexpr (kCodes) return t / 2 * 16 + 4 * j + 2 * (e & 1) + t % 2;
     return t * 8 + 2 * j + (e & 1);
   }
   __device__ float sum(int t, int e) const { return sums_[t][e]; }
@@ -104,15 +119,15 @@ class WarpRows {
  private:
   // Lane j's four dimensions of an inner step, from this one on.
   static __device__ int FirstDim(int step, int j) {
-    if constexpr (kInt8) return step / 4 * 64 + 16 * j + 4 * (step % 4);
+    if constexpr (kCodes) return step / 4 * 64 + 16 * j + 4 * (step % 4);
     return step / 2 * 32 + 8 * j + 4 * (step % 2);
   }
-  // As the fragment of the keys pairs them: (0, 1), (2, 3), and for bytes (0, 2), (1, 3).
+  // As the fragment of the keys pairs them: (0, 1), (2, 3), and for codes (0, 2), (1, 3).
   static __device__ uint2 LoadFour(const uint16_t* q) {
     const auto* pairs = reinterpret_cast<const uint32_t*>(q);
     const uint32_t low = pairs[0];
     const uint32_t high = pairs[1];
-    if constexpr (kInt8) {
+    if constexpr (kCodes) {
       return make_uint2((low & 0xffffu) | high << 16, low >> 16 | (high & 0xffff0000u));
     }
     return make_uint2(low, high);
@@ -133,11 +148,11 @@ class WarpRows {
   }
 
   __device__ void ScoreChunk(uint4 chunk, int n, float (&scores)[4]) {
-    if constexpr (kInt8) {
+    if constexpr (kCodes) {
       const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        Mma(scores, q_[4 * n + i], EvenBytesToBf16(words[i]), OddBytesToBf16(words[i]));
+        Mma(scores, q_[4 * n + i], EvenToBf16<kDtype>(words[i]), OddToBf16<kDtype>(words[i]));
       }
     } else {
       Mma(scores, q_[2 * n], chunk.x, chunk.y);
@@ -241,11 +256,11 @@ class WarpRows {
     for (int n = 0; n < G::kChunks / 2; ++n) {
       uint32_t r[4];
       LoadTransposed(r, chunks + G::ValueChunk(key, 2 * n + lane / 16));
-      if constexpr (kInt8) {
-        Mma(sums_[4 * n], weights, EvenBytesToBf16(r[0]), EvenBytesToBf16(r[1]));
-        Mma(sums_[4 * n + 1], weights, OddBytesToBf16(r[0]), OddBytesToBf16(r[1]));
-        Mma(sums_[4 * n + 2], weights, EvenBytesToBf16(r[2]), EvenBytesToBf16(r[3]));
-        Mma(sums_[4 * n + 3], weights, OddBytesToBf16(r[2]), OddBytesToBf16(r[3]));
+      if constexpr (kCodes) {
+        Mma(sums_[4 * n], weights, EvenToBf16<kDtype>(r[0]), EvenToBf16<kDtype>(r[1]));
+        Mma(sums_[4 * n + 1], weights, OddToBf16<kDtype>(r[0]), OddToBf16<kDtype>(r[1]));
+        Mma(sums_[4 * n + 2], weights, EvenToBf16<kDtype>(r[2]), EvenToBf16<kDtype>(r[3]));
+        Mma(sums_[4 * n + 3], weights, OddToBf16<kDtype>(r[2]), OddToBf16<kDtype>(r[3]));
       } else {
         Mma(sums_[2 * n], weights, r[0], r[1]);
         Mma(sums_[2 * n + 1], weights, r[2], r[3]);

@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "common/e4m3.h"
+
 namespace loopserve::worker::cuda {
 namespace {
 
@@ -104,8 +106,10 @@ __global__ void __launch_bounds__(kThreads) AppendChunks(Append a) {
   }
 }
 
-// Int8ScaleOf: the largest magnitude of a warp's vector, by its bits.
+// As kvstore/scaled_vector.cc: the same operations in the same order, none of them fused.
+template <kvstore::KvDtype kDtype>
 __device__ float ScaleOfVector(const Source& from, int64_t first, int head_dim, int lane) {
+  constexpr float kLargest = kDtype == kvstore::KvDtype::kInt8 ? 127.0f : common::kLargestE4m3;
   uint32_t largest = 0;
   for (int i = lane; i < head_dim; i += 32) {
     largest = max(largest, __float_as_uint(Load(from, first + i)) & 0x7fffffffu);
@@ -114,22 +118,28 @@ __device__ float ScaleOfVector(const Source& from, int64_t first, int head_dim, 
   for (int step = 16; step > 0; step /= 2) {
     largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, step));
   }
-  const float scale = __fdiv_rn(__uint_as_float(largest), 127.0f);
+  const float scale = __fdiv_rn(__uint_as_float(largest), kLargest);
   return scale < 1e-35f ? 0.0f : scale;
 }
 
-__device__ int8_t Encode(float value, float inverse) {
-  const float scaled = fminf(fmaxf(__fmul_rn(value, inverse), -127.0f), 127.0f);
-  return static_cast<int8_t>(__float2int_rn(scaled));
+template <kvstore::KvDtype kDtype>
+__device__ std::byte CodeOf(float number) {
+  if constexpr (kDtype == kvstore::KvDtype::kInt8) {
+    return std::byte(__float2int_rn(fminf(fmaxf(number, -127.0f), 127.0f)));
+  } else {
+    return std::byte{common::FloatToE4m3(number)};
+  }
 }
 
-__device__ void StoreInt8(const Source& from, int64_t first, int head_dim, int lane,
-                          std::byte* vector, std::byte* scale_at) {
-  const float scale = ScaleOfVector(from, first, head_dim, lane);
+template <kvstore::KvDtype kDtype>
+__device__ void StoreCodes(const Source& from, int64_t first, int head_dim, int lane,
+                           std::byte* vector, std::byte* scale_at) {
+  const float scale = ScaleOfVector<kDtype>(from, first, head_dim, lane);
   const bool finite = (__float_as_uint(scale) & 0x7f800000u) != 0x7f800000u;
   const float inverse = finite && scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
   for (int i = lane; i < head_dim; i += 32) {
-    vector[i] = std::byte(finite ? Encode(Load(from, first + i), inverse) : int8_t{0});
+    const float number = __fmul_rn(Load(from, first + i), inverse);
+    vector[i] = finite ? CodeOf<kDtype>(number) : std::byte{0};
   }
   if (lane < 4) scale_at[lane] = std::byte(__float_as_uint(scale) >> (8 * lane));
 }
@@ -150,9 +160,9 @@ __global__ void __launch_bounds__(kThreads) AppendVectors(Append a) {
   const int64_t first = row * from.stride + int64_t(head) * a.head_dim;
   std::byte* head_at =
       (side == 0 ? a.base[0] : a.base[1]) + slot.block_offset + head * a.head_bytes;
-  if constexpr (kDtype == kvstore::KvDtype::kInt8) {
-    StoreInt8(from, first, a.head_dim, lane, head_at + size_t(slot.slot) * a.head_dim,
-              head_at + size_t(a.block_tokens) * a.head_dim + size_t(slot.slot) * 4);
+  if constexpr (kvstore::HasScales(kDtype)) {
+    StoreCodes<kDtype>(from, first, a.head_dim, lane, head_at + size_t(slot.slot) * a.head_dim,
+                       head_at + size_t(a.block_tokens) * a.head_dim + size_t(slot.slot) * 4);
   } else {
     for (int i = lane; i < a.head_dim; i += 32) {
       const float value = Load(from, first + i);
@@ -182,6 +192,9 @@ void LaunchVectors(const Append& a, kvstore::KvDtype dtype, cudaStream_t stream)
       break;
     case kvstore::KvDtype::kInt8:
       AppendVectors<kvstore::KvDtype::kInt8><<<grid, kThreads, 0, stream>>>(a);
+      break;
+    case kvstore::KvDtype::kFp8:
+      AppendVectors<kvstore::KvDtype::kFp8><<<grid, kThreads, 0, stream>>>(a);
       break;
   }
 }
@@ -215,7 +228,7 @@ cudaError_t LaunchAppendKv(TensorView k, TensorView v, const DeviceSequences& se
   a.block_tokens = shape.block_tokens;
   const bool aligned = Aligned(k) && Aligned(v) && shape.head_dim % 8 == 0 &&
                        reinterpret_cast<uintptr_t>(arena) % 16 == 0;
-  if (aligned && shape.dtype != kvstore::KvDtype::kInt8) {
+  if (aligned && !kvstore::HasScales(shape.dtype)) {
     LaunchChunks(a, shape.dtype == kvstore::KvDtype::kBf16, stream);
   } else {
     LaunchVectors(a, shape.dtype, stream);

@@ -28,7 +28,7 @@ __device__ bool IsFinite(float value) {
   return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
 }
 
-// As kvstore/int8_vector.cc: the same operations in the same order, none of them fused.
+// As kvstore/scaled_vector.cc: the same operations in the same order, none of them fused.
 __device__ int8_t Code(uint16_t value, float inverse) {
   constexpr float kRound = 12582912.0f;
   const float scaled = __fmul_rn(FromBf16(value), inverse);

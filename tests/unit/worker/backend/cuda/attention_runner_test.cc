@@ -106,9 +106,11 @@ TEST_F(AttentionRunnerTest, WhatFlashInferDoesNotTakeIsOurs) {
   ASSERT_OK(Plan({{100, 100}}, kF32));
   EXPECT_EQ(runner_->activations(), kF32);
   ExpectKernels(ElementsAre(HasSubstr("Generic")), kF32);
-  arena_.shape.dtype = kvstore::KvDtype::kInt8;
-  ASSERT_OK(Plan({{100, 100}}));
-  ExpectKernels(ElementsAre(HasSubstr("ManyRowsInt8")));
+  for (const auto dtype : {kvstore::KvDtype::kInt8, kvstore::KvDtype::kFp8}) {
+    arena_.shape.dtype = dtype;
+    ASSERT_OK(Plan({{100, 100}}));
+    ExpectKernels(ElementsAre(HasSubstr("ManyRowsCodes")));
+  }
 }
 
 TEST_F(AttentionRunnerTest, AnOlderDeviceTakesTheOlderPath) {

@@ -178,12 +178,16 @@ TEST_F(Int8BlockCoderTest, TakesItsMemoryOnceAndOnlyForWhatItCodes) {
   const auto memory = *CreateCudaMemory(0);
   const fake::Alive before = fake::alive();
   const KvShape shape = testing::SmallShape();
-  KvShape of_int8 = shape, odd = shape, large = shape;
+  KvShape of_int8 = shape, of_fp8 = shape, odd = shape, large = shape;
   of_int8.dtype = kvstore::KvDtype::kInt8;
+  of_fp8.dtype = kvstore::KvDtype::kFp8;
   odd.head_dim = 6;
   large.layers = 100'000;
   EXPECT_EQ(*memory->PrepareCoder("bf16", shape), nullptr);
-  for (const KvShape& other : {of_int8, odd, large}) {
+  for (const KvShape& any : {shape, of_fp8}) {
+    EXPECT_EQ(*memory->PrepareCoder("fp8", any), nullptr);
+  }
+  for (const KvShape& other : {of_int8, of_fp8, odd, large}) {
     EXPECT_EQ(*memory->PrepareCoder("int8", other), nullptr);
   }
   EXPECT_EQ(fake::alive(), before);

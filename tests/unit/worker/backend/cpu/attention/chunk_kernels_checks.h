@@ -8,7 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "kvstore/int8_vector.h"
+#include "common/e4m3.h"
+#include "kvstore/scaled_vector.h"
 #include "worker/backend/cpu/attention/chunk_kernels.h"
 #include "worker/backend/weight_types.h"
 
@@ -22,7 +23,7 @@ inline constexpr int kCheckedDims[] = {16, 17, 24, 31, 32, 64, 80, 96, 128};
 inline std::vector<KvDtype> DtypesOf(const ChunkKernels& kernels) {
   if (kernels.attend == Avx512Bf16ChunkKernels().attend) return {KvDtype::kBf16};
   if (kernels.attend == Avx512VnniChunkKernels().attend) return {KvDtype::kInt8};
-  return {KvDtype::kBf16, KvDtype::kF32, KvDtype::kInt8};
+  return {KvDtype::kBf16, KvDtype::kF32, KvDtype::kFp8, KvDtype::kInt8};
 }
 
 inline int Padded(int dim, KvDtype dtype) {
@@ -37,6 +38,16 @@ inline std::vector<float> SomeFloats(std::mt19937& random, size_t count, float s
   return values;
 }
 
+// Vectors of which each has 448, so that their scales are 1, and which have every number of E4M3.
+inline std::vector<float> EveryFp8Number(int dim) {
+  std::vector<float> values(size_t(kKeyChunk * dim));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const float number = common::E4m3ToFloat(static_cast<uint8_t>(i));
+    values[i] = i % size_t(dim) == 0 || std::isnan(number) ? common::kLargestE4m3 : number;
+  }
+  return values;
+}
+
 // The vectors of a chunk as an arena holds them, and what they are exactly.
 struct StoredChunk {
   StoredChunk(KvDtype dtype, int dim, const std::vector<float>& values)
@@ -46,10 +57,9 @@ struct StoredChunk {
       float* vector = exact.data() + j * n;
       std::byte* to = bytes.data() + j * n * kvstore::DtypeBytes(dtype);
       at[j] = to;
-      if (dtype == KvDtype::kInt8) {
-        scales[j] = kvstore::Int8ScaleOf(vector, n);
-        kvstore::Int8Encode(vector, n, scales[j], reinterpret_cast<int8_t*>(to));
-        kvstore::Int8Decode(reinterpret_cast<const int8_t*>(to), n, scales[j], vector);
+      if (kvstore::HasScales(dtype)) {
+        scales[j] = kvstore::EncodeVector(dtype, vector, n, to);
+        kvstore::DecodeVector(dtype, to, n, scales[j], vector);
       } else if (dtype == KvDtype::kF32) {
         std::memcpy(to, vector, n * sizeof(float));
       } else {
@@ -79,25 +89,30 @@ struct StoredChunk {
 };
 
 // Laid-out keys and values are the arena's numbers exactly, and padding is zero.
+inline void CheckLoads(const ChunkKernels& kernels, const StoredChunk& chunk) {
+  const int dim = chunk.dim;
+  const int padded = Padded(dim, chunk.dtype);
+  std::vector<float> keys(size_t(padded * kKeyChunk), NAN);
+  std::vector<float> values(size_t(padded * kKeyChunk), NAN);
+  kernels.load_keys(chunk.Source(true), keys.data());
+  kernels.load_values(chunk.Source(false), padded, values.data());
+  for (int j = 0; j < kKeyChunk; ++j) {
+    for (int i = 0; i < padded; ++i) {
+      const float want = i < dim ? chunk.exact[size_t(j * dim + i)] : 0.0f;
+      ASSERT_EQ(values[size_t(j * padded + i)], want) << dim << " " << j << " " << i;
+      if (i < dim) {
+        ASSERT_EQ(keys[size_t(i * kKeyChunk + j)], want) << dim << " " << j;
+      }
+    }
+  }
+}
+
 inline void CheckLoads(const ChunkKernels& kernels) {
   std::mt19937 random(1);
   for (const int dim : kCheckedDims) {
     for (const KvDtype dtype : DtypesOf(kernels)) {
-      const auto chunk = StoredChunk::Random(dtype, dim, random, 3);
-      const int padded = Padded(dim, dtype);
-      std::vector<float> keys(size_t(padded * kKeyChunk), NAN);
-      std::vector<float> values(size_t(padded * kKeyChunk), NAN);
-      kernels.load_keys(chunk.Source(true), keys.data());
-      kernels.load_values(chunk.Source(false), padded, values.data());
-      for (int j = 0; j < kKeyChunk; ++j) {
-        for (int i = 0; i < padded; ++i) {
-          const float want = i < dim ? chunk.exact[size_t(j * dim + i)] : 0.0f;
-          ASSERT_EQ(values[size_t(j * padded + i)], want) << dim << " " << j << " " << i;
-          if (i < dim) {
-            ASSERT_EQ(keys[size_t(i * kKeyChunk + j)], want) << dim << " " << j;
-          }
-        }
-      }
+      CheckLoads(kernels, StoredChunk::Random(dtype, dim, random, 3));
+      if (dtype == KvDtype::kFp8) CheckLoads(kernels, {dtype, dim, EveryFp8Number(dim)});
     }
   }
 }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kvstore/block_pool.h"
-#include "kvstore/int8_vector.h"
+#include "kvstore/scaled_vector.h"
 #include "worker/backend/attention_plan.h"
 #include "worker/backend/cpu/attention/attention.h"
 #include "worker/backend/weight_types.h"
@@ -90,8 +90,12 @@ class PagedKv {
         return Bf16ToFloat(bits);
       }
       case kvstore::KvDtype::kInt8:
-        std::memcpy(&value, of_head + shape.scale_offset(slot), sizeof value);
-        return double{value} * static_cast<int8_t>(*at);
+      case kvstore::KvDtype::kFp8: {
+        float scale;
+        std::memcpy(&scale, of_head + shape.scale_offset(slot), sizeof scale);
+        kvstore::DecodeVector(shape.dtype, at, 1, 1.0f, &value);
+        return double{scale} * value;
+      }
     }
     return NAN;
   }
@@ -156,9 +160,8 @@ class PagedKv {
   void Store(const std::vector<float>& values, size_t slot, std::byte* head) const {
     const kvstore::KvShape& shape = arena_.shape;
     std::byte* at = head + shape.vector_offset(slot);
-    if (shape.dtype == kvstore::KvDtype::kInt8) {
-      const float scale = kvstore::Int8ScaleOf(values.data(), values.size());
-      kvstore::Int8Encode(values.data(), values.size(), scale, reinterpret_cast<int8_t*>(at));
+    if (kvstore::HasScales(shape.dtype)) {
+      const float scale = kvstore::EncodeVector(shape.dtype, values.data(), values.size(), at);
       std::memcpy(head + shape.scale_offset(slot), &scale, sizeof scale);
     } else if (shape.dtype == kvstore::KvDtype::kF32) {
       std::memcpy(at, values.data(), values.size() * sizeof(float));

@@ -1,5 +1,6 @@
 #include "worker/backend/cuda/attention/attention.h"
 
+#include "absl/strings/str_cat.h"
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 
 namespace loopserve::worker::cuda {
@@ -40,7 +41,7 @@ class AttentionTest : public LaunchTest {
     return launch;
   }
   // One launch of `kernel` over the items of a part, then the combining of its split tiles.
-  void ExpectPart(const AttentionPart& part, std::string_view kernel) {
+  void ExpectPart(const AttentionPart& part, const std::string& kernel) {
     const auto parts = static_cast<unsigned>(kKvHeads * PartsOfGroup(4, part.tile_rows));
     std::vector<fake::Launch> launches = Take();
     ASSERT_EQ(launches.size(), part.split_tiles > 0 ? 2u : 1u);
@@ -54,17 +55,23 @@ class AttentionTest : public LaunchTest {
     EXPECT_EQ(launches[1].grid.z, static_cast<unsigned>(part.tile_rows));
   }
 
+  // The start of its mangled name.
+  static std::string KernelOf(const char* name, int32_t head_dim, KvDtype dtype) {
+    return absl::StrCat(name, "ILi", head_dim, "ELNS_7kvstore7KvDtypeE", static_cast<int>(dtype),
+                        "E");
+  }
+
   AttentionPlan plan_;
 };
 
 TEST_F(AttentionTest, AStepOfDecodeTakesTheKernelOfFewRows) {
   for (const int32_t head_dim : {64, 128}) {
-    for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kInt8}) {
+    for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kInt8, KvDtype::kFp8}) {
       for (const int64_t keys : {1, 100, 100000}) {
         const AttentionLaunch launch = Planned(Shape(head_dim, dtype), 1, keys);
         EXPECT_EQ(launch.shape.few.split_tiles, keys > 1000 ? 1 : 0);
         EXPECT_EQ(LaunchAttention(launch, stream_), cudaSuccess);
-        ExpectPart(launch.shape.few, "FewRowsAttention");
+        ExpectPart(launch.shape.few, KernelOf("FewRowsAttention", head_dim, dtype));
       }
     }
   }
@@ -72,12 +79,13 @@ TEST_F(AttentionTest, AStepOfDecodeTakesTheKernelOfFewRows) {
 
 TEST_F(AttentionTest, ManyRowsTakeTheKernelOfTheirType) {
   for (const int32_t head_dim : {64, 128}) {
-    for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kInt8}) {
+    for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kInt8, KvDtype::kFp8}) {
       for (const int64_t keys : {300, 60000}) {
         const AttentionLaunch launch = Planned(Shape(head_dim, dtype), 300, keys);
         EXPECT_EQ(LaunchAttention(launch, stream_), cudaSuccess);
-        ExpectPart(launch.shape.many,
-                   dtype == KvDtype::kInt8 ? "ManyRowsInt8" : "ManyRowsAttention");
+        ExpectPart(launch.shape.many, dtype == KvDtype::kBf16
+                                          ? "ManyRowsAttention"
+                                          : KernelOf("ManyRowsCodes", head_dim, dtype));
       }
     }
   }
@@ -91,7 +99,8 @@ TEST_F(AttentionTest, WhatTensorCoresDoNotTakeIsGeneric) {
   };
   for (const Case& c : {Case{80, KvDtype::kBf16, kBf16}, Case{128, KvDtype::kF32, kBf16},
                         Case{128, KvDtype::kBf16, kF32}, Case{64, KvDtype::kInt8, kF32},
-                        Case{256, KvDtype::kF32, kF32}, Case{33, KvDtype::kInt8, kF32}}) {
+                        Case{256, KvDtype::kF32, kF32}, Case{33, KvDtype::kInt8, kF32},
+                        Case{64, KvDtype::kFp8, kF32}, Case{80, KvDtype::kFp8, kBf16}}) {
     for (const int64_t rows : {1, 50}) {
       for (const int64_t keys : {50, 20000}) {
         const AttentionLaunch launch = Planned(Shape(c.head_dim, c.dtype), rows, keys, c.type);

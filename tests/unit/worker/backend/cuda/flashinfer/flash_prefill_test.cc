@@ -114,6 +114,7 @@ TEST(FlashPrefillSupports, Bf16FromCapability80On) {
   EXPECT_TRUE(FlashPrefillSupports(256, KvDtype::kBf16, kBf16, 90));
   EXPECT_FALSE(FlashPrefillSupports(80, KvDtype::kBf16, kBf16, 90));
   EXPECT_FALSE(FlashPrefillSupports(128, KvDtype::kInt8, kBf16, 90));
+  EXPECT_FALSE(FlashPrefillSupports(128, KvDtype::kFp8, kBf16, 90));
   EXPECT_FALSE(FlashPrefillSupports(128, KvDtype::kBf16, kF32, 90));
   EXPECT_FALSE(FlashPrefillSupports(128, KvDtype::kBf16, kBf16, 75));
 }

@@ -42,6 +42,8 @@ TEST_F(AppendKvTest, HasAWarpForEachVectorOtherwise) {
   for (const int64_t rows : {1, 7, 5000}) {
     EXPECT_EQ(Append(Shape(64, KvDtype::kInt8), View(rows, 192, kBf16)), cudaSuccess);
     expect_vectors(rows);
+    EXPECT_EQ(Append(Shape(64, KvDtype::kFp8), View(rows, 192, kBf16)), cudaSuccess);
+    expect_vectors(rows);
     EXPECT_EQ(Append(Shape(20, KvDtype::kBf16), View(rows, 60)), cudaSuccess);
     expect_vectors(rows);
     EXPECT_EQ(Append(Shape(64, KvDtype::kF32), View(rows, 192, kF32, 193)), cudaSuccess);

@@ -1,15 +1,15 @@
-// Prefill attention over int8 keys: each round of 64 keys arrives as bytes, is made bf16 once for
-// all warps, a round before it is used, and is computed on as bf16 with scales.
+// Prefill attention over keys of int8 or E4M3: each round of 64 keys arrives as codes of a byte, is
+// made bf16 once for all warps, a round before it is used, and is computed on as bf16 with scales.
 #include "worker/backend/cuda/attention/many_rows.cuh"
 #include "worker/backend/cuda/attention/shared_memory.cuh"
 
 namespace loopserve::worker::cuda {
 namespace {
 
-template <int kHeadDim>
+template <int kHeadDim, KvDtype kDtype>
 struct Rounds {
-  using Bytes = Group<kHeadDim, true>;
-  using Ready = Group<kHeadDim, false, true>;
+  using Bytes = Group<kHeadDim, kDtype>;
+  using Ready = Group<kHeadDim, KvDtype::kBf16, true>;
   static constexpr int kByteRound = ManyRows::kGroups * Bytes::kBytes;
   static constexpr int kReadyRound = ManyRows::kGroups * Ready::kBytes;
   static constexpr int kShared = 2 * (kByteRound + kReadyRound);
@@ -23,18 +23,19 @@ struct Rounds {
   }
 };
 
-// Four bytes as four bf16 in their order.
+// Four codes as four bf16 in their order.
+template <KvDtype kDtype>
 __device__ uint2 WordToBf16(uint32_t word) {
-  const uint32_t even = EvenBytesToBf16(word);
-  const uint32_t odd = OddBytesToBf16(word);
+  const uint32_t even = EvenToBf16<kDtype>(word);
+  const uint32_t odd = OddToBf16<kDtype>(word);
   return make_uint2((even & 0xffffu) | odd << 16, even >> 16 | (odd & 0xffff0000u));
 }
 
 // All threads: one round.
-template <int kHeadDim>
+template <int kHeadDim, KvDtype kDtype>
 __device__ void Convert(const unsigned char* from, unsigned char* to) {
-  using Bytes = typename Rounds<kHeadDim>::Bytes;
-  using Ready = typename Rounds<kHeadDim>::Ready;
+  using Bytes = typename Rounds<kHeadDim, kDtype>::Bytes;
+  using Ready = typename Rounds<kHeadDim, kDtype>::Ready;
   constexpr int kSide = kGroupKeys * Bytes::kChunks;  // chunks of one side of a group
 #pragma unroll
   for (int i = threadIdx.x; i < ManyRows::kGroups * 2 * kSide; i += ManyRows::kThreads) {
@@ -47,10 +48,10 @@ __device__ void Convert(const unsigned char* from, unsigned char* to) {
     auto* ready = reinterpret_cast<uint4*>(to + group * Ready::kBytes + side * Ready::kSideBytes);
     const uint4 words =
         bytes[side == 0 ? Bytes::KeyChunk(key, chunk) : Bytes::ValueChunk(key, chunk)];
-    const uint2 a = WordToBf16(words.x);
-    const uint2 b = WordToBf16(words.y);
-    const uint2 c = WordToBf16(words.z);
-    const uint2 d = WordToBf16(words.w);
+    const uint2 a = WordToBf16<kDtype>(words.x);
+    const uint2 b = WordToBf16<kDtype>(words.y);
+    const uint2 c = WordToBf16<kDtype>(words.z);
+    const uint2 d = WordToBf16<kDtype>(words.w);
     const int first = 2 * chunk;
     ready[side == 0 ? Ready::KeyChunk(key, first) : Ready::ValueChunk(key, first)] =
         make_uint4(a.x, a.y, b.x, b.y);
@@ -66,26 +67,26 @@ __device__ void Convert(const unsigned char* from, unsigned char* to) {
   }
 }
 
-template <int kHeadDim>
-__global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsInt8(AttentionParams p) {
+template <int kHeadDim, KvDtype kDtype>
+__global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsCodes(AttentionParams p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  using R = Rounds<kHeadDim>;
+  using R = Rounds<kHeadDim, kDtype>;
   const AttentionItem item = p.items[blockIdx.x];
   if (item.rows == 0) return;
   const PackedRows rows =
       RowsOf(p, item.sequence, item.first_row, item.rows, static_cast<int>(blockIdx.y));
   const uint32_t* blocks = p.sequences.blocks + p.sequences.first_block[item.sequence];
   const auto copy = [&](int n) {
-    CopyRound<kHeadDim, true>(p, item, blocks, rows.kv_head, n, R::BytesOf(shared_memory, n));
+    CopyRound<kHeadDim, kDtype>(p, item, blocks, rows.kv_head, n, R::BytesOf(shared_memory, n));
   };
   copy(0);
   copy(1);
   const int m0 = threadIdx.x / 32 * 16;
-  WarpRows<kHeadDim, false, true> state(p, rows, m0);
+  WarpRows<kHeadDim, KvDtype::kBf16, true> state(p, rows, m0);
   const int last = rows.position_of(min(m0 + 15, rows.count - 1));
   WaitCopies<1>();
   __syncthreads();
-  Convert<kHeadDim>(R::BytesOf(shared_memory, 0), R::ReadyOf(shared_memory, 0));
+  Convert<kHeadDim, kDtype>(R::BytesOf(shared_memory, 0), R::ReadyOf(shared_memory, 0));
   const int rounds =
       (item.key_end - item.key_begin + ManyRows::kRoundKeys - 1) / ManyRows::kRoundKeys;
   for (int n = 0; n < rounds; ++n) {
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsInt8(AttentionP
     __syncthreads();
     copy(n + 2);
     if (n + 1 < rounds) {
-      Convert<kHeadDim>(R::BytesOf(shared_memory, n + 1), R::ReadyOf(shared_memory, n + 1));
+      Convert<kHeadDim, kDtype>(R::BytesOf(shared_memory, n + 1), R::ReadyOf(shared_memory, n + 1));
     }
     const int key0 = item.key_begin + n * ManyRows::kRoundKeys;
     if (m0 < rows.count && key0 <= last) {
@@ -106,20 +107,26 @@ __global__ void __launch_bounds__(ManyRows::kThreads, 1) ManyRowsInt8(AttentionP
   LeaveRows(p, item, rows, m0, state);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, KvDtype kDtype>
 cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStream_t stream) {
-  static_assert(Rounds<kHeadDim>::kShared <= kMostShared86);
-  return LaunchKernel(ManyRowsInt8<kHeadDim>, dim3(items, grid_parts), ManyRows::kThreads,
-                      Rounds<kHeadDim>::kShared, stream, p);
+  static_assert(Rounds<kHeadDim, kDtype>::kShared <= kMostShared86);
+  return LaunchKernel(ManyRowsCodes<kHeadDim, kDtype>, dim3(items, grid_parts), ManyRows::kThreads,
+                      Rounds<kHeadDim, kDtype>::kShared, stream, p);
+}
+
+template <KvDtype kDtype>
+cudaError_t Launch(const AttentionParams& p, int items, int grid_parts, cudaStream_t stream) {
+  if (p.head_dim == 64) return Launch<64, kDtype>(p, items, grid_parts, stream);
+  if (p.head_dim == 128) return Launch<128, kDtype>(p, items, grid_parts, stream);
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
-cudaError_t LaunchManyRowsInt8(const AttentionParams& p, int items, int grid_parts,
-                               cudaStream_t stream) {
-  if (p.head_dim == 64) return Launch<64>(p, items, grid_parts, stream);
-  if (p.head_dim == 128) return Launch<128>(p, items, grid_parts, stream);
-  return cudaErrorInvalidValue;
+cudaError_t LaunchManyRowsCodes(const AttentionParams& p, KvDtype dtype, int items, int grid_parts,
+                                cudaStream_t stream) {
+  return dtype == KvDtype::kInt8 ? Launch<KvDtype::kInt8>(p, items, grid_parts, stream)
+                                 : Launch<KvDtype::kFp8>(p, items, grid_parts, stream);
 }
 
 }  // namespace loopserve::worker::cuda
