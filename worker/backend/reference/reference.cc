@@ -59,22 +59,27 @@ class HeadView {
  public:
   HeadView(const KvArena& kv, int32_t layer, KvSide side, int32_t head)
       : kv_(kv), offset_(kv.shape.offset(layer, side, head)) {}
-  float Get(common::BlockId block, int64_t slot, int64_t i) const {
+  void Get(common::BlockId block, int64_t slot, float* values) const {
     const std::byte* vector = Vector(block, slot);
+    const auto dim = static_cast<size_t>(kv_.shape.head_dim);
     switch (kv_.shape.dtype) {
       case KvDtype::kF32:
-        return Load<float>(vector, i);
+        std::memcpy(values, vector, dim * sizeof(float));
+        return;
       case KvDtype::kBf16:
-        return Bf16ToFloat(Load<uint16_t>(vector, i));
+        for (size_t i = 0; i < dim; ++i) {
+          uint16_t bits;
+          std::memcpy(&bits, vector + i * sizeof bits, sizeof bits);
+          values[i] = Bf16ToFloat(bits);
+        }
+        return;
       case KvDtype::kInt8:
       case KvDtype::kFp8: {
-        float value;
-        const float scale = Load<float>(Scale(block, slot), 0);
-        kvstore::DecodeVector(kv_.shape.dtype, vector + i, 1, scale, &value);
-        return value;
+        float scale;
+        std::memcpy(&scale, Scale(block, slot), sizeof scale);
+        kvstore::DecodeVector(kv_.shape.dtype, vector, dim, scale, values);
       }
     }
-    return 0;
   }
   void Set(common::BlockId block, int64_t slot, const float* values) const {
     std::byte* vector = Vector(block, slot);
@@ -98,12 +103,6 @@ class HeadView {
   }
 
  private:
-  template <class T>
-  static T Load(const std::byte* from, int64_t i) {
-    T value;
-    std::memcpy(&value, from + static_cast<size_t>(i) * sizeof value, sizeof value);
-    return value;
-  }
   std::byte* Vector(common::BlockId block, int64_t slot) const {
     return kv_.block(block) + offset_ + kv_.shape.vector_offset(static_cast<size_t>(slot));
   }
@@ -364,27 +363,30 @@ class ReferenceBackend final : public Backend {
     const HeadView values(*args.kv, args.layer, KvSide::kValue, kv_head);
     const std::vector<int64_t> visible = VisibleKeys(seq, q_head, kv_head, position);
 
+    const auto dim = static_cast<size_t>(shape.head_dim);
+    const auto block_of = [&](int64_t key) {
+      return seq.blocks[static_cast<size_t>(key / shape.block_tokens)];
+    };
+
+    std::vector<float> vector(dim);
     std::vector<double> weights;
     double highest = -INFINITY;
     for (const int64_t j : visible) {
-      const common::BlockId block = seq.blocks[static_cast<size_t>(j / shape.block_tokens)];
+      keys.Get(block_of(j), j % shape.block_tokens, vector.data());
       double score = 0;
-      for (int64_t i = 0; i < shape.head_dim; ++i) {
-        score += double{q[i]} * double{keys.Get(block, j % shape.block_tokens, i)};
-      }
+      for (size_t i = 0; i < dim; ++i) score += double{q[i]} * double{vector[i]};
       weights.push_back(score * double{args.scale});
       highest = std::max(highest, weights.back());
     }
     double total = 0;
     for (double& w : weights) total += w = std::exp(w - highest);
-    for (int64_t i = 0; i < shape.head_dim; ++i) {
-      double sum = 0;
-      for (size_t n = 0; n < visible.size(); ++n) {
-        const int64_t j = visible[n];
-        const common::BlockId block = seq.blocks[static_cast<size_t>(j / shape.block_tokens)];
-        sum += weights[n] * double{values.Get(block, j % shape.block_tokens, i)};
-      }
-      out[i] = visible.empty() ? 0 : static_cast<float>(sum / total);
+    std::vector<double> sums(dim, 0);
+    for (size_t n = 0; n < visible.size(); ++n) {
+      values.Get(block_of(visible[n]), visible[n] % shape.block_tokens, vector.data());
+      for (size_t i = 0; i < dim; ++i) sums[i] += weights[n] * double{vector[i]};
+    }
+    for (size_t i = 0; i < dim; ++i) {
+      out[i] = visible.empty() ? 0 : static_cast<float>(sums[i] / total);
     }
   }
 
