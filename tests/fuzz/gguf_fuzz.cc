@@ -47,7 +47,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto config = loopserve::worker::ReadModelConfig(**file);
   if (!config.ok()) return 0;
   // What passed all checks must be usable.
-  const auto memory = loopserve::worker::EstimateMemory(**file, *config, {}, {});
+  static const auto backend = *loopserve::worker::CreateBackend({.name = "reference"});
+  const auto memory = loopserve::worker::EstimateMemory(**file, *config, {}, {}, *backend);
   if (memory.total() == 0 || config->fingerprint.size() != 32) abort();
   return 1;
 }

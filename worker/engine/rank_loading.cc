@@ -118,7 +118,7 @@ absl::Status CheckMemory(const GgufFile& file, const ModelConfig& config,
     Backend& backend = *ranks[static_cast<size_t>(rank)].backend;
     ModelOptions model = options.model;
     if (!model.shard_inputs) model.shard_inputs = backend.prefers_input_sharding();
-    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model, &backend);
+    const MemoryEstimate estimate = EstimateMemory(file, config, spec, model, backend);
     const Need need{.weights = estimate.weights_bytes,
                     .scratch = estimate.scratch_bytes + backend.overhead_bytes(),
                     .kv = blocks * ShardOf(shape, spec).block_bytes()};
@@ -242,6 +242,14 @@ RankTerms TermsOf(const RankGroupOptions& options, const ModelConfig& config,
           .stall_timeout = options.stall_timeout};
 }
 
+// What KV is computed with is one for the whole model.
+absl::Status CheckFormats(const Backend& first, const Backend& other) {
+  if (first.activation_format() == other.activation_format()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      first.name(), " rounds activations to '", first.activation_format(), "', ", other.name(),
+      " to '", other.activation_format(), "': leave --activation-bits at 16 for these devices"));
+}
+
 // The heads of a rank, in blocks that begin with head `first`.
 KvBlockPool::Shard PoolShard(kvstore::Memory& memory, const RowRange& heads, int64_t first) {
   return {.memory = &memory,
@@ -276,6 +284,7 @@ absl::StatusOr<LoadedRanks> LoadShards(const GgufFile& file, const ModelConfig& 
     const ShardSpec spec = SpecOf(options, rank);
     RankGroup::Rank& parts = loaded.ranks[static_cast<size_t>(rank)];
     ASSIGN_OR_RETURN(parts.model, LoadModel(file, config, spec, *parts.backend, options.model));
+    RETURN_IF_ERROR(CheckFormats(*loaded.ranks[0].backend, *parts.backend));
     loaded.shards.push_back(
         PoolShard(parts.backend->memory(), KvHeadsOf(config.kv_heads, spec), all_here.begin));
   }

@@ -28,7 +28,7 @@ class Architecture {
                                                       const ModelOptions& options) const = 0;
   virtual MemoryEstimate Estimate(const GgufFile& file, const ModelConfig& config,
                                   const ShardSpec& shard, const ModelOptions& options,
-                                  const Backend* backend) const = 0;
+                                  const Backend& backend) const = 0;
 };
 
 // Those of models.def, in its order.

@@ -529,7 +529,7 @@ class LlamaArchitecture final : public Architecture {
   }
 
   MemoryEstimate Estimate(const GgufFile& file, const ModelConfig& config, const ShardSpec& shard,
-                          const ModelOptions& options, const Backend* backend) const override {
+                          const ModelOptions& options, const Backend& backend) const override {
     const SharedInputs shared = options.shard_inputs.value_or(false) && shard.size > 1
                                     ? SharedInputsOf(file, config, shard)
                                     : SharedInputs{};

@@ -104,7 +104,7 @@ absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const Mod
                                                  const ModelOptions& options);
 
 // Bytes that loading will need on one rank, predicted from the metadata before any of it is read:
-// weights as `backend` holds them, or, with none, as they lie in the file.
+// weights as `backend` holds them.
 struct MemoryEstimate {
   size_t weights_bytes = 0;
   size_t scratch_bytes = 0;
@@ -112,6 +112,6 @@ struct MemoryEstimate {
 };
 MemoryEstimate EstimateMemory(const GgufFile& file, const ModelConfig& config,
                               const ShardSpec& shard, const ModelOptions& options,
-                              const Backend* backend = nullptr);
+                              const Backend& backend);
 
 }  // namespace loopserve::worker

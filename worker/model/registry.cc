@@ -81,7 +81,7 @@ absl::StatusOr<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const Mod
 
 MemoryEstimate EstimateMemory(const GgufFile& file, const ModelConfig& config,
                               const ShardSpec& shard, const ModelOptions& options,
-                              const Backend* backend) {
+                              const Backend& backend) {
   const auto architecture = FindArchitecture(config.architecture);
   if (!architecture.ok()) return {};
   return (*architecture)->Estimate(file, config, shard, options, backend);

@@ -103,7 +103,7 @@ absl::Status TensorPlan::Check(const GgufFile& file) const {
 }
 
 size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard,
-                              const Backend* backend) const {
+                              const Backend& backend) const {
   size_t bytes = 0;
   for (const PlannedTensor& planned : tensors_) {
     const GgufFile::Tensor* const found = file.FindTensor(planned.name);
@@ -112,11 +112,8 @@ size_t TensorPlan::ShardBytes(const GgufFile& file, const ShardSpec& shard,
     const int64_t inputs = worker::InputRangeOf(planned, shard).size();
     if (planned.inputs == 0) {
       bytes += static_cast<size_t>(outputs) * sizeof(float);
-    } else if (backend != nullptr) {
-      bytes += backend->MatrixBytes(found->view.type, outputs, inputs, planned.use);
     } else {
-      bytes += static_cast<size_t>(outputs) * found->view.row_bytes() *
-               static_cast<size_t>(inputs) / static_cast<size_t>(planned.inputs);
+      bytes += backend.MatrixBytes(found->view.type, outputs, inputs, planned.use);
     }
   }
   return bytes;

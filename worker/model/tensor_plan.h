@@ -47,10 +47,8 @@ class TensorPlan final {
   // InvalidArgument for a tensor that is missing or has another shape, and for one the plan does
   // not know: ignoring it would silently compute another model.
   absl::Status Check(const GgufFile& file) const;
-  // Bytes of the rank's part as `backend` will hold it, or, with none, as it lies in the file;
-  // vectors as float32.
-  size_t ShardBytes(const GgufFile& file, const ShardSpec& shard,
-                    const Backend* backend = nullptr) const;
+  // Bytes of the rank's part as `backend` will hold it; vectors as float32.
+  size_t ShardBytes(const GgufFile& file, const ShardSpec& shard, const Backend& backend) const;
   // The rank's range of the tensor's outputs.
   RowRange RangeOf(absl::string_view name, const ShardSpec& shard) const;
   // And of its inputs.

@@ -215,9 +215,10 @@ absl::StatusOr<uint32_t> Leader::AwaitLoaded(absl::string_view activation_format
     for (const auto& seat : seats_) {
       const auto pod = seat->pod();
       if (pod == nullptr || !seat->loaded()) continue;
-      // It dials again, and is then told for good.
       const absl::Status fits = CheckFormat(seat->activation_format());
-      if (!fits.ok()) pod->Drop(fits);
+      if (fits.ok()) continue;
+      pod->Drop(fits);  // it dials again, and is then told for good
+      seat->Leave(*pod);
     }
   }
   RETURN_IF_ERROR(AwaitSeats("waiting for pods to join and load",

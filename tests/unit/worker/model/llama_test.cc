@@ -126,7 +126,7 @@ TEST(LlamaLoadTest, PredictsItsMemory) {
   const Loaded model(*FindPreset("untied"));
   const auto backend = *CreateBackend({.name = "reference"});
   const ModelOptions options = {.max_step_tokens = 8, .max_logit_rows = 2, .max_positions = 100};
-  const MemoryEstimate whole = EstimateMemory(*model.file, model.config, {0, 1}, options);
+  const MemoryEstimate whole = EstimateMemory(*model.file, model.config, {0, 1}, options, *backend);
   const auto loaded = LoadModel(*model.file, model.config, {0, 1}, *backend, options);
   ASSERT_THAT(loaded, IsOk());
   EXPECT_EQ(whole.weights_bytes, (*loaded)->resident_bytes());  // F32 stays as it is
@@ -135,7 +135,7 @@ TEST(LlamaLoadTest, PredictsItsMemory) {
   const auto held_again = [&](int ranks) {
     size_t sum = 0;
     for (int r = 0; r < ranks; ++r) {
-      sum += EstimateMemory(*model.file, model.config, {r, ranks}, options).weights_bytes;
+      sum += EstimateMemory(*model.file, model.config, {r, ranks}, options, *backend).weights_bytes;
     }
     return (sum - whole.weights_bytes) / sizeof(float);
   };
@@ -152,7 +152,7 @@ TEST(LlamaLoadTest, TakesWhatItPredictedOnEveryRank) {
     const auto loaded = LoadModel(*model.file, model.config, {r, 3}, *backend, options);
     ASSERT_THAT(loaded, IsOk());
     EXPECT_EQ((*loaded)->resident_bytes(),
-              EstimateMemory(*model.file, model.config, {r, 3}, options).weights_bytes);
+              EstimateMemory(*model.file, model.config, {r, 3}, options, *backend).weights_bytes);
   }
 }
 
@@ -291,11 +291,13 @@ TEST(LlamaSharedInputsTest, FollowTheBlocksOfTheFile) {
     // The same weights, once, and less to hold in between.
     const ModelOptions options = {.max_step_tokens = 8, .shard_inputs = true};
     size_t bytes = 0, alike = 0;
+    const auto backend = *CreateBackend({.name = "reference"});
+    const auto weights_of = [&](int rank, const ModelOptions& how) {
+      return EstimateMemory(*model.file, model.config, {rank, 2}, how, *backend).weights_bytes;
+    };
     for (int r = 0; r < 2; ++r) {
-      const MemoryEstimate estimate = EstimateMemory(*model.file, model.config, {r, 2}, options);
-      bytes += estimate.weights_bytes;
-      alike +=
-          EstimateMemory(*model.file, model.config, {r, 2}, {.max_step_tokens = 8}).weights_bytes;
+      bytes += weights_of(r, options);
+      alike += weights_of(r, {.max_step_tokens = 8});
     }
     EXPECT_EQ(bytes, alike);
   }

@@ -164,6 +164,45 @@ TEST(PodLeader, SaysWhoIsMissingAndStopsWaitingWhenTold) {
   stopping.join();
 }
 
+// A pod may be done loading before the leader knows what its own devices compute with.
+TEST(PodLeader, APodThatRoundsOtherwiseIsNotCountedThoughItWasTheFirstToLoad) {
+  std::atomic<bool> stop = false;
+  const auto leader = *PodLeader::Create({.listen = "127.0.0.1:0",
+                                          .tp = 2,
+                                          .ranks_per_pod = 1,
+                                          .must_stop = [&] { return stop.load(); }},
+                                         common::Logger::Null());
+  ASSERT_OK(
+      leader->Open({.model_fingerprint = "f",
+                    .tp = 2,
+                    .shape = {.layers = 2, .kv_heads = 4, .head_dim = 8, .block_tokens = 4}}));
+  const auto stub =
+      pod::v1::Pods::NewStub(common::MakeChannel(absl::StrCat("127.0.0.1:", leader->port())));
+  grpc::ClientContext context;
+  common::SetDeadline(context, absl::Seconds(20));
+  const auto stream = stub->Join(&context);
+  pod::v1::JoinRequest message;
+  message.mutable_hello()->set_protocol(kPodProtocol);
+  message.mutable_hello()->set_release(common::kVersion);
+  message.mutable_hello()->set_model_fingerprint("f");
+  stream->Write(message);
+  message.mutable_loaded()->set_activation_format("16");
+  message.mutable_loaded()->set_max_blocks(10);
+  stream->Write(message);
+  Until([&] { return absl::StrContains(leader->whole().message(), "is loading"); });
+  absl::SleepFor(absl::Milliseconds(100));  // what it has loaded arrives
+  std::thread stopping([&] {
+    pod::v1::JoinResponse answer;
+    while (stream->Read(&answer)) {
+    }
+    stop = true;
+  });
+  EXPECT_THAT(leader->AwaitLoaded("e4m3"), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(leader->whole(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("'e4m3'")));
+  stopping.join();
+  stream->Finish();
+}
+
 TEST(PodLeader, APortThatIsTakenIsAnError) {
   const auto first = *PodLeader::Create({.listen = "127.0.0.1:0", .tp = 2}, common::Logger::Null());
   EXPECT_THAT(PodLeader::Create({.listen = absl::StrCat("127.0.0.1:", first->port()), .tp = 2},

@@ -109,7 +109,7 @@ TEST_F(CudaBackendFp8Test, AModelTakesWhatWasPredicted) {
   size_t weights[2] = {};
   for (const int bits : {16, 8}) {
     const std::unique_ptr<Backend> backend = Create(bits);
-    const MemoryEstimate estimate = EstimateMemory(*file, config, {0, 1}, {}, backend.get());
+    const MemoryEstimate estimate = EstimateMemory(*file, config, {0, 1}, {}, *backend);
     const auto model = LoadModel(*file, config, {0, 1}, *backend, {});
     ASSERT_OK(model.status());
     EXPECT_EQ((*model)->resident_bytes(), estimate.weights_bytes) << bits;
