@@ -21,7 +21,7 @@ using ::testing::HasSubstr;
 using Kind = FrameSocket::Kind;
 
 absl::Time Soon() { return absl::Now() + absl::Seconds(20); }
-std::span<const std::byte> Bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
+std::span<const std::byte> Bytes(std::string_view text) { return std::as_bytes(std::span(text)); }
 std::string Text(const GrowingBytes& bytes) {
   return {reinterpret_cast<const char*>(bytes.view().data()), bytes.view().size()};
 }
