@@ -16,9 +16,9 @@
 #include "worker/backend/cuda/device.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
 #include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
-#include "worker/backend/cuda/matmul/kernels/fp8.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 

@@ -9,7 +9,7 @@
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 #include "tests/unit/worker/backend/cuda/use_fake_lt.h"
 #include "worker/backend/cuda/cuda_backend.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/model/gguf.h"
 #include "worker/model/model.h"
