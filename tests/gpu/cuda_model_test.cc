@@ -3,14 +3,17 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
+#include "worker/backend/cuda/device.h"
 #include "worker/backend/row_sampler.h"
 
 namespace loopserve {
@@ -165,6 +168,16 @@ TEST_P(CudaModelTest, MixedSteps) {
   }
 }
 
+// What becomes E4M3 where a device has it: matrices of layers in 16 bits or more, of whole 16
+// outputs.
+bool BecomesE4m3(const worker::GgufFile::Tensor& tensor) {
+  const worker::WeightType type = tensor.view.type;
+  return tensor.dims.size() == 2 && absl::StartsWith(tensor.name, "blk.") &&
+         tensor.view.rows % 16 == 0 &&
+         (type == worker::WeightType::kF32 || type == worker::WeightType::kF16 ||
+          type == worker::WeightType::kBF16);
+}
+
 // Layers in E4M3: their rounding is some fifteen times that of bf16.
 TEST_P(CudaModelTest, EightBits) {
   ASSERT_OK_AND_ASSIGN(const auto runner,
@@ -174,6 +187,9 @@ TEST_P(CudaModelTest, EightBits) {
                                             .kv_dtype = kvstore::KvDtype::kBf16,
                                             .max_positions = static_cast<int64_t>(tokens_.size()),
                                             .block_tokens = 32}));
+  ASSERT_OK_AND_ASSIGN(const auto device, worker::cuda::Device::Open(0));
+  const bool rounds = device.has_fp8() && std::ranges::any_of(file_->tensors(), BecomesE4m3);
+  EXPECT_EQ(runner->backend().activation_format(), rounds ? "e4m3" : "16");
   for (const int64_t chunk : {300, 37, 9}) {
     runner->Clear(0);
     ASSERT_OK_AND_ASSIGN(const auto got, runner->AppendAll(0, tokens_, chunk));

@@ -16,9 +16,9 @@
 #include "worker/backend/cuda/device.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
 #include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
-#include "worker/backend/cuda/matmul/kernels/fp8.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 
@@ -456,6 +456,43 @@ TEST_F(MatMulTest, E4m3WeightsOnEveryPath) {
             EXPECT_LT(RelativeError(got, kOutputs, 0, exact, kOutputs), 0.06);
           }
         }
+      }
+    }
+  }
+}
+
+// Hopper's library brings the scales in itself. A runner that it refused would be right all the
+// same, and slower, so the library is asked alone.
+TEST_F(MatMulTest, OnHopperTheLibraryTakesE4m3WithItsScales) {
+  const absl::StatusOr<Device> device = Device::Open(0);
+  ASSERT_TRUE(device.ok()) << device.status();
+  if (device->compute_capability() != 90) GTEST_SKIP() << device->name() << " is not of 9.0";
+  ASSERT_NE(Library(), nullptr);
+  Random random(19);
+  constexpr int64_t kOutputs = 144;
+  DeviceBytes workspace(CublasLt::kWorkspaceBytes);
+  for (const int64_t cols : {13, 584, 4096}) {
+    const Fp8Matrix w(kOutputs, cols, random);
+    for (const int64_t rows : {17, 64, 200}) {
+      const Fp8Matrix x(rows, cols, random);
+      const std::vector<double> want = Products(x.values, rows, w.values, kOutputs, cols);
+      for (const ActivationType out_type : {kF32, kBf16}) {
+        SCOPED_TRACE("rows " + std::to_string(rows) + " cols " + std::to_string(cols));
+        const DeviceTensor out(rows, kOutputs, 0, kOutputs, out_type);
+        const int64_t pitch = Fp8Pitch(cols);
+        const LtProduct product{
+            .operands = LtOperands::kScaledE4m3,
+            .weight = w.memory.data(),
+            .weight_pitch = pitch,
+            .n = kOutputs,
+            .x = {reinterpret_cast<float*>(x.memory.data()), rows, pitch, pitch, kBf16},
+            .out = out.view(),
+            .weight_scales = w.weight.scales,
+            .x_scales = x.weight.scales};
+        const absl::Status status = Library()->Run(product, workspace.data(), nullptr);
+        ASSERT_TRUE(status.ok()) << status;
+        ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+        EXPECT_LT(RelativeError(out.ReadAll(), kOutputs, 0, want, kOutputs), 1e-2);
       }
     }
   }

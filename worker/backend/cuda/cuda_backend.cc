@@ -25,12 +25,12 @@
 #include "worker/backend/cuda/kernels/copy_words.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
 #include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
 #include "worker/backend/cuda/kernels/rope.h"
 #include "worker/backend/cuda/kernels/sample_rows.h"
 #include "worker/backend/cuda/matmul/cublas_lt.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
-#include "worker/backend/cuda/matmul/kernels/fp8.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
@@ -127,7 +127,7 @@ class CudaBackend final : public Backend {
   bool prefers_input_sharding() const override { return true; }
 
   size_t MatrixBytes(WeightType type, int64_t rows, int64_t cols, MatrixUse use) const override {
-    return IsFp8(type, use) ? Fp8Bytes(rows, cols) : PackedBytes(type, rows, cols);
+    return IsFp8(type, rows, use) ? Fp8Bytes(rows, cols) : PackedBytes(type, rows, cols);
   }
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const WeightView& weight, RowRange rows,
                                                      MatrixUse use) override;
@@ -190,9 +190,10 @@ class CudaBackend final : public Backend {
   absl::StatusOr<const int32_t*> OnDevice(std::span<const int32_t> values);
   absl::Status MakeMatMul();
   absl::StatusOr<DeviceRegion> OnDeviceForGood(std::span<const std::byte> bytes);
-  // Whether such matrices are held as E4M3.
-  bool IsFp8(WeightType type, MatrixUse use) const {
-    return fp8_ && use == MatrixUse::kLinear && DeviceTypeOf(type) == WeightType::kBF16;
+  // Whether such matrices are held as E4M3: none of which the library would refuse the products.
+  bool IsFp8(WeightType type, int64_t rows, MatrixUse use) const {
+    return fp8_ && use == MatrixUse::kLinear && DeviceTypeOf(type) == WeightType::kBF16 &&
+           rows % CublasLt::kE4m3Outputs == 0;
   }
   // The matrix as E4M3 instead of bf16.
   absl::StatusOr<std::unique_ptr<DeviceMatrix>> ToFp8(const DeviceWeight& bf16);
@@ -306,7 +307,7 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaBackend::LoadMatrix(const WeightView
                                .rows = rows.size(),
                                .cols = weight.cols};
   auto matrix = std::make_unique<DeviceMatrix>(std::move(region), on_device);
-  if (IsFp8(weight.type, use)) {
+  if (IsFp8(weight.type, rows.size(), use)) {
     ASSIGN_OR_RETURN(matrix, ToFp8(on_device));
   }
   Provide(matrix->weight());

@@ -44,7 +44,7 @@ __device__ float LoadValue(const std::byte* vector, int i) {
   } else if constexpr (kDtype == KvDtype::kInt8) {
     return float(reinterpret_cast<const int8_t*>(vector)[i]);
   } else {
-    // E4M3, as OddE4m3ToBf16 (mma.cuh). The byte's sign fills the bits above it.
+    // E4M3, as kernels/e4m3_to_bf16.cuh has two. The byte's sign fills the bits above it.
     const int code = reinterpret_cast<const int8_t*>(vector)[i];
     return __uint_as_float(static_cast<uint32_t>(code << 20) & 0x87f00000u) * 0x1p120f;
   }

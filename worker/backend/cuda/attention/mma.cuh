@@ -72,18 +72,4 @@ __device__ inline uint32_t EvenBytesToBf16(uint32_t word) {
 // Bytes 1 and 3.
 __device__ inline uint32_t OddBytesToBf16(uint32_t word) { return EvenBytesToBf16(word >> 8); }
 
-// The E4M3 codes in bytes 1 and 3 of a word as two bf16, exactly: shifted to their place, exponent
-// and mantissa are those of a number that is smaller by 2^-120, denormals too. (An instruction that
-// converts E4M3 makes f16 of it, which would take two more to bf16.)
-__device__ inline uint32_t OddE4m3ToBf16(uint32_t word) {
-  const uint32_t shifted = (word & 0x80008000u) | (word >> 4 & 0x07f007f0u);
-  uint32_t d;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;\n"
-      : "=r"(d)
-      : "r"(shifted), "r"(0x7b807b80u), "r"(0x80008000u));
-  return d;
-}
-// Bytes 0 and 2.
-__device__ inline uint32_t EvenE4m3ToBf16(uint32_t word) { return OddE4m3ToBf16(word << 8); }
-
 }  // namespace loopserve::worker::cuda

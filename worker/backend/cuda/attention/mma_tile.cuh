@@ -11,6 +11,7 @@
 
 #include "worker/backend/cuda/attention/mma.cuh"
 #include "worker/backend/cuda/attention/params.cuh"
+#include "worker/backend/cuda/kernels/e4m3_to_bf16.cuh"
 
 namespace loopserve::worker::cuda {
 

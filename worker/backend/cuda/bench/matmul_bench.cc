@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 
@@ -21,9 +21,18 @@ namespace loopserve::worker::cuda {
 namespace {
 
 constexpr size_t kRotatedBytes = size_t{400} << 20;
-constexpr MatMulPaths kFewRowPaths{4, 64, 64, 64, 64};
-constexpr MatMulPaths kTensorCorePaths{0, 64, 64, 64, 64};
-constexpr MatMulPaths kLibraryPaths{0, 0, 0, 0, 0};
+constexpr MatMulPaths kFewRowPaths{.gemv_rows = 4,
+                                   .skinny_rows = 64,
+                                   .skinny_outputs = 1 << 30,
+                                   .quantised_skinny_rows = 64,
+                                   .fp8_skinny_rows = 64};
+constexpr MatMulPaths kTensorCorePaths{.gemv_rows = 0,
+                                       .skinny_rows = 64,
+                                       .skinny_outputs = 1 << 30,
+                                       .quantised_skinny_rows = 64,
+                                       .fp8_skinny_rows = 64};
+constexpr MatMulPaths kLibraryPaths{
+    .gemv_rows = 0, .skinny_rows = 0, .quantised_skinny_rows = 0, .fp8_skinny_rows = 0};
 
 // What a matrix is on the device.
 struct Format {

@@ -2,7 +2,6 @@
 
 #include "worker/backend/cuda/kernels/fp8_rows.cuh"
 #include "worker/backend/cuda/kernels/values.cuh"
-#include "worker/backend/cuda/matmul/kernels/fp8.h"
 
 namespace loopserve::worker::cuda {
 namespace {

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "common/e4m3.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/kernels/fp8_rows.h"
 #include "worker/backend/cuda/kernels/values.cuh"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
 
 namespace loopserve::worker::cuda {
 

@@ -39,6 +39,7 @@ struct LtProduct {
 class CublasLt final {
  public:
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+  static constexpr int64_t kE4m3Outputs = 16;  // of E4M3 weights: multiples of so many
 
   // Looks for libcublasLt.so.13 where the system's loader does, then in `folders`, then in
   // /usr/local/cuda/lib64. NotFound with what to install; Internal when the library fails.

@@ -70,8 +70,11 @@ class MatMulRunner final {
   absl::Status Run(TensorView x, std::span<const DeviceWeight> weights,
                    std::span<const TensorView> outs, cudaStream_t stream);
 
-  // Where the kernel that writes x now shall leave its codes for the next Run, if that is of x;
-  // nothing where it could not use them. Whoever writes to x otherwise before says so.
+  // Where the kernel that writes x now shall leave its codes for the next Run, if that is of this
+  // very view; nothing where no Run could use them. Whether this one will is not known: codes are
+  // for nothing where its weights are none of E4M3 (the output matrix) or ranks gather x first.
+  // Every op that may write to x before it says so. A communicator does not, and need not: it
+  // writes to outputs of products and to buffers of its own, whose views are never x's.
   Fp8Rows CodesFor(const TensorView& x);
   void ForgetCodes() { coded_ = {}; }
 

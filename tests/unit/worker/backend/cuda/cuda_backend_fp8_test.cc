@@ -9,7 +9,7 @@
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 #include "tests/unit/worker/backend/cuda/use_fake_lt.h"
 #include "worker/backend/cuda/cuda_backend.h"
-#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 #include "worker/model/gguf.h"
 #include "worker/model/model.h"
@@ -36,22 +36,22 @@ class CudaBackendFp8Test : public LaunchTest {
 TEST_F(CudaBackendFp8Test, WithEightBitsLayersBecomeE4m3) {
   const std::unique_ptr<Backend> backend = Create(8);
   EXPECT_EQ(backend->activation_format(), "16") << "no matrix yet";
-  const std::vector<float> values(10 * 100, 0.5F);
-  const WeightView view{WeightType::kF32, 10, 100, std::as_bytes(std::span(values))};
+  const std::vector<float> values(48 * 100, 0.5F);
+  const WeightView view{WeightType::kF32, 48, 100, std::as_bytes(std::span(values))};
   const size_t before = fake::alive().device_bytes;
-  const auto matrix = backend->LoadMatrix(view, {0, 10}, MatrixUse::kLinear);
+  const auto matrix = backend->LoadMatrix(view, {16, 32}, MatrixUse::kLinear);
   ASSERT_OK(matrix.status());
   const std::vector<fake::Launch> launches = Take();
   ASSERT_EQ(launches.size(), 1u);
   EXPECT_THAT(launches[0].kernel, HasSubstr("ToE4m3"));
-  EXPECT_EQ(launches[0].grid.x, 10u);
-  EXPECT_EQ((*matrix)->resident_bytes(), 1280u + 40) << "bytes on 16, scales on 256";
-  EXPECT_EQ(fake::alive().device_bytes, before + 1320) << "nothing else is kept";
-  EXPECT_EQ(backend->MatrixBytes(WeightType::kF32, 10, 100, MatrixUse::kLinear), 1320u);
+  EXPECT_EQ(launches[0].grid.x, 16u);
+  EXPECT_EQ((*matrix)->resident_bytes(), 1792u + 64) << "bytes on 16, scales on 256";
+  EXPECT_EQ(fake::alive().device_bytes, before + 1856) << "nothing else is kept";
+  EXPECT_EQ(backend->MatrixBytes(WeightType::kF32, 16, 100, MatrixUse::kLinear), 1856u);
   EXPECT_EQ(backend->activation_format(), "e4m3");
   EXPECT_EQ(backend->name(), "cuda/Pretended H100, fp8");
 
-  const TensorView x = View(64, 100, kBf16), out = View(64, 10);
+  const TensorView x = View(64, 100, kBf16), out = View(64, 16);
   const Matrix* const weights[] = {matrix->get()};
   EXPECT_OK(backend->MatMul(x, weights, std::span(&out, 1)));
   EXPECT_THAT(Take(),
@@ -73,6 +73,26 @@ TEST_F(CudaBackendFp8Test, VocabularyAndQuantisedMatricesStayAsTheyAre) {
   }
   ExpectNoLaunch();
   EXPECT_EQ(backend->activation_format(), "16");
+}
+
+// The library multiplies E4M3 of whole 16 outputs alone; what counts are those of the shard.
+TEST_F(CudaBackendFp8Test, ShardsWithoutWhole16OutputsStayBf16) {
+  const std::unique_ptr<Backend> backend = Create(8);
+  const std::vector<float> values(32 * 64);
+  const WeightView view{WeightType::kF32, 32, 64, std::as_bytes(std::span(values))};
+  for (const RowRange rows : {RowRange{0, 8}, RowRange{0, 17}, RowRange{1, 32}}) {
+    const auto matrix = backend->LoadMatrix(view, rows, MatrixUse::kLinear);
+    ASSERT_OK(matrix.status());
+    EXPECT_EQ((*matrix)->resident_bytes(), static_cast<size_t>(rows.size()) * 64 * 2);
+    EXPECT_EQ(backend->MatrixBytes(view.type, rows.size(), 64, MatrixUse::kLinear),
+              (*matrix)->resident_bytes());
+  }
+  ExpectNoLaunch();
+  EXPECT_EQ(backend->activation_format(), "16");
+  ASSERT_OK(backend->LoadMatrix(view, {8, 24}, MatrixUse::kLinear).status());
+  EXPECT_THAT(Take(),
+              ::testing::ElementsAre(::testing::Field(&fake::Launch::kernel, HasSubstr("ToE4m3"))));
+  EXPECT_EQ(backend->activation_format(), "e4m3");
 }
 
 TEST_F(CudaBackendFp8Test, ADeviceWithoutE4m3Keeps16Bits) {

@@ -1,8 +1,9 @@
-// The codec (codecs.cuh) of E4M3 matrices, which lie as fp8_layout.h says. Codes become bf16
-// exactly; the scale of a row meets its finished sums.
+// The codec (codecs.cuh) of E4M3 matrices, which lie as cuda/kernels/fp8_layout.h says. Codes
+// become bf16 exactly; the scale of a row meets its finished sums.
 #pragma once
 
-#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/kernels/e4m3_to_bf16.cuh"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/matmul/kernels/codecs.cuh"
 
 namespace loopserve::worker::cuda {
@@ -44,25 +45,13 @@ struct Fp8Codec {
       const uint32_t words[2] = {tile.words[g][h].x, tile.words[g][h].y};
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        a[m][h] = ToBf16x2(__byte_perm(words[m], 0, 0x1404));
-        a[m][h + 2] = ToBf16x2(__byte_perm(words[m], 0, 0x3424));
+        a[m][h] = OddE4m3ToBf16(__byte_perm(words[m], 0, 0x1404));
+        a[m][h + 2] = OddE4m3ToBf16(__byte_perm(words[m], 0, 0x3424));
       }
     }
   }
   static __device__ __forceinline__ float Scale(const Tile&, int, int, int) { return 1.0f; }
   static __device__ __forceinline__ float Min(const Tile&, int, int) { return 0.0f; }
-
- private:
-  // Of two codes in the upper bytes of both halves. Exponent and mantissa, moved to where bf16 has
-  // them, are 2^-120 of the value, denormals included. NaN becomes a number; only rows whose scale
-  // is NaN hold it.
-  static __device__ __forceinline__ uint32_t ToBf16x2(uint32_t codes) {
-    const uint32_t small = (codes & 0x80008000U) | ((codes >> 4) & 0x07f007f0U);
-    constexpr uint32_t kFactor = 0x7b807b80U;  // 2^120, twice
-    const __nv_bfloat162 value = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&small),
-                                         *reinterpret_cast<const __nv_bfloat162*>(&kFactor));
-    return *reinterpret_cast<const uint32_t*>(&value);
-  }
 };
 
 }  // namespace loopserve::worker::cuda

@@ -239,7 +239,7 @@ TEST_F(MatMulByLibraryTest, CodesThatAKernelHasLeftServeTheNextRunOfThatX) {
   Only("ToE4m3");  // of another view
 }
 
-TEST_F(MatMulByLibraryTest, NobodyLeavesCodesThatNoProductReads) {
+TEST_F(MatMulByLibraryTest, NobodyLeavesCodesThatNoProductCouldRead) {
   MatMulRunner runner = Fp8Runner();
   EXPECT_EQ(runner.CodesFor(View(16, kCols, kBf16)).codes, nullptr) << "few rows";
   EXPECT_EQ(runner.CodesFor(View(65, kCols, kBf16)).codes, nullptr) << "more than at once";

@@ -1,4 +1,4 @@
-#include "worker/backend/cuda/matmul/kernels/fp8.h"
+#include "worker/backend/cuda/kernels/fp8_rows.h"
 
 #include <cuda_fp8.h>
 
@@ -13,7 +13,7 @@ namespace {
 
 using enum ActivationType;
 
-class Fp8Test : public LaunchTest {
+class Fp8RowsTest : public LaunchTest {
  protected:
   cudaError_t ToE4m3(TensorView x, size_t offset = 0) {
     return LaunchToE4m3(x, {Memory<std::byte>(offset), Memory<float>(4096)}, stream_);
@@ -21,7 +21,7 @@ class Fp8Test : public LaunchTest {
 };
 
 // What kernels write by the device's own instruction is what the numbers' definition says.
-TEST_F(Fp8Test, CodesAreThoseOfCuda) {
+TEST_F(Fp8RowsTest, CodesAreThoseOfCuda) {
   for (uint32_t high = 0; high < 65536; ++high) {
     for (const uint32_t low : {0U, 1U, 0x8000U, 0xffffU}) {
       const auto value = std::bit_cast<float>(high << 16 | low);
@@ -48,7 +48,7 @@ TEST_F(Fp8Test, CodesAreThoseOfCuda) {
   }
 }
 
-TEST_F(Fp8Test, ToE4m3HasABlockForEachRow) {
+TEST_F(Fp8RowsTest, ToE4m3HasABlockForEachRow) {
   for (const ActivationType type : {kF32, kBf16}) {
     for (const int64_t rows : {1, 5, 2048}) {
       EXPECT_EQ(ToE4m3(View(rows, 4096, type)), cudaSuccess);
@@ -59,7 +59,7 @@ TEST_F(Fp8Test, ToE4m3HasABlockForEachRow) {
   }
 }
 
-TEST_F(Fp8Test, ToE4m3HasNoIdleWarpsAndReadsAnyColumns) {
+TEST_F(Fp8RowsTest, ToE4m3HasNoIdleWarpsAndReadsAnyColumns) {
   EXPECT_EQ(ToE4m3(View(3, 1)), cudaSuccess);
   EXPECT_EQ(Only("ToE4m3ILi1E").block.x, 32u);
   EXPECT_EQ(ToE4m3(View(3, 250)), cudaSuccess);
@@ -70,33 +70,19 @@ TEST_F(Fp8Test, ToE4m3HasNoIdleWarpsAndReadsAnyColumns) {
   Only("ToE4m3ILi1E");
 }
 
-TEST_F(Fp8Test, ToE4m3RefusesCodesOffSixteenBytes) {
+TEST_F(Fp8RowsTest, ToE4m3RefusesCodesOffSixteenBytes) {
   EXPECT_EQ(ToE4m3(View(3, 64), 8), cudaErrorInvalidValue);
   ExpectNoLaunch();
 }
 
-TEST_F(Fp8Test, ScalesOfSumsCoverAllColumns) {
-  for (const ActivationType type : {kF32, kBf16}) {
-    for (const int64_t cols : {1, 256, 257, 28672}) {
-      EXPECT_EQ(LaunchScaleSums(View(7, cols, type), Memory(), Memory(), stream_), cudaSuccess);
-      const fake::Launch launch = Only("ScaleSums");
-      EXPECT_EQ(launch.grid.x, 7u);
-      ExpectCovers(launch.grid.y, launch.block.x, cols);
-    }
-  }
-}
-
-TEST_F(Fp8Test, NothingToDoLaunchesNothing) {
+TEST_F(Fp8RowsTest, NothingToDoLaunchesNothing) {
   EXPECT_EQ(ToE4m3(View(0, 16)), cudaSuccess);
   EXPECT_EQ(ToE4m3(View(3, 0)), cudaSuccess);
-  EXPECT_EQ(LaunchScaleSums(View(0, 16), Memory(), Memory(), stream_), cudaSuccess);
-  EXPECT_EQ(LaunchScaleSums(View(3, 0), Memory(), Memory(), stream_), cudaSuccess);
   ExpectNoLaunch();
 }
 
-TEST_F(Fp8Test, TellsTheRuntimesError) {
+TEST_F(Fp8RowsTest, TellsTheRuntimesError) {
   ExpectTellsErrors([&] { return ToE4m3(View(2, 16)); });
-  ExpectTellsErrors([&] { return LaunchScaleSums(View(2, 16), Memory(), Memory(), stream_); });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "worker/backend/cuda/matmul/fp8_layout.h"
+#include "worker/backend/cuda/kernels/fp8_layout.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "worker/backend/cuda/matmul/kernels/fp8.h"
+#include "worker/backend/cuda/kernels/fp8_rows.h"
 
 #include <algorithm>
 
@@ -23,16 +23,6 @@ __global__ void __launch_bounds__(kMaxThreads) ToE4m3(View<X> x, int64_t cols, F
   WriteCodes<kN>(row, cols, largest, to, blockIdx.x, scratch);
 }
 
-template <class Out>
-__global__ void __launch_bounds__(kMaxThreads)
-    ScaleSums(View<Out> out, int64_t cols, const float* __restrict__ x_scales,
-              const float* __restrict__ weight_scales) {
-  const int64_t col = int64_t{blockIdx.y} * kMaxThreads + threadIdx.x;
-  if (col >= cols) return;
-  Out* const at = out.row(blockIdx.x) + col;
-  Store(at, Load(at) * x_scales[blockIdx.x] * weight_scales[col]);
-}
-
 }  // namespace
 
 cudaError_t LaunchToE4m3(TensorView x, const Fp8Rows& to, cudaStream_t stream) {
@@ -47,18 +37,6 @@ cudaError_t LaunchToE4m3(TensorView x, const Fp8Rows& to, cudaStream_t stream) {
     } else {
       ToE4m3<1, X><<<blocks, threads, 0, stream>>>(Typed<X>(x), x.cols, to);
     }
-    return cudaGetLastError();
-  });
-}
-
-cudaError_t LaunchScaleSums(TensorView out, const float* x_scales, const float* weight_scales,
-                            cudaStream_t stream) {
-  if (out.rows == 0 || out.cols == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(out.rows),
-                  static_cast<unsigned>((out.cols + kMaxThreads - 1) / kMaxThreads));
-  return WithType(out.type, [&]<class Out>(Out*) {
-    ScaleSums<Out>
-        <<<grid, kMaxThreads, 0, stream>>>(Typed<Out>(out), out.cols, x_scales, weight_scales);
     return cudaGetLastError();
   });
 }
