@@ -191,7 +191,7 @@ def test_each_worker_has_the_pods_that_hold_its_ranks():
         box = container(workload)
         assert workload["spec"]["replicas"] == 3
         assert f"--join={name}-{number}.{governing}:{ports['pods']}" in box["args"]
-        assert "--model=/models/model.gguf" in box["args"]
+        assert config_of(workload, manifests) == config_of(leader, manifests)
         assert box["env"][1:] == container(leader)["env"][1:] and box["resources"] == container(leader)["resources"]
         assert "ports" not in box and "livenessProbe" not in box
         assert [i["name"] for i in workload["spec"]["template"]["spec"]["initContainers"]] == ["model"]
@@ -372,8 +372,7 @@ def test_the_executables_accept_every_flag_and_config(values, check_config, tmp_
     manifests = render(values)
     for workload in workloads(manifests):
         config = tmp_path / f"{workload['metadata']['name']}.yaml"
-        if component(workload) != "ranks":
-            config.write_text(config_of(workload, manifests))
+        config.write_text(config_of(workload, manifests))
         args = [a.replace("/etc/loopserve/config.yaml", str(config)).replace("$(POD_NAME)", "worker-0")
                 for a in container(workload)["args"]]
         check_config(f"loopserve-{PROGRAMS.get(component(workload), component(workload))}", args)
