@@ -107,7 +107,7 @@ check-reference: build-all model reference ## Logits and tokens against llama.cp
 	@LOOPSERVE_MODEL=$$(.ci/model) LOOPSERVE_BIN_DIR=$(CURDIR)/build/$(PRESET)/bin \
 	  build/reference-venv/bin/python bench/reference/check.py
 
-gpu-bundle: cuda ## Programs, GPU tests and their libraries as build/gpu-bundle.tar.gz, for a machine with a GPU
+gpu-bundle: cuda ## Programs, GPU tests and their libraries as build/gpu-bundle.tar.xz, for a machine with a GPU
 	@$(call ninja_cuda,programs cuda_parts loopserve-gpu-step)
 	@.ci/gpu_bundle
 
