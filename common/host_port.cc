@@ -26,4 +26,6 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
   return absl::InvalidArgumentError(absl::StrCat("'", text, "' is no host:port"));
 }
 
+std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
+
 }  // namespace loopserve::common

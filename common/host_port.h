@@ -16,4 +16,7 @@ struct HostPort {
 // InvalidArgument for anything else, such as a scheme in front ("dns:///host:80").
 absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 
+// What stands in front of the port, brackets included: for writing another port behind it.
+std::string HostOf(const std::string& address);
+
 }  // namespace loopserve::common

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/config.h"
+#include "common/host_port.h"
 #include "common/lifecycle.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -41,15 +42,13 @@ absl::Status Run(const KvStoreConfig& config, common::Logger& log) {
 
   ASSIGN_OR_RETURN(const auto server, KvServer::Create(config.listen, *chain, *sessions, *metrics));
   ASSIGN_OR_RETURN(const int metrics_port, metrics->Serve(config.metrics_listen));
-  const auto host = [](const std::string& address) {
-    return address.substr(0, address.rfind(':'));
-  };
   ASSIGN_OR_RETURN(const auto known, sessions->List());
   log.Info("serving", {{"host", common::FormatBytes(config.host_bytes)},
                        {"disk", common::FormatBytes(options.disk_bytes)},
                        {"sessions", known.size()}});
-  std::cout << "ready grpc=" << host(config.listen) << ":" << server->port()
-            << " metrics=" << host(config.metrics_listen) << ":" << metrics_port << std::endl;
+  std::cout << "ready grpc=" << common::HostOf(config.listen) << ":" << server->port()
+            << " metrics=" << common::HostOf(config.metrics_listen) << ":" << metrics_port
+            << std::endl;
 
   const int signal = common::WaitForStopSignal();
   log.Info("stopping", {{"signal", signal}});

@@ -1,6 +1,7 @@
 // loopserve-router: flags, the parts that outlive the server, and the end.
 #include <iostream>
 
+#include "common/host_port.h"
 #include "common/lifecycle.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -11,8 +12,6 @@
 
 namespace loopserve::router {
 namespace {
-
-std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
 
 int Run(const RouterConfig& config) {
   const absl::StatusOr<common::LogLevel> level = common::ParseLogLevel(config.log_level);
@@ -33,9 +32,9 @@ int Run(const RouterConfig& config) {
     std::cerr << "loopserve-router: " << metrics_port.status().message() << "\n";
     return 1;
   }
-  std::cout << "ready grpc=" << HostOf(config.listen) << ":" << (*server)->port()
-            << " metrics=" << HostOf(config.metrics_listen) << ":" << *metrics_port
-            << " admin=" << HostOf(config.admin_listen) << ":" << (*server)->admin_port()
+  std::cout << "ready grpc=" << common::HostOf(config.listen) << ":" << (*server)->port()
+            << " metrics=" << common::HostOf(config.metrics_listen) << ":" << *metrics_port
+            << " admin=" << common::HostOf(config.admin_listen) << ":" << (*server)->admin_port()
             << std::endl;
   const int signal = common::WaitForStopSignal();
   log->Info("stopping", {{"signal", signal}});

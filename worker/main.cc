@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/cpus.h"
+#include "common/host_port.h"
 #include "common/lifecycle.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -157,9 +158,6 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
                         .drain_timeout = config.drain_timeout},
                        {*engine, sessions, *ranks, kv, store.get(), *tokenizer, chat.get(), log}));
   ASSIGN_OR_RETURN(const int metrics_port, metrics->Serve(config.metrics_listen));
-  const auto host = [](const std::string& address) {
-    return address.substr(0, address.rfind(':'));
-  };
   log.Info("serving", {{"model", ModelName(config)},
                        {"backend", ranks->backend_name()},
                        {"tp", ranks->size()},
@@ -167,8 +165,9 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
                        {"kv_dtype", config.kv_dtype},
                        {"kv_blocks", ranks->pool().num_blocks()},
                        {"context_tokens", engine->context_tokens()}});
-  std::cout << "ready grpc=" << host(config.listen) << ":" << server->port()
-            << " metrics=" << host(config.metrics_listen) << ":" << metrics_port << std::endl;
+  std::cout << "ready grpc=" << common::HostOf(config.listen) << ":" << server->port()
+            << " metrics=" << common::HostOf(config.metrics_listen) << ":" << metrics_port
+            << std::endl;
 
   const int signal = common::WaitForStopSignal();
   log.Info("stopping", {{"signal", signal}});

@@ -55,5 +55,10 @@ TEST(HostPort, AnythingElseIsRefused) {
   }
 }
 
+TEST(HostPort, WhatStandsInFrontOfThePortKeepsItsBrackets) {
+  EXPECT_EQ(HostOf("127.0.0.1:80"), "127.0.0.1");
+  EXPECT_EQ(HostOf("[::1]:0"), "[::1]");
+}
+
 }  // namespace
 }  // namespace loopserve::common

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tests/support/status_matchers.h"
+#include "tests/support/stub_communicator.h"
 
 namespace loopserve::worker {
 namespace {
@@ -120,13 +121,10 @@ TEST_F(RankWatchTest, ALoneRankIsNeverSilent) {
 }
 
 TEST_F(RankWatchTest, EveryCallOfACommunicatorTells) {
-  class Sole final : public Communicator {  // rank 4 of 5, which is rank 0 of the watch
+  class Sole final
+      : public testing::StubCommunicator {  // rank 4 of 5, which is rank 0 of the watch
    public:
-    int rank() const override { return 4; }
-    int size() const override { return 5; }
-    absl::Status AllGatherCols(TensorView, TensorView) override { return why_; }
-    absl::Status AllReduceSum(TensorView) override { return why_; }
-    absl::Status Broadcast(TensorView, int) override { return why_; }
+    Sole() : StubCommunicator(4, 5) {}
     absl::Status Barrier() override { return why_; }
     absl::StatusOr<int64_t> Least(int64_t value) override { return value; }
     void Abort(absl::Status why) override { why_ = std::move(why); }

@@ -7,6 +7,7 @@
 #include "common/status_macros.h"
 #include "tests/support/sampling_rows.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/stub_communicator.h"
 #include "tests/unit/worker/backend/cuda/kernels/serial_team.h"
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 #include "tests/unit/worker/backend/cuda/use_fake_lt.h"
@@ -390,16 +391,10 @@ TEST_F(CudaStepTest, ADecodeStepIsRecordedTheSecondTimeAndThenReplayed) {
 }
 
 // Ranks whose least is what this one says, or 0.
-class AgreeingRanks final : public Communicator {
+class AgreeingRanks final : public testing::StubCommunicator {
  public:
-  int rank() const override { return 0; }
-  int size() const override { return 2; }
-  absl::Status AllGatherCols(TensorView, TensorView) override { return absl::OkStatus(); }
-  absl::Status AllReduceSum(TensorView) override { return absl::OkStatus(); }
-  absl::Status Broadcast(TensorView, int) override { return absl::OkStatus(); }
-  absl::Status Barrier() override { return absl::OkStatus(); }
+  AgreeingRanks() : StubCommunicator(0, 2) {}
   absl::StatusOr<int64_t> Least(int64_t value) override { return agree ? value : 0; }
-  void Abort(absl::Status) override {}
   bool agree = true;
 };
 

@@ -7,6 +7,7 @@
 
 #include "common/status_macros.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/stub_communicator.h"
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 #include "worker/backend/cuda/cuda_error.h"
 #include "worker/backend/cuda/kernels/probe.h"
@@ -155,14 +156,9 @@ TEST_F(StepGraphsTest, ShapesBeyondTheMostAreNotKept) {
 }
 
 // Two ranks, the other of which answers as the test says.
-class OtherRank final : public Communicator {
+class OtherRank final : public testing::StubCommunicator {
  public:
-  int rank() const override { return 0; }
-  int size() const override { return 2; }
-  absl::Status AllGatherCols(TensorView, TensorView) override { return absl::OkStatus(); }
-  absl::Status AllReduceSum(TensorView) override { return absl::OkStatus(); }
-  absl::Status Broadcast(TensorView, int) override { return absl::OkStatus(); }
-  absl::Status Barrier() override { return absl::OkStatus(); }
+  OtherRank() : StubCommunicator(0, 2) {}
   absl::StatusOr<int64_t> Least(int64_t value) override {
     if (!compares) return Communicator::Least(value);
     asked.push_back(value);
