@@ -296,6 +296,7 @@ def test_a_new_configuration_restarts_the_pods():
     (["workerDefaults.kv.disk.type=hostPath"], "type hostPath needs hostPath"),
     (["workerDefaults.kv.disk.hostPath=/srv"], "hostPath is set, but type is pvc"),
     (["workerDefaults.tp=6", "workerDefaults.podsPerWorker=4"], "tp 6 cannot be shared equally by podsPerWorker 4"),
+    (["workers[0].name=main-0-ranks"], "names that end like this are those of sets of ranks"),
     (["workerDefaults.kv.hostBytes=3Gi"],
      "workers[main]: 1Gi + 3Gi of KV do not fit into resources.limits.memory 4Gi"),
     (["kvstore.hostBytes=2Gi"], "kvstore: 2Gi of KV do not fit into resources.limits.memory 1Gi"),

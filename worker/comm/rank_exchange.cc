@@ -22,10 +22,6 @@ constexpr absl::Duration kHelloPatience = absl::Seconds(1);
 constexpr absl::Duration kHelloLook = absl::Milliseconds(1);
 constexpr size_t kMaxCallers = 64;
 
-absl::Status WithNames(RankRange ranks, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat(NamesOf(ranks), ": ", status.message()));
-}
-
 // What who dials says of itself.
 struct Hello {
   int32_t first = 0;
@@ -106,6 +102,10 @@ class Callers final {
 std::string NamesOf(RankRange ranks) {
   if (ranks.count == 1) return absl::StrCat("rank ", ranks.first);
   return absl::StrCat("ranks ", ranks.first, " to ", ranks.first + ranks.count - 1);
+}
+
+absl::Status WithNames(RankRange ranks, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(NamesOf(ranks), ": ", status.message()));
 }
 
 absl::StatusOr<std::shared_ptr<RankExchange>> RankExchange::Lead(

@@ -41,6 +41,8 @@ struct RankRange {
 
 // "rank 2", "ranks 2 to 3".
 std::string NamesOf(RankRange ranks);
+// The status with their names in front.
+absl::Status WithNames(RankRange ranks, const absl::Status& status);
 
 class RankExchange final {
  public:

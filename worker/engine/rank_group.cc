@@ -29,10 +29,6 @@ constexpr absl::Duration kAbortGrace = absl::Milliseconds(400);
 // Between two attempts to connect, of which each may take long, and two looks for new pods.
 constexpr absl::Duration kRetry = absl::Seconds(1);
 
-absl::Status WithNames(RankRange ranks, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat(NamesOf(ranks), ": ", status.message()));
-}
-
 int CountRanks(size_t here, RankPods* pods) {
   int ranks = static_cast<int>(here);
   if (pods == nullptr) return ranks;
@@ -77,6 +73,7 @@ class ThreadRankGroup final : public FollowingRanks {
     {
       absl::MutexLock lock(&mutex_);
       broken_ = follows || !connected.ok();
+      unconnected_ = connected;
     }
     for (size_t i = 0; i < slots_.size(); ++i) {
       threads_.push_back(common::NamedThread(absl::StrCat("rank-", slots_[i].ranks.first),
@@ -134,6 +131,7 @@ class ThreadRankGroup final : public FollowingRanks {
     {
       absl::MutexLock lock(&mutex_);
       broken_ = true;
+      next_try_ = absl::InfinitePast();  // the leader waits for it
     }
     return Heal();
   }

@@ -163,11 +163,12 @@ class Membership final {
   }
 
   void OnAbort(const v1::Abort& abort) {
-    const absl::Status why = StatusFromProto(abort.status());
+    absl::Status why = StatusFromProto(abort.status());
+    if (why.ok()) why = absl::CancelledError("aborted");
     {
       absl::MutexLock lock(&mutex_);
       aborted_step_ = abort.step();
-      why_ = why.ok() ? absl::CancelledError("aborted") : why;
+      why_ = why;
       if (running_ != abort.step()) return;
     }
     ranks_.Abort(why);

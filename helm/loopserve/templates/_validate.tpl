@@ -11,6 +11,9 @@
   {{- $at := printf "workers[%s]" .name }}
   {{- if has .name $names }}{{ fail (printf "%s: two groups have this name" $at) }}{{ end }}
   {{- $names = append $names .name }}
+  {{- if regexMatch "-[0-9]+-ranks$" .name }}
+    {{- fail (printf "%s: names that end like this are those of sets of ranks (podsPerWorker); choose another" $at) }}
+  {{- end }}
   {{- $sources := compact (list .model.existingClaim .model.hostPath .model.image.reference) }}
   {{- if ne (len $sources) 1 }}
     {{- fail (printf "%s.model: exactly one of existingClaim, hostPath and image.reference has to be set, not %d (%s)" $at (len $sources) (join ", " $sources)) }}

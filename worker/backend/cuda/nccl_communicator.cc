@@ -75,7 +75,7 @@ class NcclCommunicator final : public Communicator {
   NcclDevice& device_;
   const int index_;
   const int rank_;
-  int calls_ = 0;
+  uint32_t calls_ = 0;
 };
 
 absl::Status Mismatch() {

@@ -392,6 +392,21 @@ TEST(FollowingRanks, TellWhatTheStepAtHandHasComeToAndNothingOfTheLast) {
   EXPECT_THAT(ranks->calls(), ElementsAre(0, 0));
 }
 
+TEST(FollowingRanks, ConnectWheneverTheLeaderSaysSo) {
+  const auto body = [](Communicator& comm) { return comm.Barrier(); };
+  FakePods meeting;
+  meeting.joined = 0;
+  meeting.trouble = absl::UnavailableError("no way");
+  Parts parts = FakeParts({body, body});
+  auto ranks =
+      *FollowingRanks::Assemble(std::move(parts.ranks), std::move(parts.pool), absl::Seconds(30),
+                                common::Logger::Null(), absl::Seconds(30), meeting);
+  EXPECT_THAT(ranks->Reconnect(), StatusIs(absl::StatusCode::kUnavailable));
+  meeting.trouble = absl::OkStatus();
+  EXPECT_OK(ranks->Reconnect()) << "without a pause: the leader waits";
+  EXPECT_OK(ranks->Run(EmptyPlan()).status());
+}
+
 TEST(FollowingRanks, ARankThatNeverComesBackIsGivenUp) {
   absl::Notification never;
   const auto body = [&](Communicator& comm) {
@@ -422,6 +437,7 @@ TEST(RankGroup, PodsThatCannotBeConnectedAreTriedAgainNowAndThen) {
       *RankGroup::Assemble(std::move(parts.ranks), std::move(parts.pool), absl::Seconds(30),
                            common::Logger::Null(), absl::Seconds(30), &pods);
   EXPECT_EQ(pods.meetings, 1) << "and that is no reason to load everything again";
+  EXPECT_THAT(group->whole(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no way")));
   EXPECT_LT(group->refresh_within(), absl::Minutes(1));
   for (int i = 0; i < 3; ++i) {
     EXPECT_THAT(group->Run(EmptyPlan()), StatusIs(absl::StatusCode::kUnavailable));
