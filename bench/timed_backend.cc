@@ -86,9 +86,9 @@ absl::Status TimedBackend::SiluMul(TensorView gate, TensorView up) {
   return Timed(Op::kSilu, [&] { return inner_->SiluMul(gate, up); });
 }
 
-absl::Status TimedBackend::EmbedPart(const Matrix& table, common::TokenId first,
+absl::Status TimedBackend::EmbedRows(const Matrix& table, common::TokenId first,
                                      std::span<const common::TokenId> tokens, TensorView out) {
-  return Timed(Op::kEmbed, [&] { return inner_->EmbedPart(table, first, tokens, out); });
+  return Timed(Op::kEmbed, [&] { return inner_->EmbedRows(table, first, tokens, out); });
 }
 
 absl::Status TimedBackend::RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) {

@@ -95,7 +95,7 @@ class TimedBackend final : public worker::Backend {
                        absl::FunctionRef<absl::Status()> ops) override {
     return inner_->RunStep(inputs, ops);
   }
-  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+  absl::Status EmbedRows(const Matrix& table, common::TokenId first,
                          std::span<const common::TokenId> tokens, TensorView out) override;
   absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) override;
   absl::Status AddRmsNorm(TensorView residual, TensorView x, TensorView weight, float eps,

@@ -219,7 +219,7 @@ TEST_P(BackendTest, EmbedRowsDecodesExactly) {
     ASSERT_OK(DequantizeRows(table.view, 0, decoded));
     const std::vector<common::TokenId> tokens = {49, 0, 31, 32, 7, 7};
     Tensor out(*backend_, 6, cols);
-    ASSERT_OK(backend_->EmbedRows(*matrix, tokens, out.view()));
+    ASSERT_OK(backend_->EmbedRows(*matrix, 0, tokens, out.view()));
     std::vector<float> want;
     for (const common::TokenId token : tokens) {
       want.insert(want.end(), decoded.begin() + token * cols, decoded.begin() + (token + 1) * cols);
@@ -229,8 +229,26 @@ TEST_P(BackendTest, EmbedRowsDecodesExactly) {
     } else {
       ExpectClose(out.Read(), want, 0.005, std::string(InfoOf(type).name));  // kept as bf16
     }
-    const std::vector<common::TokenId> outside = {50, 0, 0, 0, 0, 0};
-    EXPECT_THAT(backend_->EmbedRows(*matrix, outside, out.view()),
+    // As part of a larger vocabulary, from token 31 on: zeros where it has no row.
+    ASSERT_OK(backend_->EmbedRows(*matrix, 31, tokens, out.view()));
+    const std::vector<float> part = out.Read();
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      const auto row = part.begin() + static_cast<int64_t>(i) * cols;
+      if (tokens[i] < 31) {
+        EXPECT_TRUE(std::all_of(row, row + cols, [](float value) { return value == 0; })) << i;
+      } else {
+        const std::vector<common::TokenId> alone = {tokens[i] - 31};
+        Tensor whole(*backend_, 1, cols);
+        ASSERT_OK(backend_->EmbedRows(*matrix, 0, alone, whole.view()));
+        ExpectSameBits(std::vector<float>(row, row + cols), whole.Read(), "of a part");
+      }
+    }
+    const std::vector<common::TokenId> outside = {50, 49, -1, 50, 50, 50};
+    ASSERT_OK(backend_->EmbedRows(*matrix, 0, outside, out.view()));
+    const std::vector<float> zeros = out.Read();
+    EXPECT_EQ(std::count_if(zeros.begin(), zeros.end(), [](float value) { return value != 0; }),
+              std::count_if(decoded.end() - cols, decoded.end(), [](float v) { return v != 0; }));
+    EXPECT_THAT(backend_->EmbedRows(*matrix, 0, std::span(tokens).first(5), out.view()),
                 StatusIs(absl::StatusCode::kInvalidArgument));
   }
 }
@@ -332,7 +350,7 @@ TEST_P(BackendTest, OneRowOfOneHeadAndNoRowsAtAll) {
     ASSERT_OK(b->GatherRows(one.view(), {}, none.view()));
     const FileMatrix embedding = RandomMatrix(WeightType::kF32, 5, 2, random);
     ASSERT_OK_AND_ASSIGN(auto matrix, b->LoadMatrix(embedding.view, {0, 5}));
-    ASSERT_OK(b->EmbedRows(*matrix, {}, none.view()));
+    ASSERT_OK(b->EmbedRows(*matrix, 0, {}, none.view()));
     EXPECT_TRUE(none.Read().empty());
   }
   ExpectClose(results[1], results[0], 1e-6, "one row of one head");

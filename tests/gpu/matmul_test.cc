@@ -15,10 +15,10 @@
 #include "tests/conformance/backend_data.h"
 #include "worker/backend/cuda/device.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
-#include "worker/backend/cuda/kernels/embed_rows.h"
 #include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/kernels/fp8_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
+#include "worker/backend/cuda/matmul/kernels/embed_rows.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
 
@@ -523,8 +523,7 @@ TEST_F(MatMulTest, EmbedsRowsOfEveryFormat) {
       const auto rows = static_cast<int64_t>(tokens.size());
       const DeviceTensor out(rows, cols, 0, cols, out_type);
       const DeviceWeight w = table.weight();
-      ASSERT_EQ(LaunchEmbedRows({w.type, w.data, w.rows, w.cols},
-                                reinterpret_cast<const int32_t*>(tokens_device.data()), 100,
+      ASSERT_EQ(LaunchEmbedRows(w, reinterpret_cast<const int32_t*>(tokens_device.data()), 100,
                                 out.view(), nullptr),
                 cudaSuccess);
       const std::vector<float> got = out.ReadAll();

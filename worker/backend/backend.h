@@ -186,19 +186,9 @@ class Backend {
   }
 
   // --- Ops. t = rows of the step.
-  // out[t, :] = row tokens[t] of `table`.
-  absl::Status EmbedRows(const Matrix& table, std::span<const common::TokenId> tokens,
-                         TensorView out) {
-    for (const common::TokenId token : tokens) {
-      if (token < 0 || token >= table.rows()) {
-        return Shape(false, "EmbedRows");
-      }
-    }
-    return EmbedPart(table, 0, tokens, out);
-  }
-  // The same where `table` holds the vocabulary from token `first` on, one rank's part of it: zeros
-  // for a token that has no row here.
-  virtual absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+  // out[t, :] = row tokens[t] - first of `table`, which holds the vocabulary from token `first` on,
+  // one rank's part of it: zeros for a token that has no row here.
+  virtual absl::Status EmbedRows(const Matrix& table, common::TokenId first,
                                  std::span<const common::TokenId> tokens, TensorView out) = 0;
   // out = x / sqrt(mean(x^2) + eps) * weight; weight is one row. out may be x.
   virtual absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) = 0;

@@ -345,7 +345,7 @@ absl::StatusOr<TensorView> LlamaModel::Gathered(TensorView local,
 absl::Status LlamaModel::Embed(std::span<const common::TokenId> tokens, TensorView out,
                                Communicator& comm) {
   const auto first = static_cast<common::TokenId>(vocab_rows_.begin);
-  RETURN_IF_ERROR(backend_.EmbedPart(*embedding_, first, tokens, out));
+  RETURN_IF_ERROR(backend_.EmbedRows(*embedding_, first, tokens, out));
   if (shard_.size == 1) return absl::OkStatus();
   return comm.AllReduceSum(out);
 }

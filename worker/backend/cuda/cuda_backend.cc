@@ -24,13 +24,13 @@
 #include "worker/backend/cuda/kernels/append_kv.h"
 #include "worker/backend/cuda/kernels/copy_words.h"
 #include "worker/backend/cuda/kernels/elementwise.h"
-#include "worker/backend/cuda/kernels/embed_rows.h"
 #include "worker/backend/cuda/kernels/fp8_layout.h"
 #include "worker/backend/cuda/kernels/fp8_rows.h"
 #include "worker/backend/cuda/kernels/norm.h"
 #include "worker/backend/cuda/kernels/rope.h"
 #include "worker/backend/cuda/kernels/sample_rows.h"
 #include "worker/backend/cuda/matmul/cublas_lt.h"
+#include "worker/backend/cuda/matmul/kernels/embed_rows.h"
 #include "worker/backend/cuda/matmul/matmul.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 #include "worker/backend/cuda/matmul/packed_weight.h"
@@ -137,7 +137,7 @@ class CudaBackend final : public Backend {
 
   absl::Status FinishLoading(int64_t max_rows) override;
   absl::Status RunStep(const StepInputs& inputs, absl::FunctionRef<absl::Status()> ops) override;
-  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+  absl::Status EmbedRows(const Matrix& table, common::TokenId first,
                          std::span<const common::TokenId> tokens, TensorView out) override;
   absl::Status RmsNorm(TensorView x, TensorView weight, float eps, TensorView out) override;
   absl::Status AddRmsNorm(TensorView residual, TensorView x, TensorView weight, float eps,
@@ -410,7 +410,7 @@ absl::StatusOr<const int32_t*> CudaBackend::OnDevice(std::span<const int32_t> va
 
 // --- Ops
 
-absl::Status CudaBackend::EmbedPart(const Matrix& table, common::TokenId first,
+absl::Status CudaBackend::EmbedRows(const Matrix& table, common::TokenId first,
                                     std::span<const common::TokenId> tokens, TensorView out) {
   RETURN_IF_ERROR(Enter());
   RETURN_IF_ERROR(Shape(out.rows == static_cast<int64_t>(tokens.size()) && out.cols == table.cols(),
@@ -418,8 +418,7 @@ absl::Status CudaBackend::EmbedPart(const Matrix& table, common::TokenId first,
   ASSIGN_OR_RETURN(const int32_t* const on_device, OnDevice(tokens));
   const DeviceWeight& weight = static_cast<const DeviceMatrix&>(table).weight();
   if (weight.fp8()) return absl::InvalidArgumentError("EmbedRows: no matrix of the vocabulary");
-  CUDA_RETURN_IF_ERROR(LaunchEmbedRows({weight.type, weight.data, weight.rows, weight.cols},
-                                       on_device, first, out, stream()));
+  CUDA_RETURN_IF_ERROR(LaunchEmbedRows(weight, on_device, first, out, stream()));
   return absl::OkStatus();
 }
 

@@ -162,7 +162,7 @@ class ReferenceBackend final : public Backend {
     return std::make_unique<AngleTable>(spec);
   }
 
-  absl::Status EmbedPart(const Matrix& table, common::TokenId first,
+  absl::Status EmbedRows(const Matrix& table, common::TokenId first,
                          std::span<const common::TokenId> tokens, TensorView out) override {
     const auto& matrix = static_cast<const FloatMatrix&>(table);
     RETURN_IF_ERROR(Shape(

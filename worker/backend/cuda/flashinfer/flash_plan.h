@@ -49,7 +49,7 @@ struct FlashTables {
   size_t first_work = 0;    // kSm90: [multiprocessors + 1] into the tiles
   size_t merge_row = 0;     // split: [rows] row of `out`
   size_t merge_first = 0;   // split: [rows + 1] into the partial results
-  size_t blocks = 0;        // [block_count] ids
+  size_t blocks = 0;        // ids of all sequences
 };
 
 struct FlashPrefillPlan {
@@ -57,11 +57,10 @@ struct FlashPrefillPlan {
   FlashPrefillShape shape;
   int32_t multiprocessors = 0;
   int32_t sequences = 0;
-  int32_t rows = 0;       // of all sequences
-  int32_t end_row = 0;    // rows that q and out must have
-  int32_t tiles = 0;      // 0: nothing to compute
-  int32_t tile_rows = 0;  // kFa2: pairs (row, query head of a KV head); kSm90: rows
-  int32_t block_count = 0;
+  int32_t rows = 0;            // of all sequences
+  int32_t end_row = 0;         // rows that q and out must have
+  int32_t tiles = 0;           // 0: nothing to compute
+  int32_t tile_rows = 0;       // kFa2: pairs (row, query head of a KV head); kSm90: rows
   int64_t partial_rows = 0;    // 0: keys are not split
   size_t workspace_bytes = 0;  // device memory for the partial results
   FlashTables tables;

@@ -32,7 +32,6 @@ class TableWriter {
       for (const common::BlockId block : s.blocks.first(held)) words_.push_back(block.value());
       first.push_back(first.back() + static_cast<int32_t>(held));
     }
-    plan.block_count = first.back();
     return first;
   }
 

@@ -57,7 +57,7 @@ TEST_F(CudaBackendFp8Test, WithEightBitsLayersBecomeE4m3) {
   EXPECT_THAT(Take(),
               ::testing::Contains(::testing::Field(&fake::Launch::kernel, HasSubstr("ToE4m3"))));
   const std::vector<int32_t> tokens = {0};
-  EXPECT_THAT(backend->EmbedRows(**matrix, tokens, View(1, 100)),
+  EXPECT_THAT(backend->EmbedRows(**matrix, 0, tokens, View(1, 100)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("vocabulary")));
 }
 

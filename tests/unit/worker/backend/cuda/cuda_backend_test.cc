@@ -127,9 +127,8 @@ TEST_F(CudaBackendTest, RefusesShapesThatDoNotFit) {
   const Matrix* const weights[] = {table.get()};
   const TensorView outs[] = {x};
   for (const absl::Status& status : {
-           backend_->EmbedRows(*table, rows, narrow),
-           backend_->EmbedRows(*table, rows, short_x),
-           backend_->EmbedRows(*table, beyond, x),
+           backend_->EmbedRows(*table, 0, rows, narrow),
+           backend_->EmbedRows(*table, 0, rows, short_x),
            backend_->RmsNorm(x, View(1, 32), 0, x),
            backend_->RmsNorm(x, View(1, 64), 0, short_x),
            backend_->AddRmsNorm(View(2, 64, kBf16), x, View(1, 64), 0, x),
@@ -305,7 +304,7 @@ class CudaStepTest : public CudaBackendTest {
     const TensorView x = x_->view().Rows(0, t), operand = operand_->view().Rows(0, t);
     const TensorView qkv = projected_->view().Rows(0, t);
     const TensorView q = qkv.Cols(0, 128), k = qkv.Cols(128, 64), v = qkv.Cols(192, 64);
-    RETURN_IF_ERROR(backend_->EmbedRows(*table_, tokens_, x));
+    RETURN_IF_ERROR(backend_->EmbedRows(*table_, 0, tokens_, x));
     RETURN_IF_ERROR(backend_->RmsNorm(x, norm_->view(), 1e-5F, operand));
     RETURN_IF_ERROR(Multiply(operand, *qkv_, qkv));
     RETURN_IF_ERROR(backend_->Rope(q, 2, positions_, *angles_));

@@ -46,29 +46,45 @@ __device__ __forceinline__ void Spread(const uint4& v, uint32_t (&to)[4]) {
   to[3] = v.w;
 }
 
-struct Bf16Codec {
-  static constexpr int kGroups = 2;
+// What codecs of matrices that lie row by row share: no scales but those of whole rows.
+struct RowsCodec {
   static constexpr bool kAdjacent = true;
   static constexpr bool kScaled = false;
   static constexpr bool kTwoScales = false;
   static constexpr bool kHasMin = false;
-  static constexpr bool kRowScales = false;
-  struct Tile {
-    uint32_t words[kGroups][2][4];
-  };
 
   static __device__ __forceinline__ TileRow RowOf(const SkinnyWeight& weight, int64_t row_tile,
                                                   int64_t cols) {
     return {static_cast<const std::byte*>(weight.data), row_tile * kTileRows, weight.rows, cols};
   }
+  // The row that a lane loads for half `h` of a tile; the last one stands in for those beyond it.
+  static __device__ __forceinline__ int64_t RowAt(const TileRow& from, int lane, int h) {
+    const int64_t wanted = from.first_row + lane / 4 + 8 * h;
+    return wanted < from.rows ? wanted : from.rows - 1;
+  }
+  template <typename Tile>
+  static __device__ __forceinline__ float Scale(const Tile&, int, int, int) {
+    return 1.0f;
+  }
+  template <typename Tile>
+  static __device__ __forceinline__ float Min(const Tile&, int, int) {
+    return 0.0f;
+  }
+};
+
+struct Bf16Codec : RowsCodec {
+  static constexpr int kGroups = 2;
+  static constexpr bool kRowScales = false;
+  struct Tile {
+    uint32_t words[kGroups][2][4];
+  };
 
   static __device__ __forceinline__ void Load(const TileRow& from, int64_t tile, int lane,
                                               Tile& to) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t wanted = from.first_row + lane / 4 + 8 * h;
-      const int64_t row = wanted < from.rows ? wanted : from.rows - 1;
-      const auto* values = reinterpret_cast<const __nv_bfloat16*>(from.data) + row * from.cols;
+      const auto* values =
+          reinterpret_cast<const __nv_bfloat16*>(from.data) + RowAt(from, lane, h) * from.cols;
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
         const int64_t k = (tile * kGroups + g) * kGroupCols + (lane % 4) * 8;
@@ -86,8 +102,6 @@ struct Bf16Codec {
       }
     }
   }
-  static __device__ __forceinline__ float Scale(const Tile&, int, int, int) { return 1.0f; }
-  static __device__ __forceinline__ float Min(const Tile&, int, int) { return 0.0f; }
 };
 
 // All types that are packed in records.

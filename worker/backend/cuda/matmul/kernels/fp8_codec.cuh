@@ -8,29 +8,18 @@
 
 namespace loopserve::worker::cuda {
 
-struct Fp8Codec {
+struct Fp8Codec : RowsCodec {
   static constexpr int kGroups = 4;
-  static constexpr bool kAdjacent = true;
-  static constexpr bool kScaled = false;
-  static constexpr bool kTwoScales = false;
-  static constexpr bool kHasMin = false;
   static constexpr bool kRowScales = true;
   struct Tile {
     uint2 words[kGroups][2];
   };
 
-  static __device__ __forceinline__ TileRow RowOf(const SkinnyWeight& weight, int64_t row_tile,
-                                                  int64_t cols) {
-    return {static_cast<const std::byte*>(weight.data), row_tile * kTileRows, weight.rows, cols};
-  }
-
   static __device__ __forceinline__ void Load(const TileRow& from, int64_t tile, int lane,
                                               Tile& to) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t wanted = from.first_row + lane / 4 + 8 * h;
-      const int64_t row = wanted < from.rows ? wanted : from.rows - 1;
-      const std::byte* codes = from.data + row * Fp8Pitch(from.cols);
+      const std::byte* codes = from.data + RowAt(from, lane, h) * Fp8Pitch(from.cols);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
         const int64_t k = (tile * kGroups + g) * kGroupCols + (lane % 4) * 8;
@@ -50,8 +39,6 @@ struct Fp8Codec {
       }
     }
   }
-  static __device__ __forceinline__ float Scale(const Tile&, int, int, int) { return 1.0f; }
-  static __device__ __forceinline__ float Min(const Tile&, int, int) { return 0.0f; }
 };
 
 }  // namespace loopserve::worker::cuda

@@ -1,7 +1,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/matmul/kernels/embed_rows.h"
 #include "worker/backend/cuda/matmul/packed_layout.h"
 
 namespace loopserve::worker::cuda {
@@ -47,7 +47,7 @@ __device__ __forceinline__ float Value(const std::byte* record, int row, int col
 }
 
 template <WeightType kType>
-__device__ __forceinline__ float TableValue(const EmbeddingTable& table, int64_t row, int64_t col) {
+__device__ __forceinline__ float TableValue(const DeviceWeight& table, int64_t row, int64_t col) {
   if constexpr (kType == WeightType::kBF16) {
     const auto* values = reinterpret_cast<const __nv_bfloat16*>(table.data);
     return __bfloat162float(values[row * Bf16Pitch(table.cols) + col]);
@@ -61,7 +61,7 @@ __device__ __forceinline__ float TableValue(const EmbeddingTable& table, int64_t
 // One thread block per row of the output and run of kThreads columns.
 template <WeightType kType>
 __global__ void __launch_bounds__(kThreads)
-    EmbedRows(EmbeddingTable table, const int32_t* __restrict__ tokens, int32_t first,
+    EmbedRows(DeviceWeight table, const int32_t* __restrict__ tokens, int32_t first,
               TensorView out) {
   const int64_t t = blockIdx.x;
   const int64_t col = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <WeightType kType>
-cudaError_t Launch(const EmbeddingTable& table, const int32_t* tokens, int32_t first,
-                   TensorView out, cudaStream_t stream) {
+cudaError_t Launch(const DeviceWeight& table, const int32_t* tokens, int32_t first, TensorView out,
+                   cudaStream_t stream) {
   const dim3 blocks(static_cast<unsigned>(out.rows),
                     static_cast<unsigned>(TilesOf(out.cols, kThreads)));
   EmbedRows<kType><<<blocks, kThreads, 0, stream>>>(table, tokens, first, out);
@@ -88,10 +88,10 @@ cudaError_t Launch(const EmbeddingTable& table, const int32_t* tokens, int32_t f
 
 }  // namespace
 
-cudaError_t LaunchEmbedRows(const EmbeddingTable& table, const int32_t* tokens, int32_t first,
+cudaError_t LaunchEmbedRows(const DeviceWeight& table, const int32_t* tokens, int32_t first,
                             TensorView out, cudaStream_t stream) {
   if (out.rows == 0 || out.cols == 0) return cudaSuccess;
-  if (out.cols != table.cols) return cudaErrorInvalidValue;
+  if (table.fp8() || out.cols != table.cols) return cudaErrorInvalidValue;
   switch (table.type) {
     case WeightType::kBF16:
       return Launch<WeightType::kBF16>(table, tokens, first, out, stream);

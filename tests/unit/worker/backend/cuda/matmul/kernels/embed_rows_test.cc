@@ -1,4 +1,4 @@
-#include "worker/backend/cuda/kernels/embed_rows.h"
+#include "worker/backend/cuda/matmul/kernels/embed_rows.h"
 
 #include "tests/unit/worker/backend/cuda/launch_test.h"
 
@@ -10,7 +10,7 @@ using enum ActivationType;
 class EmbedRowsTest : public LaunchTest {
  protected:
   cudaError_t Embed(WeightType type, int64_t cols, TensorView out) {
-    const EmbeddingTable table{type, Memory<std::byte>(), 1000, cols};
+    const DeviceWeight table{type, Memory<std::byte>(), 1000, cols};
     return LaunchEmbedRows(table, Memory<int32_t>(), 0, out, stream_);
   }
 };
@@ -33,6 +33,10 @@ TEST_F(EmbedRowsTest, CoversEveryColumnOfEveryToken) {
 TEST_F(EmbedRowsTest, RefusesWhatItHasNoKernelFor) {
   EXPECT_EQ(Embed(WeightType::kBF16, 64, View(2, 72)), cudaErrorInvalidValue);
   EXPECT_EQ(Embed(WeightType::kF16, 64, View(2, 64)), cudaErrorInvalidValue) << "of a file only";
+  const DeviceWeight codes{
+      .data = Memory<std::byte>(), .rows = 8, .cols = 64, .scales = Memory<float>()};
+  EXPECT_EQ(LaunchEmbedRows(codes, Memory<int32_t>(), 0, View(2, 64), stream_),
+            cudaErrorInvalidValue);
   ExpectNoLaunch();
 }
 
