@@ -98,12 +98,14 @@ class DiskSessionLog final : public SessionLog {
     return writers_[absl::Hash<std::string>()(id.value()) % writers_.size()];
   }
 
+  // The session's writer: nothing changes between the fence and the file's replacement.
   absl::Status Write(const SessionRecord& record) {
     const std::vector<std::byte> bytes = EncodeSessionRecord(record);
     absl::MutexLock writer(&WriterOf(record.id));
-    RETURN_IF_ERROR(Fence({record.id, record.epoch}));
     {
       absl::MutexLock lock(&mutex_);
+      const auto it = summaries_.find(record.id.value());
+      if (it != summaries_.end()) RETURN_IF_ERROR(Fence(it->second, record));
       RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
     }
     RETURN_IF_ERROR(CheckName(record.id));
@@ -116,7 +118,13 @@ class DiskSessionLog final : public SessionLog {
 
   absl::Status Remove(const common::SessionRef& ref) {
     absl::MutexLock writer(&WriterOf(ref.id));
-    RETURN_IF_ERROR(Fence(ref));
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto it = summaries_.find(ref.id.value());
+      if (it != summaries_.end() && it->second.epoch > ref.epoch) {
+        return StaleEpoch(ref.epoch, it->second.epoch);
+      }
+    }
     absl::Status buried = Bury(ref);
     if (!buried.ok() && !absl::IsResourceExhausted(buried)) return buried;
     {
@@ -128,14 +136,6 @@ class DiskSessionLog final : public SessionLog {
     // On a full disk the record's own space is what its tombstone needs.
     if (!buried.ok()) RETURN_IF_ERROR(Bury(ref));
     return SyncDirectory(directory_.path());
-  }
-
-  // Called by the session's writer, so that nothing changes until the file is replaced.
-  absl::Status Fence(const common::SessionRef& ref) const {
-    absl::MutexLock lock(&mutex_);
-    const auto it = summaries_.find(ref.id.value());
-    if (it == summaries_.end() || it->second.epoch <= ref.epoch) return absl::OkStatus();
-    return StaleEpoch(ref.epoch, it->second.epoch);
   }
 
   std::optional<common::Epoch> ErasedUnder(const common::SessionId& id) const {

@@ -14,7 +14,8 @@ class MemorySessionLog final : public SessionLog {
  public:
   absl::Status Put(const SessionRecord& record) override {
     absl::MutexLock lock(&mutex_);
-    RETURN_IF_ERROR(Fence({record.id, record.epoch}));
+    const auto it = records_.find(record.id.value());
+    if (it != records_.end()) RETURN_IF_ERROR(Fence(SummaryOf(it->second), record));
     RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
     records_[record.id.value()] = record;
     erased_.Remove(record.id);
@@ -30,7 +31,10 @@ class MemorySessionLog final : public SessionLog {
 
   absl::Status Erase(const common::SessionRef& ref) override {
     absl::MutexLock lock(&mutex_);
-    RETURN_IF_ERROR(Fence(ref));
+    const auto it = records_.find(ref.id.value());
+    if (it != records_.end() && it->second.epoch > ref.epoch) {
+      return StaleEpoch(ref.epoch, it->second.epoch);
+    }
     records_.erase(ref.id.value());
     const absl::Time now = absl::Now();
     erased_.Add({ref.id, ref.epoch, now}, now);
@@ -60,12 +64,6 @@ class MemorySessionLog final : public SessionLog {
   }
 
  private:
-  absl::Status Fence(const common::SessionRef& ref) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const auto it = records_.find(ref.id.value());
-    if (it == records_.end() || it->second.epoch <= ref.epoch) return absl::OkStatus();
-    return StaleEpoch(ref.epoch, it->second.epoch);
-  }
-
   absl::Mutex mutex_;
   std::map<std::string, SessionRecord> records_ ABSL_GUARDED_BY(mutex_);  // in the order of pages
   Tombstones erased_ ABSL_GUARDED_BY(mutex_);

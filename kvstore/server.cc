@@ -438,6 +438,7 @@ ServerUnaryReactor* Server::ListSessions(CallbackServerContext* context,
       out->set_used_unix_us(summary.used_unix_us);
       out->set_ttl_seconds(summary.ttl_seconds);
       out->set_tenant(summary.tenant);
+      out->set_owner(summary.owner);
     }
     return absl::OkStatus();
   });

@@ -5,12 +5,14 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kvstore/byte_io.h"
+#include "kvstore/session_tombstones.h"
 
 namespace loopserve::kvstore {
 namespace {
 
 constexpr uint32_t kMagic = 0x4e53534c;  // "LSSN"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
+constexpr uint16_t kFirstVersionWithOwner = 2;
 
 void PutTurn(const TurnRecord& turn, ByteWriter& out) {
   out.PutString(turn.turn_id);
@@ -74,7 +76,16 @@ SessionLog::Summary SummaryOf(const SessionRecord& record) {
           .turns = record.turns.size(),
           .used_unix_us = record.used_unix_us,
           .ttl_seconds = record.ttl_seconds,
-          .tenant = record.tenant};
+          .tenant = record.tenant,
+          .owner = record.owner};
+}
+
+absl::Status Fence(const SessionLog::Summary& stored, const SessionRecord& record) {
+  const bool same_owner = stored.owner.empty() || stored.owner == record.owner;
+  if (stored.epoch < record.epoch || (stored.epoch == record.epoch && same_owner)) {
+    return absl::OkStatus();
+  }
+  return StaleEpoch(record.epoch, stored.epoch);
 }
 
 std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record) {
@@ -84,6 +95,7 @@ std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record) {
   out.Put(kVersion);
   out.PutString(record.id.value());
   out.Put(record.epoch.value());
+  out.PutString(record.owner);
   out.PutString(record.tenant);
   out.PutString(record.model);
   out.PutString(record.cache_namespace);
@@ -106,13 +118,15 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(ByteSpan bytes) {
   }
   ByteReader in(body);
   if (in.Get<uint32_t>() != kMagic) return absl::DataLossError("session record: no such format");
-  if (const auto version = in.Get<uint16_t>(); version != kVersion) {
+  const auto version = in.Get<uint16_t>();
+  if (version < 1 || version > kVersion) {
     return absl::UnimplementedError(
-        absl::StrCat("session record: version ", version, "; this build reads ", kVersion));
+        absl::StrCat("session record: version ", version, "; this build reads 1 to ", kVersion));
   }
   SessionRecord record;
   record.id = common::SessionId(in.GetString());
   record.epoch = common::Epoch(in.Get<uint64_t>());
+  if (version >= kFirstVersionWithOwner) record.owner = in.GetString();
   record.tenant = in.GetString();
   record.model = in.GetString();
   record.cache_namespace = in.GetString();

@@ -2,8 +2,9 @@
 // a cache of it; losing KV costs time, losing the log would lose the conversation.
 //
 // A record is replaced as a whole when a turn commits. Replacing is fenced: a store refuses a
-// record whose epoch is older than the stored one's (STALE_EPOCH, carrying the current epoch), so a
-// worker that lost a session to another can never overwrite it. Deleting leaves a tombstone behind
+// record whose epoch is older than the stored one's, or the same and another worker's (STALE_EPOCH,
+// carrying the current epoch), so a worker that lost a session to another can never overwrite it,
+// and two that were given one epoch cannot both own it. Deleting leaves a tombstone behind
 // (session_tombstones.h), which fences in the same way: what comes late brings nothing back.
 //
 // Thread rule of SessionLog: all calls are safe from any thread and may block on I/O.
@@ -41,6 +42,7 @@ struct TurnRecord {
 struct SessionRecord {
   common::SessionId id;
   common::Epoch epoch;
+  std::string owner;  // the worker that claimed it under `epoch`; empty in records of version 1
   std::string tenant;
   std::string model;  // ModelConfig::fingerprint
   std::string cache_namespace;
@@ -54,13 +56,13 @@ struct SessionRecord {
 class SessionLog {
  public:
   virtual ~SessionLog() = default;
-  // Writes durably before it returns. FailedPrecondition/STALE_EPOCH when a newer epoch owns it, or
-  // it was deleted under this epoch or a newer one.
+  // Writes durably before it returns. FailedPrecondition/STALE_EPOCH when a newer epoch or another
+  // worker owns it, or it was deleted under this epoch or a newer one.
   virtual absl::Status Put(const SessionRecord& record) = 0;
   // NotFound/SESSION_NOT_FOUND, with the epoch that it was deleted under if that is known; DataLoss
   // when the record is damaged.
   virtual absl::StatusOr<SessionRecord> Get(const common::SessionId& id) = 0;
-  // Fenced like Put; ok when there is none.
+  // STALE_EPOCH when a newer epoch owns it; ok when there is none.
   virtual absl::Status Erase(const common::SessionRef& ref) = 0;
   struct Summary {
     common::SessionId id;
@@ -70,6 +72,7 @@ class SessionLog {
     int64_t used_unix_us = 0;
     int64_t ttl_seconds = 0;
     std::string tenant;
+    std::string owner;
   };
   virtual absl::StatusOr<std::vector<Summary>> List() = 0;
   // At most `limit` sessions whose ids come after `after` ("": from the first), in their order.
@@ -82,6 +85,8 @@ class SessionLog {
 };
 
 SessionLog::Summary SummaryOf(const SessionRecord& record);
+// STALE_EPOCH unless `stored` may be replaced by `record`.
+absl::Status Fence(const SessionLog::Summary& stored, const SessionRecord& record);
 
 // docs/formats/session_record.md. Decode: DataLoss for damaged bytes, never a crash.
 std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record);

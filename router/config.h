@@ -55,8 +55,9 @@ struct RouterConfig {
     flags.AddDuration("max-turn-time", &max_turn_time, "deadline of a turn that has none");
     flags.AddBytes("max-message-bytes", &max_message_bytes, "size of a request at most");
     flags.AddDuration("check-interval", &check_interval, "between two checks of a worker");
-    flags.AddDuration("learn-timeout", &learn_timeout,
-                      "after the start: how long unknown sessions wait for every worker's report");
+    flags.AddDuration(
+        "learn-timeout", &learn_timeout,
+        "after the start: how long sessions whose owner is not known wait for silent workers");
     flags.AddDuration("drain-settle", &drain_settle,
                       "at the end: how long to go on after health says not serving");
     flags.AddDuration("drain-timeout", &drain_timeout, "how long running turns may take then");

@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/checksum.h"
 #include "common/error.h"
 #include "common/status_macros.h"
+#include "router/directory/rendezvous.h"
 
 namespace loopserve::router {
 namespace {
@@ -29,8 +29,7 @@ std::vector<const WorkerView*> Candidates(absl::string_view key,
   std::vector<std::pair<uint64_t, const WorkerView*>> hashed;
   for (const WorkerView& worker : workers) {
     if (worker.health != WorkerHealth::kReady || IsAvoided(worker.id, avoided)) continue;
-    const uint64_t seed = common::HashString(worker.id.value()).lo;
-    hashed.emplace_back(common::HashString(key, seed).lo, &worker);
+    hashed.emplace_back(RendezvousWeight(key, worker.id), &worker);
   }
   std::sort(hashed.begin(), hashed.end(), [](const auto& a, const auto& b) {
     return a.first != b.first ? a.first > b.first : a.second->id < b.second->id;

@@ -37,6 +37,11 @@ absl::Status NotNow(const absl::Status& error) {
   return MakeError(std::move(info), error.message());
 }
 
+absl::Status BeingMoved() {
+  return MakeError(ErrorInfo{.reason = Reason::kSessionBusy, .retry_after = kRetryAfter},
+                   "the session is being moved");
+}
+
 }  // namespace
 
 bool IsWorkerLost(const absl::Status& error) {
@@ -60,35 +65,42 @@ Routing::Routing(SessionDirectory& directory, WorkerTable& workers, RouterMetric
 absl::Status Routing::Choose(RouteState& state) {
   const absl::Time start = absl::Now();
   ++state.attempts;
-  const std::vector<WorkerView> views = workers_.View();
   absl::Status status;
   if (state.session.value().empty()) {
-    absl::StatusOr<common::WorkerId> worker = PlaceAnywhere(state.request_id, views, state.avoided);
+    absl::StatusOr<common::WorkerId> worker =
+        PlaceAnywhere(state.request_id, workers_.View(), state.avoided);
     status = worker.status();
     if (worker.ok()) {
       state.pin = {*std::move(worker), common::Epoch(0)};
       metrics_.ForModel(state.model).decisions[RouteReason::kLoad].Increment();
     }
   } else {
-    status = ChooseForSession(state, views);
+    status = ChooseForSession(state);
   }
   metrics_.route_duration().Observe(absl::ToDoubleSeconds(absl::Now() - start));
   return status;
 }
 
-absl::Status Routing::ChooseForSession(RouteState& state, const std::vector<WorkerView>& views) {
+bool Routing::OwnerIsKnown(const std::optional<Pin>& pin) const {
+  return pin && pin->certain && workers_.WasLearned(pin->worker);
+}
+
+absl::Status Routing::ChooseForSession(RouteState& state) {
   for (int swap = 0; swap < kMaxSwaps; ++swap) {
+    // In this order: what was learned before is in the directory, and the table looked at last says
+    // how its worker is by then.
+    const bool learning = workers_.AwaitsReports(/*of_silent=*/clock_.Now() < learn_until_);
     ASSIGN_OR_RETURN(const std::optional<Pin> pin, directory_.Find(state.session));
     if (!state.looked_up) {
       state.looked_up = true;
       state.pin_before = pin;
     }
-    if (!pin && !state.create && clock_.Now() < learn_until_ && !workers_.AllLearned()) {
+    if (learning && (!state.create || state.may_exist) && !OwnerIsKnown(pin)) {
       return MakeError(ErrorInfo{.reason = Reason::kLoading, .retry_after = kRetryAfter},
                        "the router is still learning which worker has this session");
     }
     ASSIGN_OR_RETURN(const Placement placement,
-                     PlaceSession(state.session.value(), pin, views, state.avoided));
+                     PlaceSession(state.session.value(), pin, workers_.View(), state.avoided));
     if (!pin || *pin != placement.pin) {
       const auto expected = pin ? std::optional(pin->epoch) : std::nullopt;
       const absl::Status swapped =
@@ -107,8 +119,7 @@ absl::Status Routing::ChooseForSession(RouteState& state, const std::vector<Work
     }
     return absl::OkStatus();
   }
-  return MakeError(ErrorInfo{.reason = Reason::kSessionBusy, .retry_after = kRetryAfter},
-                   "the session is being moved");
+  return BeingMoved();
 }
 
 void Routing::Record(const RouteState& state, const Placement& placement) {
@@ -145,8 +156,7 @@ absl::Status Routing::Avoid(RouteState& state, PlacementReason why,
 absl::Status Routing::AfterStaleEpoch(RouteState& state, const absl::Status& error) {
   metrics_.directory_events()[DirectoryEvent::kStaleEpoch].Increment();
   if (state.attempts >= kMaxAttempts) {
-    return MakeError(ErrorInfo{.reason = Reason::kSessionBusy, .retry_after = kRetryAfter},
-                     "the session is being moved");
+    return BeingMoved();
   }
   const uint64_t ours = state.pin.epoch.value();
   const uint64_t current = std::max(InfoOf(error).current_epoch.value_or(ours), ours);
@@ -213,6 +223,8 @@ absl::Status Routing::AfterBrokenStream(const RouteState& state, const absl::Sta
   if (series != nullptr && (lost || error.code() == absl::StatusCode::kInternal)) {
     series->errors->Increment();
   }
+  // It was claimed elsewhere meanwhile, so nothing was committed here.
+  if (InfoOf(error).reason == Reason::kStaleEpoch) return BeingMoved();
   if (!lost) return error;
   workers_.OnLost(state.worker(), error.message());
   log_.Warning("worker lost", {{"request_id", state.request_id},

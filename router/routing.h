@@ -35,6 +35,7 @@ struct RouteState {
   std::string request_id;     // for the log; also spreads calls without a session
   std::string model;          // for the metrics
   bool create = false;        // the session is being made by this very request
+  bool may_exist = false;     // though it is being made: the client chose its id
 
   // Filled by Choose.
   Pin pin;
@@ -54,9 +55,10 @@ class Routing final {
  public:
   static constexpr int kMaxAttempts = 3;
 
-  // For `learn_timeout` from now on, a session that the directory does not know is only looked for
-  // once every worker has been asked for its sessions: after a restart the answer "no such session"
-  // must not come before the owner has spoken.
+  // While a worker's first report of its sessions is under way, a session whose owner is not known
+  // waits: neither the answer "no such session" nor a move to a worker that merely knows of it must
+  // come before the owner has spoken. Workers that do not answer, or whose report fails, are only
+  // waited for until `learn_timeout` from now.
   Routing(SessionDirectory& directory, WorkerTable& workers, RouterMetrics& metrics,
           common::Logger& log, const common::Clock& clock, absl::Duration learn_timeout);
 
@@ -69,7 +71,7 @@ class Routing final {
   absl::Status AfterFailure(RouteState& state, const absl::Status& error);
 
   // For a failure after the first token, which is never retried: takes note of it, and returns what
-  // the client gets.
+  // the client gets; never STALE_EPOCH.
   absl::Status AfterBrokenStream(const RouteState& state, const absl::Status& error);
 
   // Drops the session's pin if it is still the one this request used.
@@ -82,7 +84,8 @@ class Routing final {
   void TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use);
 
  private:
-  absl::Status ChooseForSession(RouteState& state, const std::vector<WorkerView>& views);
+  absl::Status ChooseForSession(RouteState& state);
+  bool OwnerIsKnown(const std::optional<Pin>& pin) const;
   absl::Status AfterStaleEpoch(RouteState& state, const absl::Status& error);
   absl::Status AfterNotFound(RouteState& state, const absl::Status& error);
   absl::Status Avoid(RouteState& state, PlacementReason why, const absl::Status& last_error);

@@ -58,14 +58,12 @@ struct Listing {
   std::map<std::string, wk::SessionReport> by_id ABSL_GUARDED_BY(mutex);
   std::optional<absl::Status> error ABSL_GUARDED_BY(mutex);
 
-  // Of two reports of one session the higher epoch is right, or the worker that holds it.
+  // Of two reports of one session the higher epoch is right, or the owner.
   void Merge(const wk::ReportSessionsResponse& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     for (const wk::SessionReport& row : report.sessions()) {
       const auto [it, is_new] = by_id.try_emplace(row.session().id(), row);
       if (is_new) continue;
-      const auto rank = [](const wk::SessionReport& r) {
-        return std::pair(r.epoch(), r.resident());
-      };
+      const auto rank = [](const wk::SessionReport& r) { return std::pair(r.epoch(), r.owned()); };
       if (rank(row) > rank(it->second)) it->second = row;
     }
   }
@@ -165,6 +163,7 @@ class SessionService final : public RawService {
     if (create.session_id().empty()) create.set_session_id(RandomId("s-"));
     RouteState state = Start(*call, create.session_id());
     state.create = true;
+    state.may_exist = !request.session_id().empty();
     Forward<pb::CreateSessionResponse, wk::CreateSessionRequest, wk::CreateSessionResponse>(
         std::move(call), std::move(state), &WorkerAsync::CreateSession,
         [create, tenant](wk::CreateSessionRequest& out) {
@@ -336,7 +335,7 @@ class SessionService final : public RawService {
     for (; it != by_id.end() && response.sessions_size() < static_cast<int>(page); ++it) {
       pb::Session& session = *response.add_sessions();
       session = it->second.session();
-      if (!it->second.resident()) session.clear_worker_id();
+      if (!it->second.owned()) session.clear_worker_id();
     }
     if (it != by_id.end()) {
       response.set_next_page_token(TokenAfter(response.sessions().rbegin()->id()));

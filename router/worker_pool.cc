@@ -147,7 +147,7 @@ class GrpcWorkerPool final : public WorkerPool {
     for (const worker::v1::SessionReport& report : rows.sessions()) {
       if (report.session().state() == session::v1::SESSION_STATE_EXPIRED) continue;
       sightings.push_back({common::SessionId(report.session().id()), common::Epoch(report.epoch()),
-                           report.resident(), LifetimeOf(report.session())});
+                           report.owned(), LifetimeOf(report.session())});
     }
     directory_.Learn(peer.id, sightings);
     check.sessions += sightings.size();

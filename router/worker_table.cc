@@ -79,6 +79,7 @@ bool WorkerTable::OnInfo(const WorkerId& id, const WorkerFacts& facts) {
     worker->last_error = "restarted";
   }
   if (worker->facts.instance_id != facts.instance_id) worker->told_to_drain = false;
+  if (worker->first_report == FirstReport::kNone) worker->first_report = FirstReport::kUnderWay;
   worker->failures = 0;
   worker->facts = facts;
   return !worker->up;
@@ -89,7 +90,7 @@ void WorkerTable::OnLearned(const WorkerId& id, absl::string_view instance_id) {
   Worker* worker = Find(id);
   if (worker == nullptr || worker->facts.instance_id != instance_id) return;
   worker->up = true;
-  worker->was_learned = true;
+  worker->first_report = FirstReport::kDone;
   worker->last_error.clear();
 }
 
@@ -97,6 +98,7 @@ void WorkerTable::OnCheckFailed(const WorkerId& id, absl::string_view error) {
   absl::MutexLock lock(&mutex_);
   Worker* worker = Find(id);
   if (worker == nullptr) return;
+  if (worker->first_report == FirstReport::kUnderWay) worker->first_report = FirstReport::kFailed;
   worker->last_error = std::string(error);
   if (++worker->failures >= down_after_) worker->up = false;
 }
@@ -181,10 +183,19 @@ bool WorkerTable::AwaitHealth(const WorkerId& id, WorkerHealth health,
   return mutex_.AwaitWithTimeout(absl::Condition(&reached), timeout);
 }
 
-bool WorkerTable::AllLearned() const {
+bool WorkerTable::WasLearned(const WorkerId& id) const {
   absl::MutexLock lock(&mutex_);
-  return std::all_of(workers_.begin(), workers_.end(),
-                     [](const Worker& w) { return w.was_learned; });
+  return std::any_of(workers_.begin(), workers_.end(), [&id](const Worker& w) {
+    return w.id == id && w.first_report == FirstReport::kDone;
+  });
+}
+
+bool WorkerTable::AwaitsReports(bool of_silent) const {
+  absl::MutexLock lock(&mutex_);
+  return std::any_of(workers_.begin(), workers_.end(), [of_silent](const Worker& w) {
+    if (w.first_report == FirstReport::kDone) return false;
+    return of_silent || w.first_report == FirstReport::kUnderWay;
+  });
 }
 
 std::string WorkerTable::ModelOf(const WorkerId& id) const {

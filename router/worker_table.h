@@ -2,8 +2,8 @@
 // of this router's work it has, and what it last said. Only state: worker_pool feeds it, placement
 // and the operator's calls read it.
 //
-// A worker is down until it has answered a health check and its sessions have been learned; so no
-// session is placed elsewhere merely because its owner was not asked yet. It goes down after
+// A worker is down until it has answered a health check and its sessions have been learned. It goes
+// down after
 // `down_after` failed checks, or at once when a turn finds it unreachable. A new instance id behind
 // the same address is a restart: its sessions are learned again before it gets work.
 //
@@ -83,20 +83,24 @@ class WorkerTable final {
   bool AnyReady() const;
   // Waits until a worker is in this state; false when `timeout` passed first.
   bool AwaitHealth(const common::WorkerId& id, WorkerHealth health, absl::Duration timeout) const;
-  // Every worker of the list has been learned once.
-  bool AllLearned() const;
+  // The worker has been learned once.
+  bool WasLearned(const common::WorkerId& id) const;
+  // Whether sessions of some worker are still to be learned for the first time: its report is under
+  // way, or, where `of_silent` counts, it has not answered yet or its report failed.
+  bool AwaitsReports(bool of_silent) const;
   // What the worker served when it last answered; empty when it never did.
   std::string ModelOf(const common::WorkerId& id) const;
   // The models of the workers that are up, sorted.
   std::vector<std::string> Models() const;
 
  private:
+  enum class FirstReport { kNone, kUnderWay, kFailed, kDone };
   struct Worker {
     common::WorkerId id;
     std::string target;
     WorkerFacts facts;
     bool up = false;
-    bool was_learned = false;
+    FirstReport first_report = FirstReport::kNone;
     bool wished_to_drain = false;  // by the operator
     bool told_to_drain = false;    // this instance
     int failures = 0;

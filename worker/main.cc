@@ -141,7 +141,8 @@ absl::Status Run(const WorkerConfig& config, common::Logger& log) {
               .policy_tag = KvCache::PolicyTag(ranks->activation_format()),
               .codec = config.StoredCodec()},
              ranks->pool(), store.get(), kv_metrics);
-  SessionCache sessions({.model = ranks->config().fingerprint,
+  SessionCache sessions({.owner = config.id,
+                         .model = ranks->config().fingerprint,
                          .model_name = ModelName(config),
                          .max_resident = static_cast<size_t>(config.max_sessions)},
                         *session_log, kv, clock, *metrics, log);

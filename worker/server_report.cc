@@ -33,7 +33,7 @@ bool SessionReports::Next(v1::ReportSessionsResponse& out) {
     v1::SessionReport* report = out.add_sessions();
     SessionToProto(row, model_name_, worker_id_, report->mutable_session());
     report->set_epoch(row.ref.epoch.value());
-    report->set_resident(row.resident);
+    report->set_owned(row.owned);
   }
   return out.sessions_size() > 0;
 }

@@ -351,7 +351,8 @@ class RemoteSessionLog final : public SessionLog {
                        .turns = summary.turns(),
                        .used_unix_us = summary.used_unix_us(),
                        .ttl_seconds = summary.ttl_seconds(),
-                       .tenant = summary.tenant()});
+                       .tenant = summary.tenant(),
+                       .owner = summary.owner()});
       }
       request.set_page_token(response.next_page_token());
     } while (!request.page_token().empty());

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/error.h"
+#include "router/directory/rendezvous.h"
 #include "router/directory/session_directory.h"
 
 namespace loopserve::router {
@@ -45,7 +46,7 @@ class EmbeddedDirectory final : public SessionDirectory {
       return Stale(known ? it->second.pin.epoch.value() : 0);
     }
     if (desired) {
-      Put(id, *std::move(desired), true);
+      Put(id, *std::move(desired));
     } else if (known) {
       Erase(it);
     }
@@ -56,10 +57,8 @@ class EmbeddedDirectory final : public SessionDirectory {
     absl::MutexLock lock(&mutex_);
     for (const SessionSighting& seen : sightings) {
       const auto it = entries_.find(seen.id);
-      const bool better =
-          it == entries_.end() || seen.epoch > it->second.pin.epoch ||
-          (seen.epoch == it->second.pin.epoch && seen.resident && !it->second.certain);
-      if (better) Put(seen.id, {reporter, seen.epoch}, seen.resident);
+      const Pin pin{reporter, seen.epoch, seen.owned};
+      if (it == entries_.end() || IsBetter(seen.id, pin, it->second.pin)) Put(seen.id, pin);
       SetLifetimeOf(*entries_.find(seen.id), seen.lifetime);
     }
   }
@@ -100,26 +99,29 @@ class EmbeddedDirectory final : public SessionDirectory {
  private:
   struct Entry {
     Pin pin;
-    bool certain = false;  // pinned by this router or held by the worker, not only heard of
     Lifetime lifetime = {};
     std::list<const SessionId*>::iterator use = {};
   };
   using Entries = absl::node_hash_map<SessionId, Entry>;  // keys stay where they are
   using End = std::pair<absl::Time, const SessionId*>;
 
+  static bool IsBetter(const SessionId& id, const Pin& pin, const Pin& than) {
+    if (pin.epoch != than.epoch) return pin.epoch > than.epoch;
+    if (pin.certain || than.certain) return !than.certain;
+    return RendezvousWeight(id.value(), pin.worker) > RendezvousWeight(id.value(), than.worker);
+  }
   static bool Ends(const Lifetime& lifetime) { return lifetime.ttl > absl::ZeroDuration(); }
   static End EndOf(const Entries::value_type& entry) {
     return {entry.second.lifetime.used + entry.second.lifetime.ttl, &entry.first};
   }
 
-  void Put(const SessionId& id, Pin pin, bool certain) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  void Put(const SessionId& id, Pin pin) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const auto [it, is_new] = entries_.try_emplace(id);
     Entry& entry = it->second;
     if (is_new) entry.use = by_use_.insert(by_use_.end(), &it->first);
     if (!is_new) Uncount(entry.pin.worker);
     ++by_worker_[pin.worker];
     entry.pin = std::move(pin);
-    entry.certain = certain;
   }
   Pin Erase(Entries::iterator it) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     Pin pin = std::move(it->second.pin);

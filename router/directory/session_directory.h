@@ -1,9 +1,10 @@
 // SessionDirectory: which worker owns a session, and under which epoch.
 //
 // The epoch is the fencing token of an ownership: every change of owner raises it, every call to a
-// worker carries it, and a worker refuses one older than it has seen. So two routers, or one router
-// before and after a restart, can never make two workers write the same session. All changes are
-// compare-and-swaps on the epoch.
+// worker carries it, and a worker refuses one older than it has seen. Should two workers be given
+// the same one, by two routers or by one that knows too little, the session's record decides: it
+// names its owner, and the other answers STALE_EPOCH. So no two workers ever write the same
+// session. All changes are compare-and-swaps on the epoch.
 //
 // A directory starts empty. It learns from the workers' reports (Learn), so a restarted router goes
 // on with the epochs that are in force.
@@ -36,6 +37,9 @@ namespace loopserve::router {
 struct Pin {
   common::WorkerId worker;
   common::Epoch epoch;
+  // Pinned by this router or claimed by the worker. Otherwise the worker has only said that it
+  // knows of the session, and another may own it under this very epoch.
+  bool certain = true;
   bool operator==(const Pin&) const = default;
 };
 
@@ -49,7 +53,7 @@ struct Lifetime {
 struct SessionSighting {
   common::SessionId id;
   common::Epoch epoch;
-  bool resident = false;  // held by the reporter, not only known to it from a shared store
+  bool owned = false;  // claimed by the reporter, not only known to it from a shared store
   Lifetime lifetime = {};
 };
 
@@ -78,9 +82,10 @@ class SessionDirectory {
                                       std::optional<common::Epoch> expected,
                                       std::optional<Pin> desired) = 0;
 
-  // Takes in what `reporter` says of its sessions. The higher epoch wins; of equal ones, a worker
-  // that holds the session wins over one that only knows of it. Never lowers an epoch. Lifetimes
-  // are taken in as by SetLifetime.
+  // Takes in what `reporter` says of its sessions. The higher epoch wins; of equal ones, the owner
+  // wins over a worker that only knows of the session, and of those that only know of it the one of
+  // the highest rendezvous weight: what a lost worker owned is spread, whoever reports first. Never
+  // lowers an epoch. Lifetimes are taken in as by SetLifetime.
   virtual void Learn(const common::WorkerId& reporter,
                      std::span<const SessionSighting> sightings) = 0;
 

@@ -26,8 +26,8 @@ class DirectoryTest : public ::testing::TestWithParam<DirectoryKind> {
   void SetUp() override { ASSERT_OK_AND_ASSIGN(directory_, GetParam().create({})); }
 
   std::optional<Pin> Find(const SessionId& id) { return *directory_->Find(id); }
-  void Learn(const WorkerId& worker, uint64_t epoch, bool resident) {
-    const SessionSighting seen{kSession, Epoch(epoch), resident};
+  void Learn(const WorkerId& worker, uint64_t epoch, bool owned) {
+    const SessionSighting seen{kSession, Epoch(epoch), owned};
     directory_->Learn(worker, {&seen, 1});
   }
 
@@ -73,12 +73,25 @@ TEST_P(DirectoryTest, LearnsTheHighestEpoch) {
   Learn(kOne, 3, true);
   EXPECT_EQ(Find(kSession), (Pin{kOne, Epoch(3)}));
   Learn(kTwo, 5, false);
-  EXPECT_EQ(Find(kSession), (Pin{kTwo, Epoch(5)}));
+  EXPECT_EQ(Find(kSession), (Pin{kTwo, Epoch(5), false}));
   Learn(kOne, 3, true);
-  EXPECT_EQ(Find(kSession), (Pin{kTwo, Epoch(5)}));
+  EXPECT_EQ(Find(kSession), (Pin{kTwo, Epoch(5), false}));
 }
 
-TEST_P(DirectoryTest, OfEqualEpochsTheHolderWins) {
+TEST_P(DirectoryTest, SpreadsWhatNobodyHoldsWhoeverReportsFirst) {
+  std::vector<SessionSighting> seen;
+  for (int i = 0; i < 100; ++i) seen.push_back({SessionId("s" + std::to_string(i)), Epoch(3)});
+  directory_->Learn(kOne, seen);
+  directory_->Learn(kTwo, seen);
+  ASSERT_OK_AND_ASSIGN(const auto other, GetParam().create({}));
+  other->Learn(kTwo, seen);
+  other->Learn(kOne, seen);
+  for (const SessionSighting& s : seen) EXPECT_EQ(*directory_->Find(s.id), *other->Find(s.id));
+  EXPECT_GT(directory_->counts().by_worker.at(kOne), 25u);
+  EXPECT_GT(directory_->counts().by_worker.at(kTwo), 25u);
+}
+
+TEST_P(DirectoryTest, OfEqualEpochsTheOwnerWins) {
   Learn(kOne, 4, false);
   Learn(kTwo, 4, true);
   EXPECT_EQ(Find(kSession), (Pin{kTwo, Epoch(4)}));

@@ -103,6 +103,21 @@ def test_a_restarted_router_learns_where_sessions_are(make_cluster):
     assert after.restored["device"] > 0
 
 
+def test_after_a_restart_of_the_router_parked_sessions_go_to_their_owner(make_cluster):
+    """Both workers know of them from the shared store, and one has their KV on its disk."""
+    cluster = make_cluster()
+    owners = {}
+    while len(set(owners.values())) < 2:  # ids are spread by hash
+        turn = cluster.chat(TEXT)
+        cluster.park(turn.session)
+        owners[turn.session] = turn.worker
+    cluster.kill("router")
+    cluster.revive("router")
+    for session, owner in owners.items():
+        after = patiently(lambda: cluster.chat("go on", session=session))
+        assert (after.worker, after.index) == (owner, 1)
+
+
 def test_parked_sessions_go_on_the_same(make_cluster):
     """Off the device and out of host memory, to the disk."""
     cluster = make_cluster()

@@ -320,7 +320,7 @@ grpc::ServerWriteReactor<wk::ReportSessionsResponse>* FakeWorker::ReportSessions
     wk::SessionReport& report = *messages.back().add_sessions();
     Fill(id, record, report.mutable_session());
     report.set_epoch(record.epoch);
-    report.set_resident(record.holder == id_);
+    report.set_owned(record.holder == id_);
   }
   if (!fail) return new FakeReport(std::move(messages), absl::OkStatus());
   messages.resize(std::min<size_t>(messages.size(), 1));

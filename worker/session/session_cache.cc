@@ -225,15 +225,23 @@ absl::StatusOr<SessionRecord> SessionCache::Read(const SessionRef& ref, bool cre
   return NotFound();
 }
 
-absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref, bool create) {
+absl::StatusOr<SessionRecord> SessionCache::ReadUsable(const SessionRef& ref, bool create) {
   ASSIGN_OR_RETURN(SessionRecord record, Read(ref, create));
   if (ref.epoch < record.epoch) return Stale(record.epoch);
   if (record.model != options_.model) {
     return MakeError(Reason::kModelNotFound, "the session was made with another model");
   }
   if (Expired(record.used_unix_us, record.ttl_seconds)) return NotFound();
-  if (record.epoch < ref.epoch) {
+  return record;
+}
+
+absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref, bool create) {
+  ASSIGN_OR_RETURN(SessionRecord record, ReadUsable(ref, create));
+  const bool is_claimed = record.epoch == ref.epoch && !record.owner.empty();
+  if (is_claimed && record.owner != options_.owner) return Stale(record.epoch);
+  if (record.epoch != ref.epoch || record.owner != options_.owner) {
     record.epoch = ref.epoch;
+    record.owner = options_.owner;
     RETURN_IF_ERROR(FromLog(log_.Put(record)));
   }
   return record;
@@ -263,6 +271,7 @@ absl::StatusOr<SessionCache::Claim> SessionCache::ClaimNew(SessionRecord record,
   }
   record.created_unix_us = record.used_unix_us = NowMicros();
   record.model = options_.model;
+  record.owner = options_.owner;
   absl::MutexLock lock(&mutex_);
   claim.entry_->record = std::move(record);
   claim.entry_->loaded = true;
@@ -371,6 +380,7 @@ SessionInfo SessionCache::InfoOf(const SessionRecord& record, SessionState state
   return {.ref = {record.id, record.epoch},
           .state = state,
           .resident = resident,
+          .owned = record.owner == options_.owner,
           .turns = record.turns.size(),
           .tokens = record.tokens.size(),
           .tenant = record.tenant,
@@ -400,14 +410,14 @@ absl::StatusOr<SessionRecord> SessionCache::Snapshot(const SessionRef& ref) {
   {
     absl::MutexLock lock(&mutex_);
     auto it = entries_.find(ref.id.value());
-    if (it != entries_.end() && it->second->exists && ref.epoch == it->second->epoch) {
+    if (it != entries_.end() && ref.epoch == it->second->epoch) {
+      if (!it->second->exists) return Busy();
       const SessionRecord& record = it->second->record;
       if (Expired(record.used_unix_us, record.ttl_seconds)) return NotFound();
       return record;
     }
   }
-  ASSIGN_OR_RETURN(Claim claim, ClaimExisting(ref));
-  return claim.record();
+  return ReadUsable(ref, false);
 }
 
 absl::StatusOr<SessionInfo> SessionCache::Get(const SessionRef& ref) {
@@ -531,6 +541,7 @@ absl::StatusOr<std::vector<SessionInfo>> SessionCache::List() {
     infos.push_back({.ref = {summary.id, summary.epoch},
                      .state = expired ? SessionState::kExpired : SessionState::kParked,
                      .resident = false,
+                     .owned = summary.owner == options_.owner,
                      .turns = summary.turns,
                      .tokens = summary.tokens,
                      .tenant = summary.tenant,

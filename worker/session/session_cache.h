@@ -2,9 +2,10 @@
 //
 // A session is an append-only log of token ids with turn boundaries (kvstore::SessionRecord). The
 // durable copy lies in the SessionLog; the cache keeps the most recently used ones in memory. The
-// epoch of a SessionRef is the fencing token: an older one is refused with STALE_EPOCH, a newer one
-// than memory's makes the cache read the record again and claim it by writing it back, so that the
-// former owner can no longer commit.
+// epoch of a SessionRef is the fencing token: an older one than the record's is refused with
+// STALE_EPOCH, and so is the same one when another worker claimed it. A newer one than memory's
+// makes the cache read the record again and claim it by writing it back with its own name, so that
+// the former owner can no longer commit.
 //
 // One claim at a time: a turn or an operation that changes the session holds it; another one
 // meanwhile gets SESSION_BUSY with RetryInfo. A claim under a newer epoch does not wait for an
@@ -51,6 +52,7 @@ struct SessionInfo {
   common::SessionRef ref;
   SessionState state = SessionState::kIdle;
   bool resident = false;  // in this worker's memory, not only known from the log
+  bool owned = false;     // claimed by this worker under `ref.epoch`
   uint64_t turns = 0;
   uint64_t tokens = 0;
   std::string tenant;
@@ -85,6 +87,7 @@ class SessionCache final {
 
  public:
   struct Options {
+    std::string owner;       // this worker's name in the records of its sessions
     std::string model;       // ModelConfig::fingerprint
     std::string model_name;  // label of the metrics
     size_t max_resident = 4096;
@@ -182,10 +185,12 @@ class SessionCache final {
   // Claims an id that must not exist yet. `look` in the log, too.
   absl::StatusOr<Claim> ClaimNew(kvstore::SessionRecord record, bool look);
   absl::StatusOr<Claim> OpenNew(const OpenRequest& request);
-  // The record as the log has it, owned by `ref.epoch` from now on.
+  // The record as the log has it, claimed under `ref.epoch` from now on.
   absl::StatusOr<kvstore::SessionRecord> Load(const common::SessionRef& ref, bool create);
+  // The same without claiming it: for reading only.
+  absl::StatusOr<kvstore::SessionRecord> ReadUsable(const common::SessionRef& ref, bool create);
   absl::StatusOr<kvstore::SessionRecord> Read(const common::SessionRef& ref, bool create);
-  // A copy of the committed record, without claiming it if it is resident.
+  // A copy of the committed record, without claiming it.
   absl::StatusOr<kvstore::SessionRecord> Snapshot(const common::SessionRef& ref);
   absl::StatusOr<SessionInfo> CreateRecord(kvstore::SessionRecord record);
   absl::Status Busy() const;

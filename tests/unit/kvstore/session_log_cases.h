@@ -15,6 +15,7 @@ inline kvstore::SessionRecord MakeRecord(const std::string& id, uint64_t epoch, 
   kvstore::SessionRecord record;
   record.id = common::SessionId(id);
   record.epoch = common::Epoch(epoch);
+  record.owner = "w1";
   record.tenant = "tenant";
   record.model = "model";
   record.used_unix_us = 1000 + turns;
@@ -55,12 +56,33 @@ inline void ExpectBehavesAsSessionLog(kvstore::SessionLog& log) {
   ASSERT_OK_AND_ASSIGN(got, log.Get(SessionId("a")));
   EXPECT_EQ(got.turns.size(), 3u);
 
+  // Under one epoch only its owner replaces, a newer one is anybody's.
+  kvstore::SessionRecord others = MakeRecord("b", 1, 3);
+  others.owner = "w2";
+  const absl::Status foreign = log.Put(others);
+  EXPECT_THAT(foreign, ReasonIs(Reason::kStaleEpoch));
+  EXPECT_EQ(common::InfoOf(foreign).current_epoch, 1u);
+  others.epoch = Epoch(2);
+  ASSERT_OK(log.Put(others));
+  EXPECT_THAT(log.Put(MakeRecord("b", 2, 1)), ReasonIs(Reason::kStaleEpoch));
+  ASSERT_OK_AND_ASSIGN(got, log.Get(SessionId("b")));
+  EXPECT_EQ(got.owner, "w2");
+  // One without an owner is whoever's comes first.
+  others.id = SessionId("old");
+  others.owner.clear();
+  ASSERT_OK(log.Put(others));
+  ASSERT_OK(log.Put(MakeRecord("old", 2, 1)));
+  EXPECT_THAT(log.Put(others), ReasonIs(Reason::kStaleEpoch));
+  ASSERT_OK(log.Erase({SessionId("old"), Epoch(2)}));
+
   ASSERT_OK_AND_ASSIGN(std::vector<kvstore::SessionLog::Summary> all, log.List());
   std::sort(all.begin(), all.end(), [](const auto& x, const auto& y) { return x.id < y.id; });
   ASSERT_EQ(all.size(), 2u);
   EXPECT_EQ(all[0].epoch, Epoch(6));
   EXPECT_EQ(all[0].turns, 3u);
-  EXPECT_EQ(all[1].tokens, 10u);
+  EXPECT_EQ(all[0].owner, "w1");
+  EXPECT_EQ(all[1].tokens, 15u);
+  EXPECT_EQ(all[1].owner, "w2");
 
   ASSERT_OK(log.Erase({SessionId("a"), Epoch(6)}));
   EXPECT_THAT(log.Get(SessionId("a")), ReasonIs(Reason::kSessionNotFound));

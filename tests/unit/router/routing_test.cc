@@ -228,6 +228,8 @@ TEST_F(RoutingTest, ABrokenStreamIsWorkerLostAndOtherwiseItself) {
   const RouteState state = Chosen("s", true);
   const absl::Status bug = absl::InternalError("bug");
   EXPECT_EQ(routing_->AfterBrokenStream(state, bug), bug);
+  const absl::Status stale = MakeError(Reason::kStaleEpoch, "claimed elsewhere");
+  EXPECT_THAT(routing_->AfterBrokenStream(state, stale), ReasonIs(Reason::kSessionBusy));
   EXPECT_TRUE(table_.AwaitHealth(state.worker(), WorkerHealth::kReady, absl::ZeroDuration()));
   EXPECT_THAT(routing_->AfterBrokenStream(state, kGone), ReasonIs(Reason::kWorkerLost));
   EXPECT_FALSE(table_.AwaitHealth(state.worker(), WorkerHealth::kReady, absl::ZeroDuration()));
@@ -256,6 +258,101 @@ TEST_F(RoutingTest, UnknownSessionsWaitForEveryReportAfterTheStart) {
   EXPECT_OK(routing.Choose(fresh));
   clock_.Advance(absl::Seconds(4));
   EXPECT_OK(routing.Choose(unknown));
+}
+
+// A router that has just been started: w1 is up, w2 was not asked yet.
+class LearningTest : public RoutingTest {
+ protected:
+  void SetUp() override {
+    RoutingTest::SetUp();
+    fresh_ = std::make_unique<Routing>(*directory_, fresh_table_, router_metrics_,
+                                       common::Logger::Null(), clock_, absl::Seconds(3));
+    IsUp("w1");
+  }
+  void Answers(const std::string& id) {
+    fresh_table_.OnInfo(WorkerId(id), {.instance_id = "i", .model = "m"});
+  }
+  void IsUp(const std::string& id) {
+    Answers(id);
+    fresh_table_.OnLearned(WorkerId(id), "i");
+  }
+  void Reports(const std::string& worker, bool owned) {
+    const SessionSighting seen{SessionId("s"), Epoch(5), owned};
+    directory_->Learn(WorkerId(worker), {&seen, 1});
+  }
+  absl::Status Choose(const std::string& session = "s") {
+    state_ = For(session);
+    return fresh_->Choose(state_);
+  }
+
+  WorkerTable fresh_table_{{{WorkerId("w1"), "h:1"}, {WorkerId("w2"), "h:2"}}};
+  std::unique_ptr<Routing> fresh_;
+  RouteState state_;
+};
+
+TEST_F(LearningTest, AWorkerThatMerelyKnowsOfASessionWaitsForItsOwner) {
+  Reports("w1", false);
+  EXPECT_THAT(Choose(), ReasonIs(Reason::kLoading));
+  Reports("w2", true);
+  IsUp("w2");
+  EXPECT_OK(Choose());
+  EXPECT_EQ(state_.pin, (Pin{WorkerId("w2"), Epoch(5)}));
+  EXPECT_EQ(state_.affinity, Affinity::kRetain);
+}
+
+TEST_F(LearningTest, AnOwnerWhoseReportIsUnderWayIsNotLostHoweverLongItTakes) {
+  Answers("w2");
+  Reports("w2", true);
+  EXPECT_THAT(Choose(), ReasonIs(Reason::kLoading));
+  clock_.Advance(absl::Seconds(60));
+  EXPECT_THAT(Choose(), ReasonIs(Reason::kLoading));
+  EXPECT_THAT(Choose("unknown"), ReasonIs(Reason::kLoading));
+  IsUp("w2");
+  EXPECT_OK(Choose());
+  EXPECT_EQ(state_.pin, (Pin{WorkerId("w2"), Epoch(5)}));
+}
+
+TEST_F(LearningTest, AnOwnerWhoseReportFailedIsWaitedForAsOneThatIsSilent) {
+  Answers("w2");
+  Reports("w2", true);
+  fresh_table_.OnCheckFailed(WorkerId("w2"), "its report broke off");
+  EXPECT_THAT(Choose(), ReasonIs(Reason::kLoading));
+  clock_.Advance(absl::Seconds(4));
+  EXPECT_OK(Choose());
+  EXPECT_EQ(state_.pin, (Pin{WorkerId("w1"), Epoch(6)}));
+}
+
+TEST_F(LearningTest, AnOwnerThatDiesAfterItsReportIsLostAtOnce) {
+  Reports("w1", true);
+  fresh_table_.OnLost(WorkerId("w1"), "gone");
+  EXPECT_THAT(Choose(), ReasonIs(Reason::kNoWorker)) << "not LOADING, though w2 is silent";
+}
+
+TEST_F(LearningTest, AKnownOwnerDoesNotWaitForTheOthers) {
+  Reports("w1", true);
+  EXPECT_OK(Choose());
+  EXPECT_EQ(state_.pin, (Pin{WorkerId("w1"), Epoch(5)}));
+}
+
+TEST_F(LearningTest, WithoutItsOwnerASessionGoesToWhoKnowsOfIt) {
+  Reports("w1", false);
+  clock_.Advance(absl::Seconds(4));
+  EXPECT_OK(Choose());
+  EXPECT_EQ(state_.pin.epoch, Epoch(5)) << "it is for the worker to say whose that is";
+  const auto stale = MakeError({.reason = Reason::kStaleEpoch, .current_epoch = 5}, "another's");
+  EXPECT_OK(fresh_->AfterFailure(state_, stale));
+  EXPECT_OK(fresh_->Choose(state_));
+  EXPECT_EQ(state_.pin, (Pin{WorkerId("w1"), Epoch(6)}));
+  Reports("w2", true);  // back, and too late
+  EXPECT_EQ(Pinned("s"), state_.pin);
+}
+
+TEST_F(LearningTest, AGivenIdMayBeThereAlreadyAndAFreshOneNot) {
+  RouteState given = For("s", true);
+  given.may_exist = true;
+  EXPECT_THAT(fresh_->Choose(given), ReasonIs(Reason::kLoading));
+  RouteState fresh = For("s", true);
+  EXPECT_OK(fresh_->Choose(fresh));
 }
 
 TEST_F(RoutingTest, DropsPinsWhoseTimeIsOver) {

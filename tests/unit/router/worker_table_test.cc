@@ -58,9 +58,29 @@ TEST(WorkerTableTest, IsUpOnlyWhenItsSessionsAreLearned) {
   EXPECT_EQ(HealthOf(table, kOne), WorkerHealth::kReady);
   EXPECT_FALSE(table.OnInfo(kOne, {.instance_id = "i1", .model = "m"}));
   EXPECT_TRUE(table.AnyReady());
-  EXPECT_FALSE(table.AllLearned());
-  BringUp(table, kTwo);
-  EXPECT_TRUE(table.AllLearned());
+  EXPECT_TRUE(table.WasLearned(kOne));
+  EXPECT_FALSE(table.WasLearned(kTwo));
+}
+
+TEST(WorkerTableTest, AReportUnderWayIsAwaitedAndSilenceOnlyIfItCounts) {
+  WorkerTable table = TwoWorkers();
+  const auto awaits = [&table] {
+    return std::pair(table.AwaitsReports(true), table.AwaitsReports(false));
+  };
+  EXPECT_EQ(awaits(), std::pair(true, false)) << "nobody has answered";
+  table.OnInfo(kOne, {.instance_id = "i1", .model = "m"});
+  EXPECT_EQ(awaits(), std::pair(true, true));
+  table.OnLearned(kOne, "i1");
+  EXPECT_EQ(awaits(), std::pair(true, false));
+  table.OnInfo(kTwo, {.instance_id = "i2", .model = "m"});
+  EXPECT_EQ(awaits(), std::pair(true, true));
+  table.OnCheckFailed(kTwo, "its report broke off");
+  table.OnInfo(kTwo, {.instance_id = "i2", .model = "m"});
+  EXPECT_EQ(awaits(), std::pair(true, false)) << "once is enough";
+  table.OnLearned(kTwo, "i2");
+  EXPECT_EQ(awaits(), std::pair(false, false));
+  table.OnInfo(kOne, {.instance_id = "i3", .model = "m"});
+  EXPECT_EQ(awaits(), std::pair(false, false)) << "a restart is no first report";
 }
 
 TEST(WorkerTableTest, ARestartIsLearnedAgain) {

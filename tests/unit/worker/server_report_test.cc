@@ -13,6 +13,7 @@ std::vector<SessionInfo> Sessions(int count) {
     SessionInfo info;
     info.ref = {common::SessionId(absl::StrFormat("s%06d", i)), common::Epoch(i + 1)};
     info.resident = i == 0;
+    info.owned = i <= 1;
     sessions.push_back(info);
   }
   return sessions;
@@ -63,16 +64,17 @@ TEST(SessionReportsTest, AfterAnIdAndUpToALimit) {
   EXPECT_TRUE(some("s000004", 0).empty());
 }
 
-TEST(SessionReportsTest, RowsCarryEpochAndHolder) {
-  SessionReports reports(Sessions(2), {}, "tiny", "w1");
+TEST(SessionReportsTest, RowsCarryEpochAndOwner) {
+  SessionReports reports(Sessions(3), {}, "tiny", "w1");
   v1::ReportSessionsResponse message;
   ASSERT_TRUE(reports.Next(message));
   EXPECT_EQ(message.sessions(0).epoch(), 1u);
-  EXPECT_TRUE(message.sessions(0).resident());
+  EXPECT_TRUE(message.sessions(0).owned());
   EXPECT_EQ(message.sessions(0).session().worker_id(), "w1");
   EXPECT_EQ(message.sessions(1).epoch(), 2u);
-  EXPECT_FALSE(message.sessions(1).resident());
+  EXPECT_TRUE(message.sessions(1).owned()) << "parked";
   EXPECT_EQ(message.sessions(1).session().worker_id(), "");
+  EXPECT_FALSE(message.sessions(2).owned());
 }
 
 }  // namespace

@@ -27,13 +27,15 @@ TEST(EmbeddedDirectoryTest, CountsPerWorkerThroughEveryChange) {
     seen.push_back({SessionId("s" + std::to_string(i)), Epoch(1), i % 2 == 0});
   }
   directory->Learn(WorkerId("a"), seen);
-  directory->Learn(WorkerId("b"), seen);  // equal epochs: only those that `a` merely knew of
+  for (SessionSighting& s : seen) s.owned = !s.owned;
+  directory->Learn(WorkerId("b"), seen);  // equal epochs: those that `a` merely knew of
+  EXPECT_EQ(directory->counts().by_worker.at(WorkerId("b")), 50u);
   for (SessionSighting& s : seen) s.epoch = Epoch(2);
   directory->Learn(WorkerId("b"), {seen.data(), 10});
   const DirectoryCounts counts = directory->counts();
   EXPECT_EQ(counts.sessions, 100u);
-  EXPECT_EQ(counts.by_worker.at(WorkerId("a")), 90u);
-  EXPECT_EQ(counts.by_worker.at(WorkerId("b")), 10u);
+  EXPECT_EQ(counts.by_worker.at(WorkerId("a")), 45u);
+  EXPECT_EQ(counts.by_worker.at(WorkerId("b")), 55u);
 }
 
 }  // namespace

@@ -24,7 +24,10 @@ class FakeSessionLog final : public kvstore::SessionLog {
     ++puts_;
     if (!fail_.ok()) return fail_;
     auto it = records_.find(record.id.value());
-    if (it != records_.end() && record.epoch < it->second.epoch) return Stale(it->second.epoch);
+    if (it != records_.end()) {
+      const absl::Status fence = kvstore::Fence(kvstore::SummaryOf(it->second), record);
+      if (!fence.ok()) return fence;
+    }
     const auto erased = erased_.find(record.id.value());
     if (erased != erased_.end() && record.epoch <= erased->second) return Stale(erased->second);
     records_[record.id.value()] = record;
@@ -57,10 +60,7 @@ class FakeSessionLog final : public kvstore::SessionLog {
     absl::MutexLock lock(&mutex_);
     if (!fail_.ok()) return fail_;
     std::vector<Summary> all;
-    for (const auto& [id, r] : records_) {
-      all.push_back({r.id, r.epoch, r.tokens.size(), r.turns.size(), r.used_unix_us, r.ttl_seconds,
-                     r.tenant});
-    }
+    for (const auto& [id, record] : records_) all.push_back(kvstore::SummaryOf(record));
     return all;
   }
 

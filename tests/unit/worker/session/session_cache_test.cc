@@ -24,14 +24,15 @@ SessionRef Ref(const std::string& id, uint64_t epoch = 1) {
 // A worker's sessions over a log that may be shared with other workers.
 struct Worker {
   Worker(testing::FakeSessionLog& log, const common::Clock& clock, size_t max_resident = 100,
-         std::string model = "m")
+         std::string model = "m", std::string owner = "w1")
       : pool(*kvstore::KvBlockPool::Create(
             {.layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = 4}, 4,
             {{.memory = memory.get(), .first_kv_head = 0, .kv_heads = 1}})),
         store(*pool),
         kv({.model_fingerprint = model}, *pool, &store, kv_metrics),
-        sessions({.model = model, .model_name = "tiny", .max_resident = max_resident}, log, kv,
-                 clock, *metrics, common::Logger::Null()) {}
+        sessions(
+            {.owner = owner, .model = model, .model_name = "tiny", .max_resident = max_resident},
+            log, kv, clock, *metrics, common::Logger::Null()) {}
 
   absl::StatusOr<Claim> Open(const SessionRef& ref, const std::string& turn_id = "") {
     OpenRequest request;
@@ -212,6 +213,57 @@ TEST_F(SessionCacheTest, ClaimingIsDurableBeforeTheTurnRuns) {
   ASSERT_OK_AND_ASSIGN(auto claim, other.Open(Ref("s", 2)));
   EXPECT_EQ(log_.Get(common::SessionId("s"))->epoch, common::Epoch(2));
   EXPECT_THAT(worker_.Turn(Ref("s", 1), {5}, {6}), ReasonIs(Reason::kStaleEpoch));
+}
+
+TEST_F(SessionCacheTest, TwoWorkersUnderOneEpochCannotBothOwnASession) {
+  Worker other(log_, clock_, 100, "m", "w2");
+  ASSERT_OK(worker_.Turn(Ref("s", 1), {1}, {2}, "first", true));
+  const auto refused = other.Open(Ref("s", 1));
+  EXPECT_THAT(refused, ReasonIs(Reason::kStaleEpoch));
+  EXPECT_EQ(common::InfoOf(refused.status()).current_epoch, 1u);
+  EXPECT_THAT(other.OpenNew(Ref("s", 1), "first"), ReasonIs(Reason::kStaleEpoch));
+  EXPECT_THAT(other.sessions.Park(Ref("s", 1)), ReasonIs(Reason::kStaleEpoch));
+  EXPECT_THAT(other.sessions.Delete(Ref("s", 1)), ReasonIs(Reason::kStaleEpoch));
+  EXPECT_OK(worker_.Turn(Ref("s", 1), {3}, {4})) << "its owner goes on";
+  EXPECT_OK(other.Turn(Ref("s", 2), {5}, {6})) << "and a newer epoch moves it";
+  EXPECT_THAT(worker_.Turn(Ref("s", 1), {7}, {8}), ReasonIs(Reason::kStaleEpoch));
+}
+
+TEST_F(SessionCacheTest, TwoFirstTurnsUnderOneEpochAndOnlyOneIsCommitted) {
+  Worker other(log_, clock_, 100, "m", "w2");
+  ASSERT_OK_AND_ASSIGN(auto mine, worker_.OpenNew(Ref("s", 1)));
+  ASSERT_OK_AND_ASSIGN(auto theirs, other.OpenNew(Ref("s", 1)));
+  ASSERT_OK(mine.Commit({.prompt = {1}, .answer = {2}}));
+  EXPECT_THAT(theirs.Commit({.prompt = {3}, .answer = {4}}), ReasonIs(Reason::kStaleEpoch));
+  EXPECT_EQ(log_.Get(common::SessionId("s"))->tokens, (std::vector<common::TokenId>{1, 2}));
+}
+
+TEST_F(SessionCacheTest, ToReadASessionClaimsNothing) {
+  Worker other(log_, clock_, 100, "m", "w2");
+  ASSERT_OK(worker_.Turn(Ref("s", 1), {1}, {2}, "", true));
+  for (const uint64_t epoch : {1, 2}) {
+    ASSERT_OK_AND_ASSIGN(const SessionInfo info, other.sessions.Get(Ref("s", epoch)));
+    EXPECT_EQ(info.turns, 1u);
+    EXPECT_FALSE(info.owned);
+    EXPECT_OK(other.sessions.Fork(Ref("s", epoch), Ref("f" + std::to_string(epoch)), {}));
+    EXPECT_EQ(log_.Get(common::SessionId("s"))->owner, "w1");
+  }
+  EXPECT_EQ(log_.Get(common::SessionId("f1"))->owner, "w2");
+  EXPECT_OK(worker_.Turn(Ref("s", 1), {3}, {4}));
+}
+
+TEST_F(SessionCacheTest, ARecordWithoutAnOwnerIsClaimedUnderItsEpoch) {
+  ASSERT_OK(worker_.Turn(Ref("s", 4), {1}, {2}, "", true));
+  ASSERT_OK(worker_.sessions.Park(Ref("s", 4)).status());
+  kvstore::SessionRecord old = *log_.Get(common::SessionId("s"));
+  old.owner.clear();
+  ASSERT_OK(log_.Erase({old.id, common::Epoch(4)}));
+  old.epoch = common::Epoch(5);  // above the tombstone
+  ASSERT_OK(log_.Put(old));
+  Worker other(log_, clock_, 100, "m", "w2");
+  EXPECT_OK(other.Open(Ref("s", 5)));
+  EXPECT_EQ(log_.Get(old.id)->owner, "w2");
+  EXPECT_THAT(worker_.Open(Ref("s", 5)), ReasonIs(Reason::kStaleEpoch));
 }
 
 TEST_F(SessionCacheTest, ANewerEpochDoesNotWaitForAStuckTurnOfTheSameWorker) {
@@ -396,12 +448,15 @@ TEST_F(SessionCacheTest, ClaimedSessionsAreNotPushedOut) {
 TEST_F(SessionCacheTest, ListPrefersTheNewerOfMemoryAndLog) {
   ASSERT_OK(worker_.Turn(Ref("a"), {1}, {2}, "", true));
   ASSERT_OK(worker_.Turn(Ref("b"), {1}, {2}, "", true));
-  Worker other(log_, clock_);
+  ASSERT_OK(worker_.Turn(Ref("c"), {1}, {2}, "", true));
+  ASSERT_OK(worker_.sessions.Park(Ref("c")).status());
+  Worker other(log_, clock_, 100, "m", "w2");
   ASSERT_OK(other.Turn(Ref("b", 2), {3}, {4}));
   ASSERT_OK_AND_ASSIGN(const auto list, worker_.sessions.List());
-  ASSERT_EQ(list.size(), 2u);
-  EXPECT_TRUE(list[0].resident);
-  EXPECT_FALSE(list[1].resident);
+  ASSERT_EQ(list.size(), 3u);
+  EXPECT_TRUE(list[0].resident && list[0].owned);
+  EXPECT_FALSE(list[1].resident || list[1].owned);
+  EXPECT_TRUE(!list[2].resident && list[2].owned) << "parked";
   EXPECT_EQ(list[1].ref.epoch, common::Epoch(2));
   EXPECT_EQ(list[1].tokens, 4u);
 }
