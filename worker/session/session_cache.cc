@@ -237,9 +237,8 @@ absl::StatusOr<SessionRecord> SessionCache::ReadUsable(const SessionRef& ref, bo
 
 absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref, bool create) {
   ASSIGN_OR_RETURN(SessionRecord record, ReadUsable(ref, create));
-  const bool is_claimed = record.epoch == ref.epoch && !record.owner.empty();
-  if (is_claimed && record.owner != options_.owner) return Stale(record.epoch);
   if (record.epoch != ref.epoch || record.owner != options_.owner) {
+    // The log refuses it when another worker has claimed it under this very epoch.
     record.epoch = ref.epoch;
     record.owner = options_.owner;
     RETURN_IF_ERROR(FromLog(log_.Put(record)));
