@@ -56,7 +56,8 @@ class TieredStore final : public KvStore {
         chain_(Chain::Create(std::move(tiers), options.max_queued_bytes, metrics, log)),
         save_threads_("kv-save", 1, static_cast<size_t>(options.max_queued_saves)),
         host_threads_("kv-load", load_threads_),
-        slow_threads_("kv-io", options.io_threads) {
+        slow_threads_("kv-io", options.io_threads),
+        move_thread_("kv-move", 1) {
     metrics_.SetUsageSource([this] { return chain_->usage_by_place(); });
   }
 
@@ -67,6 +68,7 @@ class TieredStore final : public KvStore {
     save_threads_.Stop();
     host_threads_.Stop();
     slow_threads_.Stop();
+    move_thread_.Stop();
   }
 
   int64_t Lookup(const BlockKey& root, std::span<const common::TokenId> tokens,
@@ -103,7 +105,7 @@ class TieredStore final : public KvStore {
   absl::Status LetGo(Saving& saving, size_t index);
   void Spread(const BlockKey& key);
   void PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens);
-  void Later(absl::AnyInvocable<void()> task);
+  void MoveLater(absl::AnyInvocable<void()> task);
   bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return saves_.empty(); }
 
   const Codec& codec_;
@@ -125,6 +127,8 @@ class TieredStore final : public KvStore {
   common::ThreadPool save_threads_;
   common::ThreadPool host_threads_;
   common::ThreadPool slow_threads_;
+  // One: a session may be resumed while it is still being parked, and what came last counts.
+  common::ThreadPool move_thread_;
 };
 
 int64_t TieredStore::Lookup(const BlockKey& root, std::span<const common::TokenId> tokens,
@@ -369,20 +373,21 @@ bool TieredStore::WasForgotten(const Saving& saving, const BlockKey& key) const 
   return saving.forgotten.contains(key);
 }
 
-void TieredStore::Later(absl::AnyInvocable<void()> task) {
+void TieredStore::MoveLater(absl::AnyInvocable<void()> task) {
   // Best effort: refused when too much waits already.
-  static_cast<void>(slow_threads_.Submit(std::move(task)));
+  static_cast<void>(move_thread_.Submit([this, task = std::move(task)]() mutable {
+    if (!stopping_) task();
+  }));
 }
 
 void TieredStore::Park(const BlockKey& root, std::vector<common::TokenId> tokens) {
-  Later([this, root, tokens = std::move(tokens)] {
-    if (stopping_) return;
+  MoveLater([this, root, tokens = std::move(tokens)] {
     chain_->Park(PlaneKeys(AllPrefixKeys(root, tokens, block_tokens()), MostPlanes()));
   });
 }
 
 void TieredStore::Prefetch(const BlockKey& root, std::vector<common::TokenId> tokens) {
-  Later([this, root, tokens = std::move(tokens)] { PrefetchNow(root, tokens); });
+  MoveLater([this, root, tokens = std::move(tokens)] { PrefetchNow(root, tokens); });
 }
 
 void TieredStore::PrefetchNow(const BlockKey& root, std::span<const common::TokenId> tokens) {

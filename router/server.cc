@@ -175,6 +175,8 @@ class GrpcRouterServer final : public RouterServer {
 
   void UpdateHealth() {
     if (!started_) return;
+    // What was found last is said last.
+    absl::MutexLock lock(&health_mutex_);
     // "" says that the process lives, and nothing of the workers: whoever restarts a router that
     // waits for its first worker takes away the only one who can tell the clients to come back.
     const bool ready = !draining_ && table_.AnyReady();
@@ -216,6 +218,7 @@ class GrpcRouterServer final : public RouterServer {
   int admin_port_ = 0;
   std::atomic<bool> started_ = false;
   std::atomic<bool> draining_ = false;
+  absl::Mutex health_mutex_;
   bool drained_ = false;
   // Last, hence destroyed first: their threads call into everything above.
   std::unique_ptr<TurnProxy> proxy_;

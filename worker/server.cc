@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
@@ -131,6 +132,7 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
   ServerWriteReactor<Response>* Start(TurnSpec spec, TurnStreamInfo info);
   void FillModel(chat::v1::Model* out) const;
   void FillTiers(v1::GetInfoResponse* out) const;
+  void SayReady(bool ready);
   // Keeps the health service true and deletes what has outlived its ttl.
   void Housekeeping(std::stop_token stop);
 
@@ -138,6 +140,7 @@ class Server final : public WorkerServer, public v1::Worker::CallbackService {
   const ServerParts parts_;
   const std::string instance_id_;
   std::atomic<bool> draining_ = false;
+  absl::Mutex health_mutex_;
   int port_ = 0;
   common::ThreadPool io_;
   std::unique_ptr<grpc::Server> server_;
@@ -185,15 +188,20 @@ void Server::Housekeeping(std::stop_token stop) {
       parts_.log.Info("ready again");
     }
     server_->GetHealthCheckService()->SetServingStatus("", alive);
-    server_->GetHealthCheckService()->SetServingStatus(kServiceName,
-                                                       alive && whole.ok() && !draining_);
+    SayReady(alive && whole.ok());
     if (second % 30 == 0) io_.Submit([this] { parts_.sessions.SweepExpired(); });
   }
 }
 
 void Server::BeginDrain() {
   draining_ = true;
-  server_->GetHealthCheckService()->SetServingStatus(kServiceName, false);
+  SayReady(false);
+}
+
+// A drain has the last word.
+void Server::SayReady(bool ready) {
+  absl::MutexLock lock(&health_mutex_);
+  server_->GetHealthCheckService()->SetServingStatus(kServiceName, ready && !draining_);
 }
 
 size_t Server::DrainAndPark() {

@@ -31,6 +31,8 @@ constexpr int kKvStorePort = 8201;
 constexpr int kTailLines = 15;
 constexpr absl::Duration kPollInterval = absl::Milliseconds(20);
 constexpr absl::Duration kAbortGrace = absl::Seconds(3);
+// Of what has been killed: to give much memory back takes its time.
+constexpr absl::Duration kKilledGrace = absl::Seconds(20);
 
 std::string Address(int port) { return absl::StrCat("127.0.0.1:", port); }
 
@@ -323,7 +325,7 @@ absl::StatusOr<std::vector<std::string>> StopCluster(const ClusterState& state,
       killed.push_back(member->name);
       SendSignal(member->process, SIGKILL);
     }
-    if (!WaitUntilGone(processes, kAbortGrace)) {
+    if (!WaitUntilGone(processes, kKilledGrace)) {
       return absl::InternalError(absl::StrCat("a ", role, " does not end even when killed"));
     }
   }

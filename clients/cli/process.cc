@@ -35,6 +35,7 @@ constexpr char kListenState[] = "0A";  // TCP_LISTEN in /proc/net/tcp
 
 struct ProcStat {
   char state = 0;
+  int threads = 0;
   uint64_t start_ticks = 0;
 };
 
@@ -47,9 +48,10 @@ std::optional<ProcStat> ReadProcStat(pid_t pid) {
   if (name_end == std::string::npos) return std::nullopt;
   const std::vector<std::string> fields =
       absl::StrSplit(line.substr(name_end + 1), ' ', absl::SkipEmpty());
-  constexpr size_t kState = 0, kStartTicks = 19;  // fields 3 and 22 of the line
+  constexpr size_t kState = 0, kThreads = 17, kStartTicks = 19;  // fields 3, 20 and 22 of the line
   ProcStat stat;
-  if (fields.size() <= kStartTicks || !absl::SimpleAtoi(fields[kStartTicks], &stat.start_ticks)) {
+  if (fields.size() <= kStartTicks || !absl::SimpleAtoi(fields[kThreads], &stat.threads) ||
+      !absl::SimpleAtoi(fields[kStartTicks], &stat.start_ticks)) {
     return std::nullopt;
   }
   stat.state = fields[kState][0];
@@ -121,8 +123,9 @@ bool IsRunning(const ProcessId& process) {
   if (process.pid <= 0) return false;
   waitpid(process.pid, nullptr, WNOHANG);
   const std::optional<ProcStat> stat = ReadProcStat(process.pid);
-  return stat && stat->state != 'Z' && stat->state != 'X' &&
-         stat->start_ticks == process.start_ticks;
+  if (!stat || stat->start_ticks != process.start_ticks || stat->state == 'X') return false;
+  // The state is the main thread's: others may still hold the process's ports and locks.
+  return stat->state != 'Z' || stat->threads > 1;
 }
 
 void SendSignal(const ProcessId& process, int signal) {

@@ -26,7 +26,7 @@ struct ProcessId {
 absl::StatusOr<ProcessId> SpawnDetached(const std::vector<std::string>& argv,
                                         const std::string& log_path);
 
-// False once it has exited, zombies of ours included (they are reaped here).
+// False once its last thread has exited, zombies of ours included (they are reaped here).
 bool IsRunning(const ProcessId& process);
 // Delivers only to this very process; no effect when it is gone.
 void SendSignal(const ProcessId& process, int signal);

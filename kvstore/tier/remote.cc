@@ -19,6 +19,9 @@ namespace {
 
 constexpr absl::Duration kProbeEvery = absl::Seconds(1);
 constexpr absl::Duration kProbeDeadline = absl::Milliseconds(500);
+// The first probe has more patience: until the next one, all goes on without whom it misses. Who is
+// not there refuses at once.
+constexpr absl::Duration kFirstProbeDeadline = absl::Seconds(3);
 constexpr absl::Duration kLookupDeadline = absl::Seconds(1);
 constexpr absl::Duration kTransferDeadline = absl::Seconds(10);
 constexpr absl::Duration kRecordDeadline = absl::Seconds(3);
@@ -44,7 +47,7 @@ class ServiceLink final {
       : target_(target),
         log_(log),
         stub_(v1::KvStore::NewStub(common::MakeChannel(target, max_message_bytes))) {
-    Probe();
+    Probe(kFirstProbeDeadline);
     prober_ = common::NamedThread("kv-probe", [this](std::stop_token stop) { ProbeLoop(stop); });
   }
 
@@ -94,9 +97,9 @@ class ServiceLink final {
     }
   }
 
-  void Probe() {
+  void Probe(absl::Duration deadline) {
     grpc::ClientContext context;
-    common::SetDeadline(context, kProbeDeadline);
+    common::SetDeadline(context, deadline);
     v1::UsageResponse response;
     const absl::Status status = common::FromGrpc(stub_->Usage(&context, {}, &response));
     if (absl::IsUnavailable(status)) SetUp(false);
@@ -139,7 +142,7 @@ class ServiceLink final {
         absl::MutexLock lock(&mutex);
         if (mutex.AwaitWithTimeout(absl::Condition(&stopping), kProbeEvery)) return;
       }
-      Probe();
+      Probe(kProbeDeadline);
     }
   }
 

@@ -315,6 +315,27 @@ TEST(RemoteTierTest, AServiceThatNeverWasIsToldOfOnce) {
   EXPECT_EQ(log.lines().size(), 1u);
 }
 
+// One that needs a moment, as on a machine that starts many things at once.
+class LateService final : public v1::KvStore::Service {
+ public:
+  grpc::Status Usage(grpc::ServerContext*, const v1::UsageRequest*, v1::UsageResponse*) override {
+    absl::SleepFor(absl::Milliseconds(700));
+    return grpc::Status::OK;
+  }
+};
+
+TEST(RemoteTierTest, AFirstAnswerMayTakeAMoment) {
+  LateService service;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  const auto tier = CreateRemoteTier(absl::StrCat("127.0.0.1:", port), common::Logger::Null());
+  EXPECT_TRUE(tier->accepting());
+  server->Shutdown();
+}
+
 // A service whose answers are wrong in every way that the wire allows.
 class LyingService final : public v1::KvStore::Service {
  public:

@@ -72,6 +72,14 @@ class StoreTest : public ::testing::Test {
     if (to == 0) return {};
     return Restore(tokens, 0, to, blocks_);
   }
+  bool HostEntriesBecome(uint64_t entries) {
+    const absl::Time deadline = absl::Now() + kLong;
+    while (store_->usage()[static_cast<size_t>(Place::kHost)].entries != entries) {
+      if (absl::Now() > deadline) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
   double Count(const std::string& name, const common::Labels& labels) {
     return metrics_->counter(name, "", labels).value();
   }
@@ -196,20 +204,42 @@ TEST_F(StoreTest, ForgetReachesEveryTierAndEveryTail) {
 TEST_F(StoreTest, ParkedAndPrefetched) {
   ASSERT_OK(Save(tokens_));
   ASSERT_OK(store_->Flush(kLong));
-  const auto host_entries_become = [this](uint64_t entries) {
-    const absl::Time deadline = absl::Now() + kLong;
-    while (store_->usage()[static_cast<size_t>(Place::kHost)].entries != entries) {
-      if (absl::Now() > deadline) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  };
   store_->Park(root_, tokens_);
-  ASSERT_TRUE(host_entries_become(0));
+  ASSERT_TRUE(HostEntriesBecome(0));
   EXPECT_EQ(store_->Lookup(root_, tokens_, 0), 30);
   store_->Prefetch(root_, tokens_);
-  ASSERT_TRUE(host_entries_become(8));
+  ASSERT_TRUE(HostEntriesBecome(8));
   EXPECT_EQ(RestoreAll(tokens_).tokens_by_place[static_cast<size_t>(Place::kHost)], 30u);
+}
+
+// However long the parking takes: the prefetch finds what it has moved away.
+TEST_F(StoreTest, WhatIsParkedAndThenPrefetchedIsInHostMemory) {
+  std::vector<std::unique_ptr<Tier>> tiers;
+  tiers.push_back(testing::MakeHostTier(1 << 20));
+  const testing::TempDir dir;
+  auto disk = std::make_unique<testing::FaultyTier>(testing::MakeDiskTier(dir.path(), 1 << 22));
+  testing::FaultyTier& slow = *disk;
+  tiers.push_back(std::move(disk));
+  store_.reset();
+  store_ = *CreateKvStoreOver(std::move(tiers), options_, kv_.pool(), kv_metrics_,
+                              common::Logger::Null());
+  slow.SetAccepting(false);  // so that parking has something to write
+  ASSERT_OK(Save(tokens_));
+  slow.SetAccepting(true);
+  slow.HoldPuts();
+  store_->Park(root_, tokens_);
+  slow.AwaitWaiting(1);
+  store_->Prefetch(root_, tokens_);
+  absl::SleepFor(absl::Milliseconds(100));  // in which it would find everything in its place
+  slow.Release();
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  const auto prefetched = [this] {
+    return Count("loopserve_kv_transfer_bytes_total",
+                 {{"src", "disk"}, {"dst", "host"}, {"op", "prefetch"}});
+  };
+  while (prefetched() == 0 && absl::Now() < deadline) std::this_thread::yield();
+  ASSERT_GT(prefetched(), 0);
+  EXPECT_TRUE(HostEntriesBecome(8));
 }
 
 TEST_F(StoreTest, RequestsThatDoNotFitAreRefused) {

@@ -2,10 +2,15 @@
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/clients/cli/run_cli.h"
 
@@ -47,6 +52,33 @@ TEST(ProcessTest, AReusedPidIsNotTheProcess) {
   EXPECT_TRUE(IsRunning(process));
   EXPECT_FALSE(WaitUntilGone({process}, absl::ZeroDuration()));
   SendSignal(process, SIGKILL);
+  EXPECT_TRUE(WaitUntilGone({process}, absl::Seconds(10)));
+}
+
+// The fields of /proc/<pid>/stat from the third on.
+std::vector<std::string> StatOf(pid_t pid) {
+  const std::string stat = *ReadFile(absl::StrCat("/proc/", pid, "/stat"));
+  return absl::StrSplit(stat.substr(stat.rfind(')') + 2), ' ');
+}
+
+int WaitToBeKilled(void*) {
+  for (;;) pause();
+}
+
+TEST(ProcessTest, RunsUntilItsLastThreadEnds) {
+  static char stack[64 << 10];
+  const pid_t pid = fork();
+  if (pid == 0) {
+    // By hand, since sanitizers want no threads after a fork.
+    clone(WaitToBeKilled, stack + sizeof(stack),
+          CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, nullptr);
+    syscall(SYS_exit, 0);  // of this thread
+  }
+  while (StatOf(pid)[0] != "Z") absl::SleepFor(absl::Milliseconds(1));
+  const ProcessId process{pid, std::stoull(StatOf(pid)[19])};
+  EXPECT_TRUE(IsRunning(process));
+  EXPECT_FALSE(WaitUntilGone({process}, absl::ZeroDuration()));
+  kill(pid, SIGKILL);
   EXPECT_TRUE(WaitUntilGone({process}, absl::Seconds(10)));
 }
 
