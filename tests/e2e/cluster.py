@@ -109,6 +109,15 @@ def until(condition, timeout_s=20, what="the condition"):
         time.sleep(0.02)
 
 
+def alive(pid):
+    """Whether a thread of the process is left: one that outlives the main one may still hold its ports and locks."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return False
+    return fields[0] not in "ZX" or int(fields[17]) > 1
+
+
 def patiently(call, timeout_s=30):
     """The answer of `call()`, which is made again as long as its error says when to come again."""
 
@@ -144,7 +153,7 @@ class Cluster:
 
     # Life.
 
-    def cli(self, *args, check=True, timeout=120, **kwargs):
+    def cli(self, *args, check=True, timeout=600, **kwargs):
         run = subprocess.run([self.bin_dir / "loopserve", *args], capture_output=True, text=True,
                              timeout=timeout, **kwargs)
         if check:
@@ -178,15 +187,11 @@ class Cluster:
         return next(m for m in self.state["members"] if m["name"] == name)
 
     def alive(self, name):
-        try:
-            stat = pathlib.Path(f"/proc/{self.member(name)['pid']}/stat").read_text()
-        except FileNotFoundError:
-            return False
-        return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
+        return alive(self.member(name)["pid"])
 
-    def kill(self, name, number=signal.SIGKILL):
+    def kill(self, name, number=signal.SIGKILL, timeout_s=20):
         os.kill(self.member(name)["pid"], number)
-        until(lambda: not self.alive(name), what=f"the end of {name}")
+        until(lambda: not self.alive(name), timeout_s, f"the end of {name}")
 
     def revive(self, name):
         """Starts a member that has ended again, at its old addresses."""

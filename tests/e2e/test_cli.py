@@ -9,11 +9,11 @@ import socket
 import subprocess
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, alive
 
 
 def cli(bin_dir, *args, **kwargs):
-    return subprocess.run([bin_dir / "loopserve", *args], capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run([bin_dir / "loopserve", *args], capture_output=True, text=True, timeout=600, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -169,20 +169,15 @@ def test_up_with_a_damaged_model_shows_why_and_stops_the_rest(bin_dir, tmp_path)
     assert not stores_in(directory)
 
 
-def alive(pid):
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
-
-
 def stores_in(directory):
     """The kvstores and workers whose command line names the directory."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdigit() and alive(entry.name):
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:  # it has just ended
+                continue
             if str(directory) in command and "loopserve-" in command.split("\0")[0]:
                 found.append(command)
     return found

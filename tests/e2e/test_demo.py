@@ -47,7 +47,7 @@ SCHEMA = {
 
 def test_the_demo_keeps_its_promises(bin_dir, real_model, tmp_path):
     run = subprocess.run([bin_dir / "loopserve", "demo", "--json", "--model", real_model], capture_output=True,
-                         text=True, timeout=300, env={"TMPDIR": str(tmp_path)})
+                         text=True, timeout=600, env={"TMPDIR": str(tmp_path)})
     assert run.returncode == 0, run.stderr
     document = json.loads(run.stdout.splitlines()[-1])
     jsonschema.validate(document, SCHEMA)

@@ -1,6 +1,7 @@
 """Processes that die, drain and come back: conversations go on, with the same tokens."""
 
 import signal
+import time
 
 import pytest
 from cluster import fails, patiently, session_pb2, until
@@ -16,13 +17,15 @@ def converse(cluster):
 
 
 def saved(cluster, worker):
-    """Waits until what the worker has to save is in the shared store, as far as its metrics tell."""
-    last = [-1.0]
+    """Waits until what the worker has to save is in the shared store: nothing went there for half a second."""
+    last, since = 0.0, time.monotonic()
 
     def settled():
+        nonlocal last, since
         now = cluster.metric(worker, "loopserve_kv_transfer_bytes_total", dst="remote", op="store")
-        same, last[0] = now == last[0] and now > 0, now
-        return same
+        if now != last:
+            last, since = now, time.monotonic()
+        return last > 0 and time.monotonic() - since > 0.5
 
     until(settled, what=f"{worker}'s saving to the shared store")
 
@@ -124,8 +127,15 @@ def test_parked_sessions_go_on_the_same(make_cluster):
     session = converse(cluster)
     twin = cluster.fork(session)
     expected = cluster.chat("and then?", session=twin, max_tokens=16)
+
+    def host():
+        return cluster.metric(expected.worker, "loopserve_kv_used_bytes", tier="host")
+
+    saved(cluster, expected.worker)
+    held = host()
     cluster.park(twin)  # or the history that they share would stay for it
     assert cluster.park(session).state == session_pb2.SESSION_STATE_PARKED
+    until(lambda: host() < held / 2, what="the end of the parking")
     after = cluster.chat("and then?", session=session, max_tokens=16)
     assert (after.worker, after.tokens) == (expected.worker, expected.tokens)
     nearer = after.restored["device"] + after.restored["host"]
@@ -166,7 +176,8 @@ def test_a_turn_without_the_shared_store_is_brought_to_it_later(make_cluster):
     cluster.revive("kvstore")
     until(lambda: "session records brought to the kvstore" in cluster.log(worker))
     cluster.kill(worker)
-    after = cluster.chat("and now?", session=session)
+    # The other worker may have noticed that the store was gone, and not yet that it is back.
+    after = patiently(lambda: cluster.chat("and now?", session=session))
     assert after.worker != worker
     assert after.index == 3
 

@@ -97,11 +97,11 @@ def test_sigterm_lets_running_turns_finish(real):
     """A stopping worker ends its turns, parks its sessions and leaves with the rest served elsewhere."""
     session = real.chat("hello", max_tokens=8).session
     expected = real.chat("what next?", session=real.fork(session), max_tokens=16)
-    stream, events, worker = begin(real, "tell me a story", session, max_tokens=100)
+    stream, events, worker = begin(real, "tell me a story", session, max_tokens=60)
     other = real.fork(session)
-    real.kill(worker, signal.SIGTERM)
+    real.kill(worker, signal.SIGTERM, timeout_s=60)
     turn = finish([*events, *stream])
-    assert (turn.worker, turn.usage.completion_tokens) == (worker, 100)
+    assert (turn.worker, turn.usage.completion_tokens) == (worker, 60)
     after = patiently(lambda: real.chat("what next?", session=other, max_tokens=16))
     assert after.worker != worker
     assert after.tokens == expected.tokens

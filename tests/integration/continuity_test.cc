@@ -19,6 +19,7 @@ namespace {
 
 using kvstore::Place;
 using ::loopserve::testing::Answer;
+using ::loopserve::testing::ComesToHave;
 using ::loopserve::testing::EngineFixture;
 using ::loopserve::testing::ExpectAddsUp;
 using ::loopserve::testing::FaultyTier;
@@ -92,13 +93,6 @@ class ContinuityTest : public ::testing::TestWithParam<Setup> {
   testing::ManualClock clock_;
   testing::FakeSessionLog log_;  // shared by the workers of a test
 };
-
-// The step loop and the savers let go of a turn's blocks just after its answer is out.
-bool ComesToHave(const EngineFixture& worker, int64_t blocks) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(10);
-  while (worker.available() != blocks && absl::Now() < deadline) std::this_thread::yield();
-  return worker.available() == blocks;
-}
 
 TEST_P(ContinuityTest, ADeviceHitIsAFullPrefill) {
   const auto answers = Uninterrupted();

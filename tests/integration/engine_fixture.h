@@ -9,10 +9,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -106,6 +108,17 @@ class CollectingSink final : public worker::TokenSink {
   Signal started_;
   Signal done_;
 };
+
+// Of a turn that takes 20 ms a token: one of some hundred tokens does not end by itself, however
+// late the thread is woken that waits for the first ones.
+inline std::shared_ptr<CollectingSink> SlowSink() {
+  auto sink = std::make_shared<CollectingSink>();
+  sink->on_token = [](const worker::StepToken&) {
+    absl::SleepFor(absl::Milliseconds(20));
+    return false;
+  };
+  return sink;
+}
 
 inline worker::TurnSpec SpecOf(const std::string& session, Tokens fresh, uint32_t max_tokens = 8) {
   worker::TurnSpec spec;
@@ -228,6 +241,13 @@ class EngineFixture {
                                      common::Logger::Null());
   }
 };
+
+// The step loop, savers and loaders let go of a turn's blocks just after its answer is out.
+inline bool ComesToHave(const EngineFixture& worker, int64_t blocks) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  while (worker.available() != blocks && absl::Now() < deadline) std::this_thread::yield();
+  return worker.available() == blocks;
+}
 
 inline uint64_t Restored(const Answer& answer, kvstore::Place place) {
   return answer.result.prompt.restored[static_cast<size_t>(place)];

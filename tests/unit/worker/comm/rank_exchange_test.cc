@@ -124,6 +124,7 @@ TEST_F(RankExchangeTest, ALostProcessEndsTheRoundOfTheOthers) {
 TEST_F(RankExchangeTest, TheLeadersReasonCounts) {
   Connect();
   leader_->Abort(absl::InternalError("first"));
+  while (other_->status().ok()) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(other_->Break(absl::CancelledError("second")), absl::InternalError("first"));
   EXPECT_EQ(leader_->status(), absl::InternalError("first"));
 }
@@ -250,6 +251,18 @@ TEST_F(OverrunTest, ALeaderCannotAnswerWhatWasNotBrought) {
   Send(*liar, 0, "an answer");
   EXPECT_THAT(other_->Meet(1, {}).status(),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not of this round")));
+}
+
+TEST_F(OverrunTest, TheLeadersReasonIsWaitedForAndNotForGood) {
+  std::thread dial([&] {
+    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                   In(absl::Seconds(20)), absl::Minutes(1));
+  });
+  const auto silent = listener_->Accept(In(absl::Seconds(20)));
+  dial.join();
+  const absl::Time start = absl::Now();
+  EXPECT_EQ(other_->Break(absl::CancelledError("mine")), absl::CancelledError("mine"));
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(200));
 }
 
 TEST_F(OverrunTest, PodsCannotRunAheadOfOneThatDoesNotRead) {

@@ -25,7 +25,7 @@ using ::testing::HasSubstr;
 struct Trouble {
   enum Kind { kNone, kStall, kDie };
   std::atomic<Kind> kind = kNone;
-  Signal over;  // the stall
+  std::unique_ptr<Signal> over = std::make_unique<Signal>();  // the stall
 };
 
 // The communicator of a rank in trouble: the third gather of a step is where it shows.
@@ -37,7 +37,7 @@ class TroubledCommunicator final : public Communicator {
   absl::Status AllGatherCols(TensorView local, TensorView full) override {
     if (++gathers_ == 3) {
       const Trouble::Kind kind = trouble_.kind.exchange(Trouble::kNone);
-      if (kind == Trouble::kStall) trouble_.over.Wait();
+      if (kind == Trouble::kStall) trouble_.over->Wait();
       if (kind == Trouble::kDie) return absl::InternalError("the rank died");
     }
     return comm_.AllGatherCols(local, full);
@@ -92,6 +92,18 @@ std::unique_ptr<RankGroup> ThreeRanks(Trouble& trouble) {
 
 class EngineStall : public ::testing::Test {
  protected:
+  // That a turn ends within two seconds of such trouble, and both sessions go on. Tried up to three
+  // times, as a busy machine may be late.
+  void ExpectEndsInTime(Trouble::Kind kind, absl::StatusCode code, const std::string& why) {
+    took_ = absl::InfiniteDuration();
+    for (int i = 0; i < 3 && took_ >= absl::Seconds(2); ++i) {
+      trouble_.over = std::make_unique<Signal>();
+      EXPECT_THAT(TroubledTurn(kind).status, StatusIs(code, HasSubstr(why)));
+      trouble_.over->Notify();
+      ExpectNextTurns();
+    }
+    EXPECT_LT(took_, absl::Seconds(2));
+  }
   // A turn of session `a` that gets into trouble at its third token.
   Answer TroubledTurn(Trouble::Kind kind) {
     auto sink = std::make_shared<CollectingSink>();
@@ -138,19 +150,11 @@ class EngineStall : public ::testing::Test {
 };
 
 TEST_F(EngineStall, ARankThatDiesInAStepEndsItsTurnsAndTheNextOnesGoOn) {
-  const Answer answer = TroubledTurn(Trouble::kDie);
-  EXPECT_THAT(answer.status,
-              StatusIs(absl::StatusCode::kInternal, HasSubstr("rank 2: the rank died")));
-  EXPECT_LT(took_, absl::Seconds(2));
-  ExpectNextTurns();
+  ExpectEndsInTime(Trouble::kDie, absl::StatusCode::kInternal, "rank 2: the rank died");
 }
 
 TEST_F(EngineStall, ARankThatStallsInAStepEndsItsTurnsAndTheNextOnesGoOn) {
-  const Answer answer = TroubledTurn(Trouble::kStall);
-  EXPECT_THAT(answer.status.message(), HasSubstr("rank 2 stalled"));
-  EXPECT_LT(took_, absl::Seconds(2));
-  trouble_.over.Notify();
-  ExpectNextTurns();
+  ExpectEndsInTime(Trouble::kStall, absl::StatusCode::kUnavailable, "rank 2 stalled");
   EXPECT_EQ(worker_.available(), 64);
 }
 

@@ -227,6 +227,12 @@ class TimedModel final : public Model {
   RowSampler sampler_;
 };
 
+// In the queue: that it has started is told just before.
+void AwaitQueued(CollectingSink& sink) {
+  sink.WaitStarted();
+  absl::SleepFor(absl::Milliseconds(50));
+}
+
 class SharedSteps : public ::testing::Test {
  protected:
   EngineFixture MakeWorker(
@@ -253,9 +259,10 @@ TEST_F(SharedSteps, APromptDoesNotHoldUpAnAnswer) {
   std::shared_ptr<CollectingSink> other;
   size_t tokens = 0;
   sink->on_token = [&](const StepToken&) {
-    if (++tokens == 5) other = worker.Start(SpecOf("", Text(600, 2), 2));
-    // It is opened by another thread; these steps take no time.
-    if (other != nullptr && !other->started()) absl::SleepFor(absl::Milliseconds(5));
+    if (++tokens == 5) {
+      other = worker.Start(SpecOf("", Text(600, 2), 2));
+      AwaitQueued(*other);  // these steps take no time
+    }
     return false;
   };
   EXPECT_OK(worker.Start(SpecOf("", Text(20), 300), nullptr, sink)->Wait().status);
@@ -305,7 +312,7 @@ TEST_F(SharedSteps, AFloodOfOneTenantHardlyDelaysAnother) {
     TurnSpec spec = SpecOf("", Text(30, 99), 4);
     spec.tenant = "quiet";
     worker.Start(std::move(spec), nullptr, quiet);
-    quiet->WaitStarted();  // it is in the queue
+    AwaitQueued(*quiet);
     return false;
   };
   for (uint32_t i = 0; i < 40; ++i) {

@@ -31,13 +31,14 @@ class OutboxTest : public ::testing::Test {
 };
 
 TEST_F(OutboxTest, BulkWaitsForWhatIsUrgent) {
-  absl::Notification go;
+  absl::Notification writing, go;
   Outbox<std::string> outbox("out", [&](const std::string& message) {
+    if (message == "first") writing.Notify();
     go.WaitForNotification();
     return Write(message);
   });
   EXPECT_TRUE(outbox.Send("first"));
-  absl::SleepFor(absl::Milliseconds(20));  // it is being written
+  writing.WaitForNotification();
   EXPECT_TRUE(outbox.Send("bulk", /*bulk=*/true));
   EXPECT_TRUE(outbox.Send("urgent"));
   go.Notify();
@@ -63,13 +64,14 @@ TEST_F(OutboxTest, BeatsBesideWhateverElseThereIs) {
 }
 
 TEST_F(OutboxTest, ClosingTellsOfAWriteThatDoesNotEnd) {
-  absl::Notification go;
+  absl::Notification writing, go;
   Outbox<std::string> outbox("out", [&](const std::string&) {
+    writing.Notify();
     go.WaitForNotification();
     return true;
   });
   outbox.Send("stuck");
-  absl::SleepFor(absl::Milliseconds(20));
+  writing.WaitForNotification();
   EXPECT_FALSE(outbox.CloseAndWait(absl::Milliseconds(5)));
   go.Notify();
   EXPECT_TRUE(outbox.CloseAndWait(absl::Seconds(20)));

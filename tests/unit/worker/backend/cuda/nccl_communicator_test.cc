@@ -260,8 +260,9 @@ TEST_P(HangingNcclTest, AnAbortEndsTheCall) {
   const absl::Time start = absl::Now();
   std::thread breaker([&] {
     absl::SleepFor(absl::Milliseconds(50));
+    const absl::Time asked = absl::Now();
     ranks_[0]->Abort(absl::UnavailableError("given up"));
-    EXPECT_LT(absl::Now() - start, absl::Milliseconds(150)) << "an abort waits for nobody";
+    EXPECT_LT(absl::Now() - asked, absl::Milliseconds(150)) << "an abort waits for nobody";
   });
   OnRanks([](Communicator& comm) {
     absl::Status status;
@@ -269,7 +270,7 @@ TEST_P(HangingNcclTest, AnAbortEndsTheCall) {
     EXPECT_EQ(status, absl::UnavailableError("given up"));
   });
   breaker.join();
-  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(10)) << "long before the patience ends";
   EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
   EXPECT_EQ(world_.used_after_abort, 0);
 }
@@ -279,13 +280,13 @@ INSTANTIATE_TEST_SUITE_P(Modes, HangingNcclTest, ::testing::Bool(), [](const aut
 });
 
 TEST_F(NcclCommunicatorTest, ACallThatNcclDoesNotGetDoneIsGivenUp) {
-  ASSERT_OK(Connect(absl::Milliseconds(50)));
+  ASSERT_OK(Connect(absl::Milliseconds(500)));  // in which every rank's thread has started
   world_.deaf = 1;
   OnRanks([](Communicator& comm) {
     const absl::Status status = comm.Barrier();
     if (comm.rank() == 1) return;
     EXPECT_THAT(status, StatusIs(absl::StatusCode::kDeadlineExceeded,
-                                 HasSubstr("ncclAllReduce was not done after 50ms")));
+                                 HasSubstr("ncclAllReduce was not done after 500ms")));
   });
   EXPECT_EQ(AbortsInTheEnd(), (std::vector<int>{1, 1, 1}));
 }
@@ -455,7 +456,7 @@ TEST_F(NcclProcessesTest, TensorsThatDoNotFitAreFound) {
 }
 
 TEST_F(NcclProcessesTest, ARankThatIsMissedThereIsMissedHere) {
-  ASSERT_OK(Connect(absl::Milliseconds(200)));
+  ASSERT_OK(Connect(absl::Seconds(2)));  // which is also for meeting
   OnRanks([](Communicator& comm) {
     if (comm.rank() == 2) return;
     EXPECT_THAT(comm.Barrier(), StatusIs(absl::StatusCode::kDeadlineExceeded));
