@@ -39,10 +39,14 @@ bool SaysDeleted(const absl::Status& shared, const common::Epoch& epoch) {
   return LacksSession(shared) && info.current_epoch && epoch.value() <= *info.current_epoch;
 }
 
-// Of two copies written under one epoch, that is by one owner, the later one counts, also when it
-// has fewer turns: a rewind takes some away.
-bool Newer(const SessionLog::Summary& a, const SessionLog::Summary& b) {
-  return std::tie(a.epoch, a.used_unix_us, a.turns) > std::tie(b.epoch, b.used_unix_us, b.turns);
+// Of two copies written under one epoch by one owner, the later one counts, also when it has fewer
+// turns: a rewind takes some away. Of two owners, who could only meet while the service was away,
+// the one that it has taken counts.
+bool LocalIsNewer(const SessionLog::Summary& local, const SessionLog::Summary& shared) {
+  const bool others = !shared.owner.empty() && shared.owner != local.owner;
+  if (local.epoch == shared.epoch && others) return false;
+  return std::tie(local.epoch, local.used_unix_us, local.turns) >
+         std::tie(shared.epoch, shared.used_unix_us, shared.turns);
 }
 
 // While the service takes nothing, pushing is tried again after twice the time, up to this.
@@ -93,8 +97,9 @@ class CombinedSessionLog final : public SessionLog {
       return LocalWins(SummaryOf(*local), SummaryOf(*shared)) ? local : shared;
     }
     if (shared.ok()) return shared;
-    // Nobody knows whether the service, which cannot be asked, has what is not here.
-    if (absl::IsNotFound(local.status())) return shared;
+    // Nobody knows whether the service, which cannot be asked, has what is not here. And what it
+    // has and this build cannot read is newer than what is here.
+    if (absl::IsNotFound(local.status()) || absl::IsUnimplemented(shared.status())) return shared;
     if (!local.ok()) return local;
     return WasDeleted(SummaryOf(*local), shared.status()) ? shared : local;
   }
@@ -111,8 +116,10 @@ class CombinedSessionLog final : public SessionLog {
     ASSIGN_OR_RETURN(std::vector<Summary> all, local_->List());
     absl::StatusOr<std::vector<Summary>> shared = shared_->List();
     if (!shared.ok()) {
-      if (!IsVerdict(shared.status())) return all;
-      return shared.status();
+      if (IsVerdict(shared.status())) return shared.status();
+      // Only the service knows who owns them by now.
+      for (Summary& summary : all) summary.owner.clear();
+      return all;
     }
     absl::flat_hash_map<std::string, Summary> merged;
     for (Summary& summary : *shared) merged.emplace(summary.id.value(), std::move(summary));
@@ -181,7 +188,7 @@ class CombinedSessionLog final : public SessionLog {
 
   // Whether the copy here counts; then the service lacks it.
   bool LocalWins(const Summary& local, const Summary& shared) {
-    if (!Newer(local, shared)) return false;
+    if (!LocalIsNewer(local, shared)) return false;
     SetBehind(local.id, true);
     return true;
   }

@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint32_t kMagic = 0x4e53534c;  // "LSSN"
 constexpr uint16_t kVersion = 2;
-constexpr uint16_t kFirstVersionWithOwner = 2;
+constexpr uint16_t kVersionWithoutOwner = 1;
 
 void PutTurn(const TurnRecord& turn, ByteWriter& out) {
   out.PutString(turn.turn_id);
@@ -92,10 +92,11 @@ std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record) {
   ByteWriter out;
   out.Reserve(256 + record.tokens.size() * sizeof(common::TokenId));
   out.Put(kMagic);
-  out.Put(kVersion);
+  const bool has_owner = !record.owner.empty();
+  out.Put(has_owner ? kVersion : kVersionWithoutOwner);
   out.PutString(record.id.value());
   out.Put(record.epoch.value());
-  out.PutString(record.owner);
+  if (has_owner) out.PutString(record.owner);
   out.PutString(record.tenant);
   out.PutString(record.model);
   out.PutString(record.cache_namespace);
@@ -119,14 +120,14 @@ absl::StatusOr<SessionRecord> DecodeSessionRecord(ByteSpan bytes) {
   ByteReader in(body);
   if (in.Get<uint32_t>() != kMagic) return absl::DataLossError("session record: no such format");
   const auto version = in.Get<uint16_t>();
-  if (version < 1 || version > kVersion) {
+  if (version < kVersionWithoutOwner || version > kVersion) {
     return absl::UnimplementedError(
         absl::StrCat("session record: version ", version, "; this build reads 1 to ", kVersion));
   }
   SessionRecord record;
   record.id = common::SessionId(in.GetString());
   record.epoch = common::Epoch(in.Get<uint64_t>());
-  if (version >= kFirstVersionWithOwner) record.owner = in.GetString();
+  if (version != kVersionWithoutOwner) record.owner = in.GetString();
   record.tenant = in.GetString();
   record.model = in.GetString();
   record.cache_namespace = in.GetString();

@@ -72,7 +72,7 @@ class SessionLog {
     int64_t used_unix_us = 0;
     int64_t ttl_seconds = 0;
     std::string tenant;
-    std::string owner;
+    std::string owner;  // empty: not known
   };
   virtual absl::StatusOr<std::vector<Summary>> List() = 0;
   // At most `limit` sessions whose ids come after `after` ("": from the first), in their order.

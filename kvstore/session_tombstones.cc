@@ -78,7 +78,8 @@ std::vector<Tombstone> DecodeTombstones(ByteSpan bytes, uint64_t& sound_bytes) {
 
 absl::Status StaleEpoch(const common::Epoch& ours, const common::Epoch& current) {
   return MakeError({.reason = Reason::kStaleEpoch, .current_epoch = current.value()},
-                   absl::StrCat("epoch ", ours.value(), " is older than ", current.value()));
+                   absl::StrCat("not the owner under epoch ", ours.value(), "; the current one is ",
+                                current.value()));
 }
 
 absl::Status NoSuchSession(std::optional<common::Epoch> erased_under) {

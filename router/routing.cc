@@ -81,6 +81,12 @@ absl::Status Routing::Choose(RouteState& state) {
   return status;
 }
 
+absl::Status Routing::CheckLearned() const {
+  if (!workers_.AwaitsReports(/*of_silent=*/clock_.Now() < learn_until_)) return absl::OkStatus();
+  return MakeError(ErrorInfo{.reason = Reason::kLoading, .retry_after = kRetryAfter},
+                   "the router is still learning which worker has this session");
+}
+
 bool Routing::OwnerIsKnown(const std::optional<Pin>& pin) const {
   return pin && pin->certain && workers_.WasLearned(pin->worker);
 }
@@ -89,16 +95,13 @@ absl::Status Routing::ChooseForSession(RouteState& state) {
   for (int swap = 0; swap < kMaxSwaps; ++swap) {
     // In this order: what was learned before is in the directory, and the table looked at last says
     // how its worker is by then.
-    const bool learning = workers_.AwaitsReports(/*of_silent=*/clock_.Now() < learn_until_);
+    const absl::Status learned = CheckLearned();
     ASSIGN_OR_RETURN(const std::optional<Pin> pin, directory_.Find(state.session));
     if (!state.looked_up) {
       state.looked_up = true;
       state.pin_before = pin;
     }
-    if (learning && (!state.create || state.may_exist) && !OwnerIsKnown(pin)) {
-      return MakeError(ErrorInfo{.reason = Reason::kLoading, .retry_after = kRetryAfter},
-                       "the router is still learning which worker has this session");
-    }
+    if ((!state.create || state.may_exist) && !OwnerIsKnown(pin)) RETURN_IF_ERROR(learned);
     ASSIGN_OR_RETURN(const Placement placement,
                      PlaceSession(state.session.value(), pin, workers_.View(), state.avoided));
     if (!pin || *pin != placement.pin) {

@@ -62,6 +62,9 @@ class Routing final {
   Routing(SessionDirectory& directory, WorkerTable& workers, RouterMetrics& metrics,
           common::Logger& log, const common::Clock& clock, absl::Duration learn_timeout);
 
+  // LOADING, with retry_after, while sessions that nobody is known to have may still turn up.
+  absl::Status CheckLearned() const;
+
   // Errors: NO_WORKER, DRAINING, LOADING (all with retry_after).
   absl::Status Choose(RouteState& state);
 

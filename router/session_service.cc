@@ -213,6 +213,8 @@ class SessionService final : public RawService {
     }
     if (!status.ok()) return call->Fail(status);
     pb::ForkSessionRequest fork = request;
+    if (!fork.new_session_id().empty()) status = deps_.worker.routing.CheckLearned();
+    if (!status.ok()) return call->Fail(status);
     if (fork.new_session_id().empty()) fork.set_new_session_id(RandomId("s-"));
     const common::SessionId child(fork.new_session_id());
     const absl::StatusOr<std::optional<Pin>> known = deps_.directory.Find(child);
@@ -333,9 +335,7 @@ class SessionService final : public RawService {
     pb::ListSessionsResponse response;
     auto it = after.empty() ? by_id.begin() : by_id.upper_bound(after);
     for (; it != by_id.end() && response.sessions_size() < static_cast<int>(page); ++it) {
-      pb::Session& session = *response.add_sessions();
-      session = it->second.session();
-      if (!it->second.owned()) session.clear_worker_id();
+      *response.add_sessions() = it->second.session();
     }
     if (it != by_id.end()) {
       response.set_next_page_token(TokenAfter(response.sessions().rbegin()->id()));

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/rpc.h"
 #include "common/thread.h"
@@ -114,6 +115,14 @@ class GrpcWorkerPool final : public WorkerPool {
 
   void OnInfo(Peer& peer, Check& check, const grpc::Status& status) {
     if (!status.ok()) return EndWithError(peer, "check", status);
+    // The sessions' records know their owners by these names.
+    if (check.info.worker_id() != peer.id.value()) {
+      return EndWithError(peer, "its name",
+                          {grpc::StatusCode::FAILED_PRECONDITION,
+                           absl::StrCat("it calls itself '", check.info.worker_id(),
+                                        "': start it with --id=", peer.id.value(),
+                                        " or name it so in the router's --workers")});
+    }
     {
       absl::MutexLock lock(&mutex_);
       peer.info = check.info;
@@ -161,10 +170,6 @@ class GrpcWorkerPool final : public WorkerPool {
                             {"model", check.info.model().id()},
                             {"instance", check.info.instance_id()},
                             {"sessions", check.sessions}});
-    if (check.info.worker_id() != peer.id.value()) {
-      log_.Warning("worker calls itself otherwise",
-                   {{"worker", peer.id.value()}, {"its_id", check.info.worker_id()}});
-    }
     End(peer);
   }
 

@@ -3,9 +3,9 @@
 // and the operator's calls read it.
 //
 // A worker is down until it has answered a health check and its sessions have been learned. It goes
-// down after
-// `down_after` failed checks, or at once when a turn finds it unreachable. A new instance id behind
-// the same address is a restart: its sessions are learned again before it gets work.
+// down after `down_after` failed checks, or at once when a turn finds it unreachable. A new
+// instance id behind the same address is a restart: its sessions are learned again before it gets
+// work.
 //
 // Thread rule: all calls are safe from any thread.
 #pragma once

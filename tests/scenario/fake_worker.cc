@@ -221,16 +221,17 @@ absl::Status FakeWorker::Open(const types::v1::SessionRef& ref, bool create, Fak
   const auto it = store_->sessions.find(ref.id());
   if (it == store_->sessions.end() || Expired(it->second)) {
     if (!create) return MakeError(Reason::kSessionNotFound, "no such session");
-    *found = {.epoch = ref.epoch(), .holder = id_};
+    *found = {.epoch = ref.epoch(), .holder = id_, .owner = id_};
     return absl::OkStatus();
   }
-  if (it->second.epoch > ref.epoch()) {
+  const bool others = !it->second.owner.empty() && it->second.owner != id_;
+  if (it->second.epoch > ref.epoch() || (it->second.epoch == ref.epoch() && others)) {
     return MakeError(
         common::ErrorInfo{.reason = Reason::kStaleEpoch, .current_epoch = it->second.epoch},
         "stale epoch");
   }
   it->second.epoch = ref.epoch();
-  it->second.holder = id_;
+  it->second.holder = it->second.owner = id_;
   *found = it->second;
   return absl::OkStatus();
 }
@@ -240,7 +241,7 @@ void FakeWorker::Commit(const wk::RunTurnRequest& request) {
   absl::MutexLock lock(&store_->mutex);
   FakeRecord& record = store_->sessions[request.session().id()];
   record.epoch = request.session().epoch();
-  record.holder = id_;
+  record.holder = record.owner = id_;
   record.used = Now();
   ++record.turns;
 }
@@ -320,7 +321,7 @@ grpc::ServerWriteReactor<wk::ReportSessionsResponse>* FakeWorker::ReportSessions
     wk::SessionReport& report = *messages.back().add_sessions();
     Fill(id, record, report.mutable_session());
     report.set_epoch(record.epoch);
-    report.set_owned(record.holder == id_);
+    report.set_owned(record.owner == id_);
   }
   if (!fail) return new FakeReport(std::move(messages), absl::OkStatus());
   messages.resize(std::min<size_t>(messages.size(), 1));
@@ -372,6 +373,7 @@ DEFINE_UNARY(CreateSession) {
     }
     record = {.epoch = request->session().epoch(),
               .holder = id_,
+              .owner = id_,
               .ttl_seconds = request->create().ttl().seconds(),
               .used = Now()};
     store_->sessions[request->session().id()] = record;

@@ -40,6 +40,7 @@ struct FakeRecord {
   uint64_t epoch = 0;
   uint64_t turns = 0;
   std::string holder;  // id of the worker that has it in memory
+  std::string owner;   // id of the worker that claimed it under the epoch
   bool parked = false;
   int64_t ttl_seconds = 0;
   absl::Time used;

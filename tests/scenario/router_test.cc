@@ -355,6 +355,20 @@ TEST(RouterRestartTest, UnknownSessionsWaitForWorkersThatHaveNotSpoken) {
   session.Says("more").Expect(FailsWith(Reason::kSessionNotFound));
 }
 
+TEST(UnknownSessionTest, IsTakenFromItsOwnerOnlyUnderAHigherEpoch) {
+  Cluster cluster({.workers = 2, .shared_store = true});
+  for (int i = 0; i < 12; ++i) {
+    Session session(cluster, absl::StrCat("unpinned-", i));
+    {
+      absl::MutexLock lock(&cluster.store(1).mutex);
+      cluster.store(1).sessions[session.id] = {.epoch = 1, .turns = 3, .owner = "w2"};
+    }
+    const int taker = WorkerOf(session.Says("hi").Expect(Answers()));
+    EXPECT_EQ(RecordOf(cluster, 1, session.id).epoch, taker == 2 ? 1u : 2u);
+    EXPECT_EQ(RecordOf(cluster, 1, session.id).turns, 4u);
+  }
+}
+
 TEST(UnknownSessionTest, IsFoundInTheStoreOrNotAtAll) {
   Cluster cluster({.workers = 2, .shared_store = true});
   Session unknown(cluster, "nobody knows me");
@@ -414,7 +428,7 @@ TEST(InvalidRequestTest, StrangeButLegalIdsTravelInHeadersEscaped) {
   Cluster cluster({.workers = 1});
   {
     absl::MutexLock lock(&cluster.store(1).mutex);
-    cluster.store(1).sessions["日 %"] = {.epoch = 1, .holder = "w1"};
+    cluster.store(1).sessions["日 %"] = {.epoch = 1, .holder = "w1", .owner = "w1"};
   }
   Session session(cluster, "日 %");
   session.Says("hi").Expect(Answers()).Expect(HasHeader("x-session-id", "%E6%97%A5%20%25"));

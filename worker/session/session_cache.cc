@@ -18,6 +18,8 @@ using kvstore::TurnRecord;
 namespace {
 
 constexpr size_t kMaxParkedCounted = 1 << 20;
+// Longer than any turn: after it, what another worker should have swept is swept here.
+constexpr absl::Duration kOthersGrace = absl::Hours(1);
 
 absl::Status NotFound() { return MakeError(Reason::kSessionNotFound, "there is no such session"); }
 
@@ -237,8 +239,11 @@ absl::StatusOr<SessionRecord> SessionCache::ReadUsable(const SessionRef& ref, bo
 
 absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref, bool create) {
   ASSIGN_OR_RETURN(SessionRecord record, ReadUsable(ref, create));
+  // Said here and not left to the log: the one that takes the claim may be this worker's own disk,
+  // which does not know of the other's.
+  const bool is_claimed = record.epoch == ref.epoch && !record.owner.empty();
+  if (is_claimed && record.owner != options_.owner) return Stale(record.epoch);
   if (record.epoch != ref.epoch || record.owner != options_.owner) {
-    // The log refuses it when another worker has claimed it under this very epoch.
     record.epoch = ref.epoch;
     record.owner = options_.owner;
     RETURN_IF_ERROR(FromLog(log_.Put(record)));
@@ -560,6 +565,9 @@ size_t SessionCache::SweepExpired() {
   size_t swept = 0;
   for (const SessionInfo& info : *all) {
     if (info.state != SessionState::kExpired) continue;
+    // Its owner may be in the middle of a turn that began in time.
+    const int64_t others_ttl = info.ttl_seconds + absl::ToInt64Seconds(kOthersGrace);
+    if (!info.owned && !Expired(absl::ToUnixMicros(info.used), others_ttl)) continue;
     absl::StatusOr<Claim> claim = Reserve(info.ref);
     if (!claim.ok()) continue;  // a turn still runs, or another worker took it over
     const absl::StatusOr<SessionRecord> record = log_.Get(info.ref.id);

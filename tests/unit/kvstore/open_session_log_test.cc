@@ -190,6 +190,42 @@ void MoveAndDelete(Combined& w1, Combined& w2) {
   ASSERT_OK(w2.log->Erase({SessionId("a"), common::Epoch(2)}));
 }
 
+TEST(OpenSessionLog, OfTwoOwnersOfAnEpochTheOneOfTheServiceCounts) {
+  SessionRecord ours = MakeRecord("a", 5, 3);  // claimed while the service was away
+  SessionRecord theirs = MakeRecord("a", 5, 1);
+  theirs.owner = "w2";
+  std::shared_ptr<SessionLog> service = CreateMemorySessionLog();
+  std::shared_ptr<SessionLog> disk = CreateMemorySessionLog();
+  ASSERT_OK(service->Put(theirs));
+  ASSERT_OK(disk->Put(ours));
+  Combined c(service, disk);
+  EXPECT_EQ(c.log->Get(SessionId("a"))->owner, "w2");
+  ASSERT_OK_AND_ASSIGN(const auto all, c.log->List());
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].owner, "w2");
+  EXPECT_THAT(c.log->Put(ours), ReasonIs(Reason::kStaleEpoch));
+  ours.epoch = common::Epoch(6);
+  EXPECT_OK(c.log->Put(ours)) << "claimed anew";
+  EXPECT_EQ(c.log->Get(SessionId("a"))->owner, "w1");
+}
+
+TEST(OpenSessionLog, WhoOwnsASessionOnlyTheServiceKnows) {
+  Combined c;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));
+  EXPECT_EQ((*c.log->List())[0].owner, "w1");
+  c.Lose();
+  ASSERT_OK_AND_ASSIGN(const auto all, c.log->List());
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].owner, "");
+}
+
+TEST(OpenSessionLog, ARecordOfANewerVersionIsNotReplacedByAnOldCopy) {
+  Combined c;
+  ASSERT_OK(c.log->Put(MakeRecord("a", 1, 1)));
+  c.shared->FailWith(absl::UnimplementedError("version 9"));
+  EXPECT_TRUE(absl::IsUnimplemented(c.log->Get(SessionId("a")).status()));
+}
+
 TEST(OpenSessionLog, ADeletedSessionIsGoneForItsFormerOwnerToo) {
   Combined w1;
   Combined w2(w1.service);

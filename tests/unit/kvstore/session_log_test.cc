@@ -27,24 +27,21 @@ TEST(SessionRecord, RoundTrips) {
   EXPECT_EQ(back.owner, "w1");
 }
 
-TEST(SessionRecord, ReadsVersionOneWhichNamesNoOwner) {
+TEST(SessionRecord, WithoutAnOwnerItIsOfVersionOne) {
+  constexpr size_t kVersionAt = 4;
   SessionRecord record = MakeRecord("s-1", 7, 2);
+  const std::vector<std::byte> owned = EncodeSessionRecord(record);
   record.owner.clear();
   std::vector<std::byte> bytes = EncodeSessionRecord(record);
-  constexpr size_t kVersionAt = 4;
-  constexpr size_t kOwnerAt = kVersionAt + 2 + 4 + 3 + 8;  // behind version, id and epoch
-  bytes[kVersionAt] = std::byte{1};
-  bytes.erase(bytes.begin() + kOwnerAt, bytes.begin() + kOwnerAt + 4);  // its length
-  const auto reseal = [&bytes] {
-    const uint32_t crc = common::Crc32c(std::span(bytes).first(bytes.size() - 4));
-    std::memcpy(bytes.data() + bytes.size() - 4, &crc, 4);
-  };
-  reseal();
+  EXPECT_EQ(owned[kVersionAt], std::byte{2});
+  EXPECT_EQ(bytes[kVersionAt], std::byte{1});
+  EXPECT_EQ(bytes.size() + sizeof(uint32_t) + 2, owned.size()) << "no field of an owner at all";
   ASSERT_OK_AND_ASSIGN(const SessionRecord back, DecodeSessionRecord(bytes));
   EXPECT_TRUE(Same(back, record));
   for (const int version : {0, 3}) {
     bytes[kVersionAt] = static_cast<std::byte>(version);
-    reseal();
+    const uint32_t crc = common::Crc32c(std::span(bytes).first(bytes.size() - sizeof crc));
+    std::memcpy(bytes.data() + bytes.size() - sizeof crc, &crc, sizeof crc);
     EXPECT_THAT(DecodeSessionRecord(bytes), StatusIs(absl::StatusCode::kUnimplemented)) << version;
   }
 }

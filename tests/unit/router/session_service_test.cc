@@ -107,6 +107,24 @@ TEST_F(SessionServiceTest, AForkStaysWithItsParentsWorker) {
   EXPECT_THAT(Call(&Stub::ForkSession, again), ReasonIs(Reason::kSessionExists));
 }
 
+TEST_F(SessionServiceTest, GivenIdsWaitUntilTheyCannotBeThereAlready) {
+  testing::Session parent(cluster_);
+  const int home = parent.Says("hi").outcome().started.worker_id() == "w1" ? 1 : 2;
+  cluster_.Kill(3 - home);
+  cluster_.RestartRouter();
+  stub_ = cluster_.sessions();
+  const auto create = For<pb::CreateSessionRequest>("mine");
+  EXPECT_THAT(Call(&Stub::CreateSession, create), ReasonIs(Reason::kLoading));
+  EXPECT_OK(Call(&Stub::CreateSession, pb::CreateSessionRequest()));
+  auto fork = For<pb::ForkSessionRequest>(parent.id);
+  EXPECT_OK(Call(&Stub::ForkSession, fork));
+  fork.set_new_session_id("child");
+  EXPECT_THAT(Call(&Stub::ForkSession, fork), ReasonIs(Reason::kLoading));
+  cluster_.clock.Advance(absl::Minutes(1));
+  EXPECT_OK(Call(&Stub::CreateSession, create));
+  EXPECT_OK(Call(&Stub::ForkSession, fork));
+}
+
 TEST_F(SessionServiceTest, ListsEverySessionOncePageByPage) {
   std::set<std::string> expected;
   for (int i = 0; i < 25; ++i) {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "tests/scenario/fake_worker.h"
@@ -58,7 +59,7 @@ class WorkerPoolTest : public ::testing::Test {
   bool Await(WorkerHealth health) { return table_->AwaitHealth(kId, health, kPatience); }
   void Remember(const std::string& id, uint64_t epoch) {
     absl::MutexLock lock(&store_.mutex);
-    store_.sessions[id] = {.epoch = epoch, .holder = "w1"};
+    store_.sessions[id] = {.epoch = epoch, .holder = "w1", .owner = "w1"};
   }
 
   FakeStore store_;
@@ -96,6 +97,22 @@ TEST_F(WorkerPoolTest, SeesADeathAndARestartAndLearnsAgain) {
   ASSERT_TRUE(Await(WorkerHealth::kReady));
   EXPECT_EQ(*directory_->Find(SessionId("late")), (Pin{kId, Epoch(3)}));
   EXPECT_GT(changes_, 0);
+}
+
+TEST_F(WorkerPoolTest, AWorkerUnderAnotherNameIsNotUsed) {
+  worker_ = nullptr;
+  worker_ = std::make_unique<FakeWorker>("w7", &store_, port_);
+  Start();
+  const auto told = [this] {
+    return absl::StrContains(table_->Rows().front().last_error, "--id=w1");
+  };
+  const absl::Time deadline = absl::Now() + kPatience;
+  while (!told() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_TRUE(told()) << table_->Rows().front().last_error;
+  EXPECT_FALSE(table_->AnyReady());
+  worker_ = nullptr;
+  worker_ = std::make_unique<FakeWorker>("w1", &store_, port_);
+  EXPECT_TRUE(Await(WorkerHealth::kReady));
 }
 
 TEST_F(WorkerPoolTest, ASickWorkerGoesDownAndComesBack) {

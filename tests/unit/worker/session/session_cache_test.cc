@@ -218,12 +218,14 @@ TEST_F(SessionCacheTest, ClaimingIsDurableBeforeTheTurnRuns) {
 TEST_F(SessionCacheTest, TwoWorkersUnderOneEpochCannotBothOwnASession) {
   Worker other(log_, clock_, 100, "m", "w2");
   ASSERT_OK(worker_.Turn(Ref("s", 1), {1}, {2}, "first", true));
+  const int puts = log_.puts();
   const auto refused = other.Open(Ref("s", 1));
   EXPECT_THAT(refused, ReasonIs(Reason::kStaleEpoch));
   EXPECT_EQ(common::InfoOf(refused.status()).current_epoch, 1u);
   EXPECT_THAT(other.OpenNew(Ref("s", 1), "first"), ReasonIs(Reason::kStaleEpoch));
   EXPECT_THAT(other.sessions.Park(Ref("s", 1)), ReasonIs(Reason::kStaleEpoch));
   EXPECT_THAT(other.sessions.Delete(Ref("s", 1)), ReasonIs(Reason::kStaleEpoch));
+  EXPECT_EQ(log_.puts(), puts) << "or a log that does not know of the owner might take it";
   EXPECT_OK(worker_.Turn(Ref("s", 1), {3}, {4})) << "its owner goes on";
   EXPECT_OK(other.Turn(Ref("s", 2), {5}, {6})) << "and a newer epoch moves it";
   EXPECT_THAT(worker_.Turn(Ref("s", 1), {7}, {8}), ReasonIs(Reason::kStaleEpoch));
@@ -360,6 +362,20 @@ TEST_F(SessionCacheTest, TimeToLiveCountsFromTheLastUse) {
   EXPECT_EQ(list[0].state, SessionState::kExpired);
   EXPECT_EQ(worker_.sessions.SweepExpired(), 1u);
   EXPECT_THAT(log_.Get(common::SessionId("s")), ReasonIs(Reason::kSessionNotFound));
+}
+
+TEST_F(SessionCacheTest, AnotherWorkersSessionIsSweptOnlyWhenItsOwnerHasLongBeenAway) {
+  Worker other(log_, clock_, 100, "m", "w2");
+  ASSERT_OK(worker_.sessions.Create({Ref("s"), "", "", 60}));
+  ASSERT_OK_AND_ASSIGN(auto running, worker_.Open(Ref("s")));
+  clock_.Advance(absl::Seconds(61));
+  EXPECT_EQ(other.sessions.SweepExpired(), 0u);
+  EXPECT_EQ(worker_.sessions.SweepExpired(), 0u) << "a turn runs";
+  EXPECT_OK(running.Commit({.prompt = {1}, .answer = {2}}));
+  clock_.Advance(absl::Hours(1));
+  EXPECT_EQ(other.sessions.SweepExpired(), 0u);
+  clock_.Advance(absl::Seconds(60));
+  EXPECT_EQ(other.sessions.SweepExpired(), 1u);
 }
 
 TEST_F(SessionCacheTest, SetTtlIsDurable) {
