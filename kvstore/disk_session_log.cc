@@ -121,9 +121,7 @@ class DiskSessionLog final : public SessionLog {
     {
       absl::MutexLock lock(&mutex_);
       const auto it = summaries_.find(ref.id.value());
-      if (it != summaries_.end() && it->second.epoch > ref.epoch) {
-        return StaleEpoch(ref.epoch, it->second.epoch);
-      }
+      if (it != summaries_.end()) RETURN_IF_ERROR(Fence(it->second, ref));
     }
     absl::Status buried = Bury(ref);
     if (!buried.ok() && !absl::IsResourceExhausted(buried)) return buried;

@@ -32,9 +32,7 @@ class MemorySessionLog final : public SessionLog {
   absl::Status Erase(const common::SessionRef& ref) override {
     absl::MutexLock lock(&mutex_);
     const auto it = records_.find(ref.id.value());
-    if (it != records_.end() && it->second.epoch > ref.epoch) {
-      return StaleEpoch(ref.epoch, it->second.epoch);
-    }
+    if (it != records_.end()) RETURN_IF_ERROR(Fence(SummaryOf(it->second), ref));
     records_.erase(ref.id.value());
     const absl::Time now = absl::Now();
     erased_.Add({ref.id, ref.epoch, now}, now);

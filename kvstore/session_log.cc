@@ -81,11 +81,13 @@ SessionLog::Summary SummaryOf(const SessionRecord& record) {
 }
 
 absl::Status Fence(const SessionLog::Summary& stored, const SessionRecord& record) {
-  const bool same_owner = stored.owner.empty() || stored.owner == record.owner;
-  if (stored.epoch < record.epoch || (stored.epoch == record.epoch && same_owner)) {
-    return absl::OkStatus();
-  }
-  return StaleEpoch(record.epoch, stored.epoch);
+  const bool others = !stored.owner.empty() && stored.owner != record.owner;
+  if (stored.epoch == record.epoch && others) return StaleEpoch(record.epoch, stored.epoch);
+  return Fence(stored, common::SessionRef{record.id, record.epoch});
+}
+
+absl::Status Fence(const SessionLog::Summary& stored, const common::SessionRef& ref) {
+  return stored.epoch > ref.epoch ? StaleEpoch(ref.epoch, stored.epoch) : absl::OkStatus();
 }
 
 std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record) {

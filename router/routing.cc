@@ -101,7 +101,8 @@ absl::Status Routing::ChooseForSession(RouteState& state) {
       state.looked_up = true;
       state.pin_before = pin;
     }
-    if ((!state.create || state.may_exist) && !OwnerIsKnown(pin)) RETURN_IF_ERROR(learned);
+    const bool may_exist = !state.create || state.may_exist;
+    if (!learned.ok() && may_exist && !OwnerIsKnown(pin)) return learned;
     ASSIGN_OR_RETURN(const Placement placement,
                      PlaceSession(state.session.value(), pin, workers_.View(), state.avoided));
     if (!pin || *pin != placement.pin) {

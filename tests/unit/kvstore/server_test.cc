@@ -315,6 +315,20 @@ TEST(RemoteTierTest, AServiceThatNeverWasIsToldOfOnce) {
   EXPECT_EQ(log.lines().size(), 1u);
 }
 
+// A service of the tests' own, for as long as this lives.
+struct Served {
+  explicit Served(grpc::Service& service) {
+    int port = 0;
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service);
+    server = builder.BuildAndStart();
+    target = absl::StrCat("127.0.0.1:", port);
+  }
+  std::unique_ptr<grpc::Server> server;
+  std::string target;
+};
+
 // One that needs a moment, as on a machine that starts many things at once.
 class LateService final : public v1::KvStore::Service {
  public:
@@ -326,14 +340,9 @@ class LateService final : public v1::KvStore::Service {
 
 TEST(RemoteTierTest, AFirstAnswerMayTakeAMoment) {
   LateService service;
-  int port = 0;
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  const auto server = builder.BuildAndStart();
-  const auto tier = CreateRemoteTier(absl::StrCat("127.0.0.1:", port), common::Logger::Null());
+  const Served served(service);
+  const auto tier = CreateRemoteTier(served.target, common::Logger::Null());
   EXPECT_TRUE(tier->accepting());
-  server->Shutdown();
 }
 
 // A service whose answers are wrong in every way that the wire allows.
@@ -357,12 +366,8 @@ class LyingService final : public v1::KvStore::Service {
 
 TEST(RemoteTierTest, WrongAnswersAreDamageAndNothingWorse) {
   LyingService service;
-  int port = 0;
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  const auto server = builder.BuildAndStart();
-  const auto tier = CreateRemoteTier(absl::StrCat("127.0.0.1:", port), common::Logger::Null());
+  const Served served(service);
+  const auto tier = CreateRemoteTier(served.target, common::Logger::Null());
   const auto part = [](uint64_t total, const std::string& chunk, uint32_t crc_change) {
     v1::GetResponse response;
     response.set_total_bytes(total);
@@ -387,7 +392,6 @@ TEST(RemoteTierTest, WrongAnswersAreDamageAndNothingWorse) {
   EXPECT_EQ(entry.bytes->size(), 4u);
   const std::vector<common::TokenId> tokens = {1, 2, 3};
   EXPECT_EQ(*tier->Lookup({}, tokens, 4), 3) << "no more than was asked about";
-  server->Shutdown();
 }
 
 }  // namespace

@@ -28,11 +28,12 @@ std::string Text(RankExchange::Bytes bytes) {
 // A leader with rank 0 and another process with ranks 1 and 2.
 class RankExchangeTest : public ::testing::Test {
  protected:
+  std::shared_ptr<RankExchange> Follow(absl::Duration timeout) const {
+    return *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
+                                 In(absl::Seconds(20)), timeout);
+  }
   void Connect(absl::Duration timeout = absl::Minutes(1)) {
-    std::thread dial([&] {
-      other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
-                                     In(absl::Seconds(20)), timeout);
-    });
+    std::thread dial([&] { other_ = Follow(timeout); });
     leader_ = *Lead(In(absl::Seconds(20)), timeout);
     dial.join();
   }
@@ -182,6 +183,13 @@ class OverrunTest : public RankExchangeTest {
  protected:
   using Kind = FrameSocket::Kind;
 
+  // A leader that is a socket, and followed by other_.
+  std::unique_ptr<FrameSocket> Followed() {
+    std::thread dial([&] { other_ = Follow(absl::Minutes(1)); });
+    auto socket = listener_->Accept(In(absl::Seconds(20)));
+    dial.join();
+    return socket;
+  }
   // A pod of one rank that is a socket.
   std::unique_ptr<FrameSocket> Pod(int32_t rank) {
     auto socket = *FrameSocket::Dial(kHost, listener_->port(), In(absl::Seconds(20)));
@@ -220,12 +228,7 @@ class OverrunTest : public RankExchangeTest {
 };
 
 TEST_F(OverrunTest, ALeaderCannotAnswerWhatHasNotLeft) {
-  std::thread dial([&] {
-    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
-                                   In(absl::Seconds(20)), absl::Minutes(1));
-  });
-  const auto liar = listener_->Accept(In(absl::Seconds(20)));
-  dial.join();
+  const auto liar = Followed();
   ASSERT_OK(Receive(*liar).status()) << "hello";
   std::thread first([&] { Bring(*other_, 1); }), second([&] { Bring(*other_, 2); });
   const auto arrived = Receive(*liar, [&] {
@@ -242,24 +245,14 @@ TEST_F(OverrunTest, ALeaderCannotAnswerWhatHasNotLeft) {
 }
 
 TEST_F(OverrunTest, ALeaderCannotAnswerWhatWasNotBrought) {
-  std::thread dial([&] {
-    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
-                                   In(absl::Seconds(20)), absl::Minutes(1));
-  });
-  const auto liar = listener_->Accept(In(absl::Seconds(20)));
-  dial.join();
+  const auto liar = Followed();
   Send(*liar, 0, "an answer");
   EXPECT_THAT(other_->Meet(1, {}).status(),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not of this round")));
 }
 
 TEST_F(OverrunTest, TheLeadersReasonIsWaitedForAndNotForGood) {
-  std::thread dial([&] {
-    other_ = *RankExchange::Follow(kHost, listener_->port(), "token", {1, 2}, 3,
-                                   In(absl::Seconds(20)), absl::Minutes(1));
-  });
-  const auto silent = listener_->Accept(In(absl::Seconds(20)));
-  dial.join();
+  const auto silent = Followed();
   const absl::Time start = absl::Now();
   EXPECT_EQ(other_->Break(absl::CancelledError("mine")), absl::CancelledError("mine"));
   EXPECT_GE(absl::Now() - start, absl::Milliseconds(200));

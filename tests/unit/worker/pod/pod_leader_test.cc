@@ -54,6 +54,15 @@ class OneSequence {
   int32_t kv_tokens_ = 0;
 };
 
+// Of one rank here and one that is missing; it stops waiting once `stop` is true.
+std::unique_ptr<PodLeader> LeaderOfTwo(const std::atomic<bool>& stop) {
+  return *PodLeader::Create({.listen = "127.0.0.1:0",
+                             .tp = 2,
+                             .ranks_per_pod = 1,
+                             .must_stop = [&stop] { return stop.load(); }},
+                            common::Logger::Null());
+}
+
 std::vector<std::byte> BytesOf(RankGroup& ranks, common::BlockId id) {
   std::vector<std::byte> bytes(ranks.pool().shape().block_bytes());
   EXPECT_OK(ranks.pool().ReadBlock(id, bytes));
@@ -146,11 +155,7 @@ TEST(PodLeader, AStepThatFailsHereLeavesThePodsAndTheirKv) {
 
 TEST(PodLeader, SaysWhoIsMissingAndStopsWaitingWhenTold) {
   std::atomic<bool> stop = false;
-  const auto leader = *PodLeader::Create({.listen = "127.0.0.1:0",
-                                          .tp = 2,
-                                          .ranks_per_pod = 1,
-                                          .must_stop = [&] { return stop.load(); }},
-                                         common::Logger::Null());
+  const auto leader = LeaderOfTwo(stop);
   const auto file = *GgufFile::Open(ModelPath());
   RankGroupOptions options = GroupOptions(2);
   options.here = leader->here();
@@ -167,11 +172,7 @@ TEST(PodLeader, SaysWhoIsMissingAndStopsWaitingWhenTold) {
 // A pod may be done loading before the leader knows what its own devices compute with.
 TEST(PodLeader, APodThatRoundsOtherwiseIsNotCountedThoughItWasTheFirstToLoad) {
   std::atomic<bool> stop = false;
-  const auto leader = *PodLeader::Create({.listen = "127.0.0.1:0",
-                                          .tp = 2,
-                                          .ranks_per_pod = 1,
-                                          .must_stop = [&] { return stop.load(); }},
-                                         common::Logger::Null());
+  const auto leader = LeaderOfTwo(stop);
   ASSERT_OK(
       leader->Open({.model_fingerprint = "f",
                     .tp = 2,

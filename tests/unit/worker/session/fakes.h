@@ -51,8 +51,11 @@ class FakeSessionLog final : public kvstore::SessionLog {
     absl::MutexLock lock(&mutex_);
     if (!fail_.ok()) return fail_;
     auto it = records_.find(ref.id.value());
-    if (it != records_.end() && ref.epoch < it->second.epoch) return Stale(it->second.epoch);
-    if (it != records_.end()) records_.erase(it);
+    if (it != records_.end()) {
+      const absl::Status fence = kvstore::Fence(kvstore::SummaryOf(it->second), ref);
+      if (!fence.ok()) return fence;
+      records_.erase(it);
+    }
     erased_[ref.id.value()] = std::max(erased_[ref.id.value()], ref.epoch);
     return absl::OkStatus();
   }
