@@ -101,17 +101,18 @@ class DiskSessionLog final : public SessionLog {
   // The session's writer: nothing changes between the fence and the file's replacement.
   absl::Status Write(const SessionRecord& record) {
     const std::vector<std::byte> bytes = EncodeSessionRecord(record);
+    const Summary summary = SummaryOf(record);
     absl::MutexLock writer(&WriterOf(record.id));
     {
       absl::MutexLock lock(&mutex_);
       const auto it = summaries_.find(record.id.value());
-      if (it != summaries_.end()) RETURN_IF_ERROR(Fence(it->second, record));
+      if (it != summaries_.end()) RETURN_IF_ERROR(Fence(it->second, summary));
       RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
     }
     RETURN_IF_ERROR(CheckName(record.id));
     RETURN_IF_ERROR(ReplaceFile(directory_.path(), FileName(record.id), bytes));
     absl::MutexLock lock(&mutex_);
-    summaries_[record.id.value()] = SummaryOf(record);
+    summaries_[record.id.value()] = summary;
     erased_.Remove(record.id);
     return absl::OkStatus();
   }

@@ -15,7 +15,7 @@ class MemorySessionLog final : public SessionLog {
   absl::Status Put(const SessionRecord& record) override {
     absl::MutexLock lock(&mutex_);
     const auto it = records_.find(record.id.value());
-    if (it != records_.end()) RETURN_IF_ERROR(Fence(SummaryOf(it->second), record));
+    if (it != records_.end()) RETURN_IF_ERROR(Fence(SummaryOf(it->second), SummaryOf(record)));
     RETURN_IF_ERROR(erased_.Fence({record.id, record.epoch}));
     records_[record.id.value()] = record;
     erased_.Remove(record.id);

@@ -43,10 +43,8 @@ bool SaysDeleted(const absl::Status& shared, const common::Epoch& epoch) {
 // turns: a rewind takes some away. Of two owners, who could only meet while the service was away,
 // the one that it has taken counts.
 bool LocalIsNewer(const SessionLog::Summary& local, const SessionLog::Summary& shared) {
-  const bool others = !shared.owner.empty() && shared.owner != local.owner;
-  if (local.epoch == shared.epoch && others) return false;
-  return std::tie(local.epoch, local.used_unix_us, local.turns) >
-         std::tie(shared.epoch, shared.used_unix_us, shared.turns);
+  return Fence(shared, local).ok() && std::tie(local.epoch, local.used_unix_us, local.turns) >
+                                          std::tie(shared.epoch, shared.used_unix_us, shared.turns);
 }
 
 // While the service takes nothing, pushing is tried again after twice the time, up to this.

@@ -80,14 +80,14 @@ SessionLog::Summary SummaryOf(const SessionRecord& record) {
           .owner = record.owner};
 }
 
-absl::Status Fence(const SessionLog::Summary& stored, const SessionRecord& record) {
-  const bool others = !stored.owner.empty() && stored.owner != record.owner;
-  if (stored.epoch == record.epoch && others) return StaleEpoch(record.epoch, stored.epoch);
-  return Fence(stored, common::SessionRef{record.id, record.epoch});
+absl::Status Fence(const SessionLog::Summary& stored, const SessionLog::Summary& next) {
+  const bool others = !stored.owner.empty() && stored.owner != next.owner;
+  if (stored.epoch == next.epoch && others) return StaleEpoch(stored.epoch);
+  return Fence(stored, common::SessionRef{next.id, next.epoch});
 }
 
 absl::Status Fence(const SessionLog::Summary& stored, const common::SessionRef& ref) {
-  return stored.epoch > ref.epoch ? StaleEpoch(ref.epoch, stored.epoch) : absl::OkStatus();
+  return stored.epoch > ref.epoch ? StaleEpoch(stored.epoch) : absl::OkStatus();
 }
 
 std::vector<std::byte> EncodeSessionRecord(const SessionRecord& record) {

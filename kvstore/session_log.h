@@ -85,8 +85,8 @@ class SessionLog {
 };
 
 SessionLog::Summary SummaryOf(const SessionRecord& record);
-// STALE_EPOCH unless `stored` may be replaced by `record`, or be erased under `ref`.
-absl::Status Fence(const SessionLog::Summary& stored, const SessionRecord& record);
+// STALE_EPOCH unless `stored` may be replaced by what `next` sums up, or be erased under `ref`.
+absl::Status Fence(const SessionLog::Summary& stored, const SessionLog::Summary& next);
 absl::Status Fence(const SessionLog::Summary& stored, const common::SessionRef& ref);
 
 // docs/formats/session_record.md. Decode: DataLoss for damaged bytes, never a crash.

@@ -21,7 +21,7 @@ std::optional<common::Epoch> Tombstones::Find(const common::SessionId& id) const
 
 absl::Status Tombstones::Fence(const common::SessionRef& ref) const {
   const std::optional<common::Epoch> erased = Find(ref.id);
-  return erased && ref.epoch <= *erased ? StaleEpoch(ref.epoch, *erased) : absl::OkStatus();
+  return erased && ref.epoch <= *erased ? StaleEpoch(*erased) : absl::OkStatus();
 }
 
 bool Tombstones::Counts(const Tombstone& arrival) const {
@@ -76,10 +76,9 @@ std::vector<Tombstone> DecodeTombstones(ByteSpan bytes, uint64_t& sound_bytes) {
   return stones;
 }
 
-absl::Status StaleEpoch(const common::Epoch& ours, const common::Epoch& current) {
+absl::Status StaleEpoch(const common::Epoch& current) {
   return MakeError({.reason = Reason::kStaleEpoch, .current_epoch = current.value()},
-                   absl::StrCat("not the owner under epoch ", ours.value(), "; the current one is ",
-                                current.value()));
+                   absl::StrCat("the session is owned under epoch ", current.value()));
 }
 
 absl::Status NoSuchSession(std::optional<common::Epoch> erased_under) {

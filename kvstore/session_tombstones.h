@@ -60,7 +60,7 @@ std::vector<Tombstone> DecodeTombstones(ByteSpan bytes, uint64_t& sound_bytes);
 
 // The errors of a fenced log: STALE_EPOCH that names the current epoch; SESSION_NOT_FOUND, which
 // names the epoch of the deletion if one is known.
-absl::Status StaleEpoch(const common::Epoch& ours, const common::Epoch& current);
+absl::Status StaleEpoch(const common::Epoch& current);
 absl::Status NoSuchSession(std::optional<common::Epoch> erased_under);
 
 }  // namespace loopserve::kvstore

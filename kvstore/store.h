@@ -87,8 +87,8 @@ class KvStore {
   virtual absl::Status Forget(const BlockKey& root, std::span<const common::TokenId> tokens) = 0;
 
   // Moves what `tokens` names out of the host tier, keeping it on disk or remote (park), or reads
-  // it into the host tier ahead of use (prefetch). Background, best effort, in the order of the
-  // calls.
+  // it into the host tier ahead of use (prefetch). Background, best effort, one call after
+  // the other in their order.
   virtual void Park(const BlockKey& root, std::vector<common::TokenId> tokens) = 0;
   virtual void Prefetch(const BlockKey& root, std::vector<common::TokenId> tokens) = 0;
 

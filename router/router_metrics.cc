@@ -113,7 +113,8 @@ RouterMetrics::RouterMetrics(Metrics& metrics, const std::vector<WorkerId>& work
       directory_sessions_(
           &metrics.gauge("loopserve_directory_sessions", "Sessions in the directory.", {})) {
   Fill(metrics, directory_events_, "loopserve_directory_events_total",
-       "Changes of the directory, and refusals of an outdated epoch.", {}, "kind", kEvents);
+       "Changes of the directory, and refusals of an epoch that is outdated or another worker's.",
+       {}, "kind", kEvents);
   for (const WorkerId& worker : workers) workers_[worker] = MakeWorkerSeries(metrics, worker);
   AddModel(kUnknownModel);
 }

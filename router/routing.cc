@@ -101,8 +101,7 @@ absl::Status Routing::ChooseForSession(RouteState& state) {
       state.looked_up = true;
       state.pin_before = pin;
     }
-    const bool may_exist = !state.create || state.may_exist;
-    if (!learned.ok() && may_exist && !OwnerIsKnown(pin)) return learned;
+    if (!learned.ok() && !state.create && !OwnerIsKnown(pin)) return learned;
     ASSIGN_OR_RETURN(const Placement placement,
                      PlaceSession(state.session.value(), pin, workers_.View(), state.avoided));
     if (!pin || *pin != placement.pin) {
@@ -245,8 +244,14 @@ void Routing::Forget(const RouteState& state) {
   }
 }
 
-void Routing::Used(const RouteState& state) {
-  if (!state.session.value().empty()) directory_.Touch(state.session, clock_.Now());
+void Routing::Used(const RouteState& state, bool served) {
+  if (state.session.value().empty()) return;
+  if (served && !state.pin.certain) {
+    const Pin owner{state.worker(), state.pin.epoch};
+    const absl::Status swapped = directory_.CompareAndSwap(state.session, state.pin.epoch, owner);
+    if (!swapped.ok()) log_.Debug("pin changed meanwhile", {{"request_id", state.request_id}});
+  }
+  directory_.Touch(state.session, clock_.Now());
 }
 
 void Routing::TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use) {

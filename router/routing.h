@@ -34,8 +34,7 @@ struct RouteState {
   common::SessionId session;  // empty: a call without a session
   std::string request_id;     // for the log; also spreads calls without a session
   std::string model;          // for the metrics
-  bool create = false;        // the session is being made by this very request
-  bool may_exist = false;     // though it is being made: the client chose its id
+  bool create = false;        // its id was made up for this very request: nobody has it yet
 
   // Filled by Choose.
   Pin pin;
@@ -81,7 +80,8 @@ class Routing final {
   void Forget(const RouteState& state);
 
   // A turn of the session is over, so its ttl begins anew.
-  void Used(const RouteState& state);
+  // `served`: to its good end, so the worker owns the session now if that was not certain.
+  void Used(const RouteState& state, bool served);
   // Drops the pins whose time is over or that are too many, but none of `in_use`; to be called now
   // and then.
   void TrimDirectory(const absl::flat_hash_set<common::SessionId>& in_use);

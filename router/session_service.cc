@@ -162,8 +162,7 @@ class SessionService final : public RawService {
     pb::CreateSessionRequest create = request;
     if (create.session_id().empty()) create.set_session_id(RandomId("s-"));
     RouteState state = Start(*call, create.session_id());
-    state.create = true;
-    state.may_exist = !request.session_id().empty();
+    state.create = request.session_id().empty();
     Forward<pb::CreateSessionResponse, wk::CreateSessionRequest, wk::CreateSessionResponse>(
         std::move(call), std::move(state), &WorkerAsync::CreateSession,
         [create, tenant](wk::CreateSessionRequest& out) {

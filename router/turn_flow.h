@@ -374,7 +374,7 @@ class Flow final : public std::enable_shared_from_this<Flow<Kind>> {
     if (queued_) series().queued->Add(-1);
     queued_ = false;
     ForgetIfNothingIsKept(status);
-    if (launched_) deps_.routing.Used(route_);
+    if (launched_) deps_.routing.Used(route_, status.ok());
     if (busy_) deps_.busy.Leave(route_.session);
     if (ticket_ != 0) {
       for (Admission::OnTurn& next : deps_.admission.Leave(ticket_)) {

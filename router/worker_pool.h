@@ -2,7 +2,8 @@
 //
 // Every worker is asked GetInfo at an interval. One that appears, or has restarted, is asked for
 // its sessions first (ReportSessions, a stream), and the directory learns their epochs before the
-// worker gets work. A worker that cannot tell them gets none, and the log warns of it.
+// worker gets work. A worker that cannot tell them, or has another name than the list gives
+// it, gets none, and the log warns of it.
 //
 // Thread rule: all calls are safe from any thread. `on_change` is called from threads of gRPC and
 // must not block.

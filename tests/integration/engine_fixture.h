@@ -19,6 +19,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "gtest/gtest.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/worker/session/fakes.h"
@@ -244,9 +245,7 @@ class EngineFixture {
 
 // The step loop, savers and loaders let go of a turn's blocks just after its answer is out.
 inline bool ComesToHave(const EngineFixture& worker, int64_t blocks) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(10);
-  while (worker.available() != blocks && absl::Now() < deadline) std::this_thread::yield();
-  return worker.available() == blocks;
+  return Becomes([&] { return worker.available() == blocks; });
 }
 
 inline uint64_t Restored(const Answer& answer, kvstore::Place place) {

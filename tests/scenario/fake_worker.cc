@@ -320,6 +320,7 @@ grpc::ServerWriteReactor<wk::ReportSessionsResponse>* FakeWorker::ReportSessions
     if (count++ % 2 == 0) messages.emplace_back();
     wk::SessionReport& report = *messages.back().add_sessions();
     Fill(id, record, report.mutable_session());
+    if (record.holder != id_) report.mutable_session()->clear_worker_id();
     report.set_epoch(record.epoch);
     report.set_owned(record.owner == id_);
   }

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/error.h"
 #include "tests/scenario/cluster.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::testing {
@@ -467,16 +468,12 @@ TEST(WorkerErrorTest, IsPassedOnAndTheSessionStays) {
 }
 
 void AwaitPins(Cluster& cluster, size_t count) {
-  while (cluster.router().directory().counts().sessions != count) std::this_thread::yield();
+  EXPECT_TRUE(Becomes([&] { return cluster.router().directory().counts().sessions == count; }));
 }
 
 // What is counted shows in the metrics only just after it has happened.
 void AwaitMetric(Cluster& cluster, const std::string& line) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(20);
-  while (!absl::StrContains(cluster.Metrics(), line)) {
-    ASSERT_LT(absl::Now(), deadline) << line;
-    std::this_thread::yield();
-  }
+  ASSERT_TRUE(Becomes([&] { return absl::StrContains(cluster.Metrics(), line); })) << line;
 }
 
 Session CreateWithTtl(Cluster& cluster, const std::string& id, int64_t seconds) {

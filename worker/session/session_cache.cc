@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/error.h"
 #include "common/status_macros.h"
+#include "kvstore/session_tombstones.h"
 
 namespace loopserve::worker {
 
@@ -18,18 +19,11 @@ using kvstore::TurnRecord;
 namespace {
 
 constexpr size_t kMaxParkedCounted = 1 << 20;
-// Longer than any turn: after it, what another worker should have swept is swept here.
+// Longer than turns take by default (--max-turn-time): after it, what another worker should have
+// swept is swept here.
 constexpr absl::Duration kOthersGrace = absl::Hours(1);
 
 absl::Status NotFound() { return MakeError(Reason::kSessionNotFound, "there is no such session"); }
-
-absl::Status Stale(const common::Epoch& current) {
-  common::ErrorInfo info;
-  info.reason = Reason::kStaleEpoch;
-  info.current_epoch = current.value();
-  return MakeError(std::move(info),
-                   absl::StrCat("the session is owned under epoch ", current.value()));
-}
 
 // What the log says with a reason is for the client; the rest is its storage, which the client
 // cannot know.
@@ -196,7 +190,7 @@ absl::StatusOr<SessionCache::Claim> SessionCache::Reserve(const SessionRef& ref)
   absl::MutexLock lock(&mutex_);
   if (auto it = entries_.find(id); it != entries_.end()) {
     Entry& entry = *it->second;
-    if (ref.epoch < entry.epoch) return Stale(entry.epoch);
+    if (ref.epoch < entry.epoch) return kvstore::StaleEpoch(entry.epoch);
     if (ref.epoch == entry.epoch) {
       if (entry.claimed) return Busy();
       entry.claimed = true;
@@ -223,13 +217,14 @@ absl::StatusOr<SessionRecord> SessionCache::Read(const SessionRef& ref, bool cre
   if (!absl::IsNotFound(found.status())) return FromLog(found.status());
   // An id may be used again, under an epoch that is newer than the deletion's.
   const std::optional<uint64_t> erased = common::InfoOf(found.status()).current_epoch;
-  if (create && erased && ref.epoch.value() <= *erased) return Stale(common::Epoch(*erased));
+  if (create && erased && ref.epoch.value() <= *erased)
+    return kvstore::StaleEpoch(common::Epoch(*erased));
   return NotFound();
 }
 
 absl::StatusOr<SessionRecord> SessionCache::ReadUsable(const SessionRef& ref, bool create) {
   ASSIGN_OR_RETURN(SessionRecord record, Read(ref, create));
-  if (ref.epoch < record.epoch) return Stale(record.epoch);
+  if (ref.epoch < record.epoch) return kvstore::StaleEpoch(record.epoch);
   if (record.model != options_.model) {
     return MakeError(Reason::kModelNotFound, "the session was made with another model");
   }
@@ -241,11 +236,11 @@ absl::StatusOr<SessionRecord> SessionCache::Load(const SessionRef& ref, bool cre
   ASSIGN_OR_RETURN(SessionRecord record, ReadUsable(ref, create));
   // Said here and not left to the log: the one that takes the claim may be this worker's own disk,
   // which does not know of the other's.
-  const bool is_claimed = record.epoch == ref.epoch && !record.owner.empty();
-  if (is_claimed && record.owner != options_.owner) return Stale(record.epoch);
-  if (record.epoch != ref.epoch || record.owner != options_.owner) {
-    record.epoch = ref.epoch;
-    record.owner = options_.owner;
+  const kvstore::SessionLog::Summary before = kvstore::SummaryOf(record);
+  record.epoch = ref.epoch;
+  record.owner = options_.owner;
+  RETURN_IF_ERROR(kvstore::Fence(before, kvstore::SummaryOf(record)));
+  if (before.epoch != record.epoch || before.owner != record.owner) {
     RETURN_IF_ERROR(FromLog(log_.Put(record)));
   }
   return record;
@@ -430,7 +425,7 @@ absl::StatusOr<SessionInfo> SessionCache::Get(const SessionRef& ref) {
     auto it = entries_.find(ref.id.value());
     if (it != entries_.end() && it->second->exists) {
       const Entry& entry = *it->second;
-      if (ref.epoch < entry.epoch) return Stale(entry.epoch);
+      if (ref.epoch < entry.epoch) return kvstore::StaleEpoch(entry.epoch);
       // Under a newer epoch it was elsewhere meanwhile: only the log knows what happened there.
       if (ref.epoch == entry.epoch) {
         return InfoOf(entry.record, entry.claimed ? SessionState::kActive : SessionState::kIdle,
@@ -439,7 +434,7 @@ absl::StatusOr<SessionInfo> SessionCache::Get(const SessionRef& ref) {
     }
   }
   ASSIGN_OR_RETURN(SessionRecord record, Read(ref, false));
-  if (ref.epoch < record.epoch) return Stale(record.epoch);
+  if (ref.epoch < record.epoch) return kvstore::StaleEpoch(record.epoch);
   return InfoOf(record, SessionState::kParked, false);
 }
 

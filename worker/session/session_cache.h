@@ -3,9 +3,9 @@
 // A session is an append-only log of token ids with turn boundaries (kvstore::SessionRecord). The
 // durable copy lies in the SessionLog; the cache keeps the most recently used ones in memory. The
 // epoch of a SessionRef is the fencing token: an older one than the record's is refused with
-// STALE_EPOCH, and so is the same one when another worker claimed it. A newer one than memory's
-// makes the cache read the record again and claim it by writing it back with its own name, so that
-// the former owner can no longer commit.
+// STALE_EPOCH, and so is the same one when another worker claimed it, but for reading. A newer one
+// than memory's makes the cache read the record again and claim it by writing it back with its own
+// name, so that the former owner can no longer commit.
 //
 // One claim at a time: a turn or an operation that changes the session holds it; another one
 // meanwhile gets SESSION_BUSY with RetryInfo. A claim under a newer epoch does not wait for an

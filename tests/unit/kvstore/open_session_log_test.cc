@@ -5,6 +5,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "tests/support/patience.h"
 #include "tests/unit/kvstore/session_log_cases.h"
 
 namespace loopserve::kvstore {
@@ -12,6 +13,7 @@ namespace {
 
 using common::Reason;
 using common::SessionId;
+using testing::Becomes;
 using testing::MakeRecord;
 using testing::ReasonIs;
 
@@ -112,16 +114,6 @@ struct Combined {
   void Lose() { shared->FailWith(absl::UnavailableError("down")); }
   void Find() { shared->FailWith(absl::OkStatus()); }
 };
-
-template <typename Condition>
-bool Becomes(Condition condition) {
-  const absl::Time deadline = absl::Now() + absl::Minutes(1);
-  while (!condition()) {
-    if (absl::Now() > deadline) return false;
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  return true;
-}
 
 size_t TurnsIn(SessionLog& log, const std::string& id) {
   const absl::StatusOr<SessionRecord> record = log.Get(SessionId(id));

@@ -12,6 +12,7 @@
 #include "tests/support/faulty_tier.h"
 #include "tests/support/kv_fixture.h"
 #include "tests/support/kv_tiers.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -73,12 +74,8 @@ class StoreTest : public ::testing::Test {
     return Restore(tokens, 0, to, blocks_);
   }
   bool HostEntriesBecome(uint64_t entries) {
-    const absl::Time deadline = absl::Now() + kLong;
-    while (store_->usage()[static_cast<size_t>(Place::kHost)].entries != entries) {
-      if (absl::Now() > deadline) return false;
-      std::this_thread::yield();
-    }
-    return true;
+    return testing::Becomes(
+        [&] { return store_->usage()[static_cast<size_t>(Place::kHost)].entries == entries; });
   }
   double Count(const std::string& name, const common::Labels& labels) {
     return metrics_->counter(name, "", labels).value();
@@ -232,13 +229,10 @@ TEST_F(StoreTest, WhatIsParkedAndThenPrefetchedIsInHostMemory) {
   store_->Prefetch(root_, tokens_);
   absl::SleepFor(absl::Milliseconds(100));  // in which it would find everything in its place
   slow.Release();
-  const absl::Time deadline = absl::Now() + absl::Seconds(10);
-  const auto prefetched = [this] {
+  ASSERT_TRUE(testing::Becomes([this] {
     return Count("loopserve_kv_transfer_bytes_total",
-                 {{"src", "disk"}, {"dst", "host"}, {"op", "prefetch"}});
-  };
-  while (prefetched() == 0 && absl::Now() < deadline) std::this_thread::yield();
-  ASSERT_GT(prefetched(), 0);
+                 {{"src", "disk"}, {"dst", "host"}, {"op", "prefetch"}}) > 0;
+  }));
   EXPECT_TRUE(HostEntriesBecome(8));
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "common/error.h"
 #include "tests/support/manual_clock.h"
 #include "tests/support/status_matchers.h"
@@ -347,12 +348,26 @@ TEST_F(LearningTest, WithoutItsOwnerASessionGoesToWhoKnowsOfIt) {
   EXPECT_EQ(Pinned("s"), state_.pin);
 }
 
-TEST_F(LearningTest, AGivenIdMayBeThereAlreadyAndAFreshOneNot) {
-  RouteState given = For("s", true);
-  given.may_exist = true;
-  EXPECT_THAT(fresh_->Choose(given), ReasonIs(Reason::kLoading));
+TEST_F(LearningTest, AnIdThatWasMadeUpIsNobodys) {
   RouteState fresh = For("s", true);
   EXPECT_OK(fresh_->Choose(fresh));
+}
+
+TEST_F(LearningTest, WhoHasServedASessionOwnsIt) {
+  for (int i = 0; i < 20; ++i) {  // by their weights, some would go to w2
+    const SessionSighting seen{SessionId(absl::StrCat("s-", i)), Epoch(5)};
+    directory_->Learn(WorkerId("w1"), {&seen, 1});
+  }
+  clock_.Advance(absl::Seconds(4));
+  for (int i = 0; i < 20; ++i) {
+    const SessionSighting seen{SessionId(absl::StrCat("s-", i)), Epoch(5)};
+    EXPECT_OK(Choose(seen.id.value()));
+    fresh_->Used(state_, false);
+    EXPECT_FALSE(Pinned(seen.id.value())->certain);
+    fresh_->Used(state_, true);
+    directory_->Learn(WorkerId("w2"), {&seen, 1});
+    EXPECT_EQ(Pinned(seen.id.value()), (Pin{WorkerId("w1"), Epoch(5)}));
+  }
 }
 
 TEST_F(RoutingTest, DropsPinsWhoseTimeIsOver) {
@@ -360,7 +375,7 @@ TEST_F(RoutingTest, DropsPinsWhoseTimeIsOver) {
   const RouteState state = Chosen("s", true);
   directory_->SetLifetime(SessionId("s"), {.used = clock_.Now(), .ttl = absl::Seconds(10)});
   clock_.Advance(absl::Seconds(9));
-  routing_->Used(state);
+  routing_->Used(state, true);
   clock_.Advance(absl::Seconds(9));
   routing_->TrimDirectory({});
   EXPECT_TRUE(Pinned("s").has_value());
@@ -383,7 +398,7 @@ TEST_F(RoutingTest, DropsTheLongestUnusedPinsOfTooMany) {
     states.push_back(For(id, true));
     ASSERT_OK(routing.Choose(states.back()));
   }
-  routing.Used(states[0]);
+  routing.Used(states[0], true);
   routing.TrimDirectory({});
   EXPECT_EQ(Pinned("b"), std::nullopt);
   EXPECT_EQ(directory_->counts().sessions, 2u);

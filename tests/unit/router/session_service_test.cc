@@ -125,6 +125,22 @@ TEST_F(SessionServiceTest, GivenIdsWaitUntilTheyCannotBeThereAlready) {
   EXPECT_OK(Call(&Stub::ForkSession, fork));
 }
 
+TEST_F(SessionServiceTest, ListsTheOwnersRowOfWhatAllWorkersKnow) {
+  testing::Cluster shared({.workers = 2, .shared_store = true});
+  std::map<std::string, std::string> homes;
+  for (int i = 0; i < 12; ++i) {
+    testing::Session session(shared);
+    homes[session.id] = session.Says("hi").Expect(Answers()).outcome().started.worker_id();
+  }
+  stub_ = shared.sessions();
+  ASSERT_OK_AND_ASSIGN(const auto page, Call(&Stub::ListSessions, pb::ListSessionsRequest()));
+  EXPECT_EQ(page.sessions_size(), 12);
+  for (const pb::Session& session : page.sessions()) {
+    EXPECT_EQ(session.worker_id(), homes[session.id()]);
+  }
+  stub_.reset();
+}
+
 TEST_F(SessionServiceTest, ListsEverySessionOncePageByPage) {
   std::set<std::string> expected;
   for (int i = 0; i < 25; ++i) {

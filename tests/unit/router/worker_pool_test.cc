@@ -6,8 +6,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "tests/scenario/fake_worker.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::router {
@@ -106,9 +106,7 @@ TEST_F(WorkerPoolTest, AWorkerUnderAnotherNameIsNotUsed) {
   const auto told = [this] {
     return absl::StrContains(table_->Rows().front().last_error, "--id=w1");
   };
-  const absl::Time deadline = absl::Now() + kPatience;
-  while (!told() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
-  EXPECT_TRUE(told()) << table_->Rows().front().last_error;
+  EXPECT_TRUE(testing::Becomes(told)) << table_->Rows().front().last_error;
   EXPECT_FALSE(table_->AnyReady());
   worker_ = nullptr;
   worker_ = std::make_unique<FakeWorker>("w1", &store_, port_);

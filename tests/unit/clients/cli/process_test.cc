@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/clients/cli/run_cli.h"
 
@@ -74,7 +75,7 @@ TEST(ProcessTest, RunsUntilItsLastThreadEnds) {
           CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, nullptr);
     syscall(SYS_exit, 0);  // of this thread
   }
-  while (StatOf(pid)[0] != "Z") absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_TRUE(testing::Becomes([pid] { return StatOf(pid)[0] == "Z"; }));
   const ProcessId process{pid, std::stoull(StatOf(pid)[19])};
   EXPECT_TRUE(IsRunning(process));
   EXPECT_FALSE(WaitUntilGone({process}, absl::ZeroDuration()));

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 
 namespace loopserve::worker {
@@ -125,7 +126,7 @@ TEST_F(RankExchangeTest, ALostProcessEndsTheRoundOfTheOthers) {
 TEST_F(RankExchangeTest, TheLeadersReasonCounts) {
   Connect();
   leader_->Abort(absl::InternalError("first"));
-  while (other_->status().ok()) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_TRUE(testing::Becomes([this] { return !other_->status().ok(); }));
   EXPECT_EQ(other_->Break(absl::CancelledError("second")), absl::InternalError("first"));
   EXPECT_EQ(leader_->status(), absl::InternalError("first"));
 }

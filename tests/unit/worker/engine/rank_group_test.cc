@@ -15,6 +15,7 @@
 #include "common/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
 #include "worker/engine/rank_pods.h"
@@ -194,13 +195,6 @@ TEST(RankGroup, ARankThatStaysAwayMakesTheGroupLostUntilItIsBack) {
   while (group->lost()) absl::SleepFor(absl::Milliseconds(1));
 }
 
-// Tries up to three times what takes 1.3 s, as a busy machine may be late.
-void ExpectWithinTwoSeconds(const std::function<absl::Duration()>& take) {
-  absl::Duration took = absl::InfiniteDuration();
-  for (int i = 0; i < 3 && took >= absl::Seconds(2); ++i) took = std::min(took, take());
-  EXPECT_LT(took, absl::Seconds(2));
-}
-
 absl::Duration StepWithARankThatTheOthersMiss() {
   absl::Notification wake;
   std::atomic<bool> stall = true;
@@ -232,7 +226,7 @@ absl::Duration StepWithARankThatTheOthersMiss() {
 
 // Long before a whole step may take: the others know how long it should have been.
 TEST(RankGroup, ARankThatTheOthersMissEndsTheStepWithinTwoSeconds) {
-  ExpectWithinTwoSeconds(StepWithARankThatTheOthersMiss);
+  testing::ExpectWithinTwoSeconds(StepWithARankThatTheOthersMiss);
 }
 
 absl::Duration FailureBesideARankThatStalls() {
@@ -252,7 +246,7 @@ absl::Duration FailureBesideARankThatStalls() {
 
 // One that fails while another is stuck does not wait for it either.
 TEST(RankGroup, AFailureIsNotHeldUpByARankThatStalls) {
-  ExpectWithinTwoSeconds(FailureBesideARankThatStalls);
+  testing::ExpectWithinTwoSeconds(FailureBesideARankThatStalls);
 }
 
 TEST(RankGroup, StepsThatAreLongForEveryRankAreNoStall) {

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/error.h"
 #include "kvstore/session_log.h"
+#include "kvstore/session_tombstones.h"
 #include "kvstore/store.h"
 
 namespace loopserve::testing {
@@ -25,11 +26,13 @@ class FakeSessionLog final : public kvstore::SessionLog {
     if (!fail_.ok()) return fail_;
     auto it = records_.find(record.id.value());
     if (it != records_.end()) {
-      const absl::Status fence = kvstore::Fence(kvstore::SummaryOf(it->second), record);
+      const absl::Status fence =
+          kvstore::Fence(kvstore::SummaryOf(it->second), kvstore::SummaryOf(record));
       if (!fence.ok()) return fence;
     }
     const auto erased = erased_.find(record.id.value());
-    if (erased != erased_.end() && record.epoch <= erased->second) return Stale(erased->second);
+    if (erased != erased_.end() && record.epoch <= erased->second)
+      return kvstore::StaleEpoch(erased->second);
     records_[record.id.value()] = record;
     return absl::OkStatus();
   }
@@ -97,13 +100,6 @@ class FakeSessionLog final : public kvstore::SessionLog {
   }
 
  private:
-  static absl::Status Stale(const common::Epoch& current) {
-    common::ErrorInfo info;
-    info.reason = common::Reason::kStaleEpoch;
-    info.current_epoch = current.value();
-    return common::MakeError(info, "stale");
-  }
-
   mutable absl::Mutex mutex_;
   std::map<std::string, kvstore::SessionRecord> records_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, common::Epoch> erased_ ABSL_GUARDED_BY(mutex_);

@@ -240,6 +240,11 @@ TEST_F(SessionCacheTest, TwoFirstTurnsUnderOneEpochAndOnlyOneIsCommitted) {
   EXPECT_EQ(log_.Get(common::SessionId("s"))->tokens, (std::vector<common::TokenId>{1, 2}));
 }
 
+TEST_F(SessionCacheTest, ASessionInItsFirstTurnIsBusyAndNotUnknown) {
+  ASSERT_OK_AND_ASSIGN(auto first, worker_.OpenNew(Ref("s", 1)));
+  EXPECT_THAT(worker_.sessions.Fork(Ref("s", 1), Ref("f"), {}), ReasonIs(Reason::kSessionBusy));
+}
+
 TEST_F(SessionCacheTest, ToReadASessionClaimsNothing) {
   Worker other(log_, clock_, 100, "m", "w2");
   ASSERT_OK(worker_.Turn(Ref("s", 1), {1}, {2}, "", true));
